@@ -1,0 +1,1 @@
+"""CoSpec: collaborative speculative decoding on edge devices."""

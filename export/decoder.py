@@ -1,0 +1,140 @@
+"""The decoder graph that draft and target share: a Hugging Face module behind our names.
+
+The module itself comes from transformers, unchanged. This file adds the static cache (through the
+attention function in `attention.py`) and the summary of each row that the host reads instead of the
+logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .attention import ATTENTION_NAME, CachedAttention, CacheStep, Lowering, PassThroughCache
+
+SUMMARY_TOP = 8
+"""How many candidates a row of `top_values` and `top_ids` holds."""
+
+SUMMARY_OUTPUTS = (
+    "token",
+    "top_values",
+    "top_ids",
+    "logsumexp",
+    "entropy",
+    "next_input_logprob",
+)
+
+
+class Decoder(torch.nn.Module):
+    """One step of a causal language model over a static cache.
+
+    Args:
+        module: a transformers `...ForCausalLM` in eval mode.
+        lowering: the form of the attention block.
+        vocab_size: width of the logits; padded rows of the head beyond it are cut off.
+
+    Inputs of `forward`: `input_ids` [1, S] int64, `cache_length` [1] int64, then `past.i.key` and
+    `past.i.value` [1, Hkv, C, D] of every layer. Outputs in the order of `output_names`.
+    """
+
+    def __init__(self, module: Any, lowering: Lowering, vocab_size: int) -> None:
+        super().__init__()
+        self.module = module
+        self.lowering: Lowering = lowering
+        self.vocab_size = vocab_size
+
+    def forward(
+        self, input_ids: torch.Tensor, cache_length: torch.Tensor, past: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        pairs = list(zip(past[0::2], past[1::2], strict=True))
+        step = CacheStep(self.lowering, cache_length, pairs)
+        positions = (cache_length + torch.arange(input_ids.shape[1])).unsqueeze(0)
+        with _attending(self.module, step), head_input(self.module) as seen:
+            logits = self.module(
+                input_ids=input_ids,
+                position_ids=positions,
+                past_key_values=PassThroughCache(),
+                use_cache=True,
+            ).logits
+        logits = logits[..., : self.vocab_size].float()
+        present = [t for i in range(len(pairs)) for t in step.present[i]]
+        return (logits, *summary(logits, input_ids), seen[0].float(), *present)
+
+
+def summary(logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Reduce logits [1, S, V] to what a greedy round reads; see `SUMMARY_OUTPUTS` for the order.
+
+    `next_input_logprob` [1, S] is the log-probability of the token that was fed *after* each row;
+    the last row has no successor and scores its own input instead, a value that nobody reads.
+    """
+    top_values, top_ids = torch.topk(logits, min(SUMMARY_TOP, logits.shape[-1]), dim=-1)
+    logsumexp = torch.logsumexp(logits, dim=-1)
+    entropy = logsumexp - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+    following = torch.cat([input_ids[:, 1:], input_ids[:, -1:]], dim=1)
+    fed = torch.gather(logits, 2, following.unsqueeze(-1)).squeeze(-1)
+    return top_ids[..., 0], top_values, top_ids, logsumexp, entropy, fed - logsumexp
+
+
+def input_names(layers: int) -> list[str]:
+    """The graph's inputs in order."""
+    past = [f"past.{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+    return ["input_ids", "cache_length", *past]
+
+
+def output_names(layers: int) -> list[str]:
+    """The graph's outputs in order."""
+    present = [f"present.{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+    return ["logits", *SUMMARY_OUTPUTS, "hidden", *present]
+
+
+def kv_shapes(module: Any) -> list[tuple[int, int]]:
+    """Return (kv_heads, head_dim) of every layer, seen in a one-token pass rather than guessed.
+
+    Configurations name these sizes differently in every family; the tensors that reach the cache are
+    the truth.
+    """
+    seen: dict[int, tuple[int, int]] = {}
+
+    class Recorder(PassThroughCache):
+        def update(
+            self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            seen[layer_idx] = (int(key.shape[1]), int(key.shape[3]))
+            return key, value
+
+    with torch.no_grad():
+        ids = torch.zeros((1, 1), dtype=torch.int64)
+        module(input_ids=ids, position_ids=ids, past_key_values=Recorder(), use_cache=True)
+    return [seen[i] for i in range(len(seen))]
+
+
+@contextmanager
+def _attending(module: Any, step: CacheStep) -> Iterator[None]:
+    """Make every attention layer of `module` call ours, for the length of one forward."""
+    from transformers import AttentionInterface
+
+    attention = CachedAttention()
+    attention.step = step
+    AttentionInterface.register(ATTENTION_NAME, attention)
+    before = module.config._attn_implementation
+    module.config._attn_implementation = ATTENTION_NAME
+    try:
+        yield
+    finally:
+        module.config._attn_implementation = before
+
+
+@contextmanager
+def head_input(module: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect what enters the language-model head: the last hidden state of every family."""
+    seen: list[torch.Tensor] = []
+    handle = module.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0])
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,283 @@
+"""The parity gate: no bundle exists before its graphs have computed what their checkpoint computes.
+
+The transformers module is the reference. It runs first and is freed before the graph is loaded, so
+that the gate needs the memory of one model. Two kinds of probe:
+
+- one sequence, played through the graph as a session would play it: chunked prefill, single steps,
+  verify passes of every width, and before each step a detour over garbage tokens that is rolled back;
+- jumps to positions up to the very end of the capacity, over a cache of random keys and values that
+  both sides are given. So late positions are checked without the cost of reaching them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..runtime.engines.onnxruntime import OrtEngine
+from ..runtime.engines.protocol import StepOutput
+from ..runtime.errors import GateError
+from .decoder import SUMMARY_OUTPUTS, head_input
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Allowed difference of a logit, as a share of the largest logit of the reference."""
+
+_PREFILL_CHUNKS = (19, 12)
+_DECODE_STEPS = 3
+_JUMPS = 3
+_GARBAGE = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One stretch of reference: `tokens` [n] fed at position `start`, and what must come out.
+
+    Attributes:
+        name: what the stretch tests, for the error message.
+        start: tokens in the cache before it.
+        cache_seed: seed of the random cache below `start`; None when earlier steps filled it.
+        tokens: int64 [n].
+        logits: float32 [n, V].
+        hidden: float32 [n, H].
+    """
+
+    name: str
+    start: int
+    cache_seed: int | None
+    tokens: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate measured; goes into the bundle's certificate.
+
+    Attributes:
+        rows: rows of logits that were compared.
+        max_relative_error: largest logit difference, as a share of the largest logit.
+        tolerance: what was allowed.
+        argmax_differences: rows whose most likely token differs. Only possible where the reference's
+            own first two logits are closer than the arithmetic can tell apart.
+        longest_position: the last position that was reached.
+    """
+
+    rows: int
+    max_relative_error: float
+    tolerance: float
+    argmax_differences: int
+    longest_position: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+
+def reference(
+    module: Any,
+    kv_shapes: Sequence[tuple[int, int]],
+    capacity: int,
+    vocab_size: int,
+    widest: int,
+    windows: Sequence[int] = (),
+    seed: int = 0,
+) -> list[Probe]:
+    """Compute the probes with the transformers module.
+
+    Args:
+        module: the checkpoint's module, in the exported precision.
+        kv_shapes: (kv_heads, head_dim) of every layer.
+        capacity: tokens that the cache holds.
+        vocab_size: width of the logits.
+        widest: the widest verify pass, drafted tokens plus one.
+        windows: sliding windows of the architecture; each gets a jump just past it.
+        seed: of tokens, positions and caches.
+    """
+    rng = np.random.default_rng(seed)
+    dtype = next(module.parameters()).dtype
+    steps = list(_steps(capacity, widest))
+    tokens = rng.integers(0, vocab_size, sum(width for _, width in steps), dtype=np.int64)
+    logits, hidden = _run(module, tokens, 0, None, vocab_size)
+    probes, start = [], 0
+    for name, width in steps:
+        part = slice(start, start + width)
+        probes.append(Probe(name, start, None, tokens[part], logits[part], hidden[part]))
+        start += width
+    for jump in _jump_positions(rng, start, capacity, widest, windows):
+        cache_seed = int(rng.integers(2**31))
+        fed = rng.integers(0, vocab_size, widest, dtype=np.int64)
+        cache = random_cache(kv_shapes, jump, dtype, cache_seed)
+        logits, hidden = _run(module, fed, jump, cache, vocab_size)
+        probes.append(Probe("verify after a jump", jump, cache_seed, fed, logits, hidden))
+    return probes
+
+
+def check(
+    engine: OrtEngine, probes: Sequence[Probe], precision: str, role: str
+) -> GateReport:
+    """Play `probes` through `engine` and compare every row.
+
+    Raises:
+        GateError: names the graph, the step and the size of the difference.
+    """
+    decoder = engine.decoder((*SUMMARY_OUTPUTS, "hidden", "logits"))
+    dtype = torch.float16 if engine.shape.cache_dtype == "float16" else torch.float32
+    tolerance, garbage = TOLERANCE[precision], np.full(_GARBAGE, 1, dtype=np.int64)
+    scale = max(float(np.abs(probe.logits).max()) for probe in probes)
+    worst, ties, rows = 0.0, 0, 0
+    for probe in probes:
+        if probe.cache_seed is not None:
+            cache = random_cache(engine.shape.kv_shapes, probe.start, dtype, probe.cache_seed)
+            decoder.write_cache([(k.numpy(), v.numpy()) for k, v in cache], probe.start)
+        elif probe.start + _GARBAGE <= decoder.capacity:
+            decoder.step(garbage)
+            decoder.truncate(probe.start)
+        output = decoder.step(probe.tokens)
+        where = f"{role} graph, {probe.name} of {len(probe.tokens)} tokens at {probe.start}"
+        error = _relative_error(output, probe, scale, tolerance, where)
+        ties += _argmax_differences(output, probe, error * scale, where)
+        _check_summary(output, probe.tokens, where)
+        worst, rows = max(worst, error), rows + len(probe.tokens)
+    end = max(probe.start + len(probe.tokens) for probe in probes)
+    return GateReport(rows, worst, tolerance, ties, end - 1)
+
+
+def random_cache(
+    kv_shapes: Sequence[tuple[int, int]], length: int, dtype: torch.dtype, seed: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return (key, value) [1, Hkv, length, D] of every layer, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(1, heads, length, dim, generator=generator).to(dtype),
+            torch.randn(1, heads, length, dim, generator=generator).to(dtype),
+        )
+        for heads, dim in kv_shapes
+    ]
+
+
+def _steps(capacity: int, widest: int) -> Iterator[tuple[str, int]]:
+    """Yield (name, width) of the played sequence, cut where the capacity ends."""
+    wanted = [("prefill chunk", width) for width in _PREFILL_CHUNKS]
+    wanted += [("decode", 1)] * _DECODE_STEPS
+    wanted += [("verify", width) for width in range(2, widest + 1)]
+    used = 0
+    for name, width in wanted:
+        if used + width > capacity:
+            return
+        yield name, width
+        used += width
+
+
+def _jump_positions(
+    rng: np.random.Generator, start: int, capacity: int, widest: int, windows: Sequence[int]
+) -> list[int]:
+    """Return random positions, one just past each sliding window, and the last one that fits."""
+    last = capacity - widest
+    if last <= 0:
+        return []
+    positions = {int(p) for p in rng.integers(min(start, last), last + 1, _JUMPS)}
+    positions |= {window + 1 for window in windows if window + 1 <= last}
+    return sorted(positions | {last})
+
+
+def _run(
+    module: Any,
+    tokens: NDArray[np.int64],
+    start: int,
+    cache: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    vocab_size: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return logits [n, V] and hidden states [n, H] of the transformers module."""
+    from transformers import DynamicCache
+
+    past = None
+    if cache is not None:
+        # Without a configuration no layer is a sliding one: each keeps all keys, and the mask decides.
+        past = DynamicCache()
+        for layer, (key, value) in enumerate(cache):
+            past.update(key, value, layer)
+    positions = torch.arange(start, start + len(tokens)).unsqueeze(0)
+    with torch.no_grad(), head_input(module) as seen:
+        logits = module(
+            input_ids=torch.from_numpy(tokens).unsqueeze(0),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).logits
+    return logits[0, :, :vocab_size].float().numpy(), seen[0][0].float().numpy()
+
+
+def _relative_error(
+    output: StepOutput, probe: Probe, scale: float, tolerance: float, where: str
+) -> float:
+    assert output.logits is not None and output.hidden is not None
+    if not np.isfinite(output.logits).all():
+        raise GateError(f"{where}: the logits are not finite", hint=_HINT)
+    error = float(np.abs(output.logits - probe.logits).max()) / scale
+    if error > tolerance:
+        raise GateError(
+            f"{where}: a logit differs from transformers by {error * scale:.3g}, "
+            f"{error:.2g} of the largest logit; {tolerance:g} is allowed",
+            hint=_HINT,
+        )
+    hidden_scale = float(np.abs(probe.hidden).max())
+    hidden_error = float(np.abs(output.hidden - probe.hidden).max()) / hidden_scale
+    if hidden_error > 10 * tolerance:
+        raise GateError(
+            f"{where}: the hidden state differs from transformers by {hidden_error:.2g} of its "
+            f"largest value; {10 * tolerance:g} is allowed",
+            hint=_HINT,
+        )
+    return error
+
+
+def _argmax_differences(output: StepOutput, probe: Probe, error: float, where: str) -> int:
+    """Count rows with another most likely token; only a tie within the error excuses one."""
+    best = probe.logits.argmax(axis=1)
+    differing = np.flatnonzero(output.token != best)
+    for row in differing:
+        margin = float(probe.logits[row, best[row]] - probe.logits[row, output.token[row]])
+        if margin > 2 * error:
+            raise GateError(
+                f"{where}: row {row} yields token {output.token[row]} instead of {best[row]}, "
+                f"though the reference separates them by {margin:.3g}",
+                hint=_HINT,
+            )
+    return len(differing)
+
+
+def _check_summary(output: StepOutput, tokens: NDArray[np.int64], where: str) -> None:
+    """The in-graph summary must describe the graph's own logits."""
+    assert output.logits is not None and output.top_values is not None
+    assert output.top_ids is not None and output.logsumexp is not None
+    assert output.entropy is not None and output.next_input_logprob is not None
+    logits = output.logits.astype(np.float64)
+    peak = logits.max(axis=1)
+    logsumexp = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
+    logprob = logits - logsumexp[:, None]
+    fed = logprob[np.arange(len(tokens) - 1), tokens[1:]]
+    top = np.take_along_axis(output.logits, output.top_ids, axis=1)
+    agree = {
+        "token": np.array_equal(output.token, output.logits.argmax(axis=1)),
+        "top_ids": np.array_equal(top, output.top_values)
+        and np.array_equal(top, -np.sort(-output.logits, axis=1)[:, : top.shape[1]]),
+        "logsumexp": np.allclose(output.logsumexp, logsumexp, rtol=1e-5, atol=1e-4),
+        "entropy": np.allclose(
+            output.entropy, -(np.exp(logprob) * logprob).sum(axis=1), rtol=1e-3, atol=1e-3
+        ),
+        "next_input_logprob": np.allclose(
+            output.next_input_logprob[:-1], fed, rtol=1e-4, atol=1e-3
+        ),
+    }
+    wrong = [name for name, ok in agree.items() if not ok]
+    if wrong:
+        raise GateError(f"{where}: {', '.join(wrong)} do not describe the logits", hint=_HINT)
+
+
+_HINT = "nothing was written; report the checkpoint and the versions of torch and transformers"

@@ -1,0 +1,214 @@
+"""torch -> ONNX: trace the decoder, clean the graph, write it with its weights streamed beside it.
+
+The weights keep their checkpoint names in the graph, so that the audit can account for each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.errors import CheckpointError, GateError
+from .attention import OPSET, Lowering
+from .decoder import Decoder, input_names, kv_shapes, output_names
+
+WEIGHTS_FILE = "model.onnx.data"
+
+# Constants up to this many elements are folded into the graph; weights are larger and keep their names.
+_FOLD_LIMIT = 1024
+
+# How the exporter names the tensors of the module inside `Decoder`.
+_PREFIX = "module."
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A decoder graph in memory: structure here, weights still in the torch module.
+
+    Attributes:
+        model: the onnx_ir model.
+        kv_shapes: (kv_heads, head_dim) of every layer.
+        hidden_size: width of the last hidden state.
+    """
+
+    model: Any
+    kv_shapes: tuple[tuple[int, int], ...]
+    hidden_size: int
+
+
+def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> TracedGraph:
+    """Trace `module` into the common decoder graph.
+
+    Args:
+        module: a transformers causal language model in eval mode, in the precision to export.
+        lowering: the form of the attention block.
+        capacity: tokens that the cache can hold.
+        vocab_size: width of the logits.
+
+    Raises:
+        CheckpointError: torch cannot export this architecture.
+        GateError: a weight of the module did not reach the graph, or the graph holds one of its own.
+    """
+    shapes = kv_shapes(module)
+    dtype = next(module.parameters()).dtype
+    past = [torch.zeros(1, h, capacity, d, dtype=dtype) for h, d in shapes for _ in range(2)]
+    # Any width above one will do as an example: torch specialises on one, and S stays symbolic.
+    example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                Decoder(module, lowering, vocab_size).eval(),
+                example,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET[lowering],
+                input_names=input_names(len(shapes)),
+                output_names=output_names(len(shapes)),
+                dynamic_shapes=({1: torch.export.Dim.DYNAMIC}, {}, [{} for _ in past]),
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise CheckpointError(
+            f"torch could not export {type(module).__name__}: {_cause(error)}",
+            hint="this architecture needs an operator that the exporter does not know; "
+            "report it with the checkpoint's name",
+        ) from error
+    model = program.model
+    _simplify(model)
+    _fold_transposes(model)
+    _audit(model, module)
+    _merge(model)
+    return TracedGraph(model, tuple(shapes), int(module.get_output_embeddings().weight.shape[1]))
+
+
+def write(graph: TracedGraph, path: Path) -> None:
+    """Write `model.onnx` at `path` and the weights beside it, one tensor in memory at a time."""
+    import onnx_ir
+
+    onnx_ir.save(graph.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=_FOLD_LIMIT)
+
+
+def _simplify(model: Any) -> None:
+    """Inline functions, fold small constants, drop what nothing uses."""
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    passes.InlinePass()(model)
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=False,
+        input_size_limit=_FOLD_LIMIT,
+        output_size_limit=_FOLD_LIMIT,
+        # Whatever reads a weight stays: folded, the weight would lose its name (and small ones their
+        # place in the audit), and a transposed one would be held in memory.
+        should_fold=lambda node: False if _reads_weight(node) else None,
+    )
+    passes.RemoveUnusedNodesPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _reads_weight(node: Any) -> bool:
+    return any(
+        value is not None and value.is_initializer() and value.name.startswith(_PREFIX)
+        for value in node.inputs
+    )
+
+
+def _merge(model: Any) -> None:
+    """Merge equal small constants and equal subexpressions (each layer makes its own mask)."""
+    import onnx_ir.passes.common as passes
+
+    passes.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.OutputFixPass()(model)
+    passes.NameFixPass()(model)
+
+
+def _fold_transposes(model: Any) -> None:
+    """Store linear weights the way MatMul reads them.
+
+    torch keeps them transposed; left in the graph, ONNX Runtime would transpose them at every load,
+    and quantisers look for a constant operand. A weight with a second reader (a tied embedding) stays
+    as it is, so that it is stored once.
+    """
+    import onnx_ir
+
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "Transpose" or not node.inputs[0].is_initializer():
+            continue
+        weight = node.inputs[0]
+        if len(weight.uses()) != 1 or list(node.attributes["perm"].as_ints()) != [1, 0]:
+            continue
+        tensor = weight.const_value
+        weight.const_value = onnx_ir.LazyTensor(
+            lambda tensor=tensor: onnx_ir.tensor(
+                tensor.numpy().T.copy(), name=tensor.name, dtype=tensor.dtype
+            ),
+            dtype=tensor.dtype,
+            shape=onnx_ir.Shape(tuple(reversed(tensor.shape.numpy()))),
+            name=tensor.name,
+        )
+        weight.shape = weight.const_value.shape
+        node.outputs[0].replace_all_uses_with(weight)
+        graph.remove(node, safe=True)
+
+
+def _audit(model: Any, module: Any) -> None:
+    """Account for every weight: each parameter is read by the graph, and nothing large is not one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(_PREFIX + name)
+    known = {name for aliases in names.values() for name in aliases}
+    known |= {_PREFIX + name for name, _ in module.named_buffers()}
+    found = {name for name, value in model.graph.initializers.items() if value.uses()}
+    missing = sorted(aliases[0] for aliases in names.values() if not found & set(aliases))
+    if missing:
+        raise GateError(
+            f"{len(missing)} weights of the checkpoint did not reach the graph: "
+            f"{', '.join(name.removeprefix(_PREFIX) for name in missing[:5])}",
+            hint="the architecture uses its weights in a way the exporter does not see; report it",
+        )
+    strange = sorted(
+        name
+        for name, value in model.graph.initializers.items()
+        if name not in known and value.const_value.size > _FOLD_LIMIT
+    )
+    if strange:
+        raise GateError(
+            f"the graph holds tensors that are not weights of the checkpoint: "
+            f"{', '.join(strange[:5])}",
+            hint="a constant was folded that should have stayed a weight; report it",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence notices of the exporter that a user can do nothing about."""
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0]

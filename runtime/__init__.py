@@ -1,0 +1,1 @@
+"""The torch-free runtime: bundle reader, engines, drafters, the speculative loop, text."""

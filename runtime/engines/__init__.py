@@ -1,0 +1,1 @@
+"""What executes a decoder graph: the protocol, and one module a backend."""

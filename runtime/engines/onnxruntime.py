@@ -1,0 +1,272 @@
+"""ONNX Runtime: the default engine, on a CPU or through the CUDA provider.
+
+The cache lives in one buffer a layer that is bound as input and output, so a step writes it in place.
+Each width has its own prepared binding: in the steady state a step allocates nothing and hands no
+Python objects to ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, MissingExtraError, PromptError, UsageError
+from .protocol import StepOutput
+
+ThreadPool = Literal["shared", "own"]
+
+
+@dataclass(frozen=True)
+class OrtOptions:
+    """How ONNX Runtime executes.
+
+    Attributes:
+        threads: worker threads of a pass; None takes the number of physical cores.
+        pool: `shared` lets draft and target use one pool of the process, `own` gives each session its
+            own. Two pools that spin steal each other's cores, so `own` never spins.
+        provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
+    """
+
+    threads: int | None = None
+    pool: ThreadPool = "own"
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """The sizes of a decoder graph that its buffers are made from.
+
+    Attributes:
+        capacity: tokens that the cache holds.
+        vocab_size: width of the logits.
+        hidden_size: width of the last hidden state.
+        summary_top: candidates in a row of `top_values`.
+        kv_shapes: (kv_heads, head_dim) of every layer.
+        cache_dtype: dtype of keys and values, `float32` or `float16`.
+    """
+
+    capacity: int
+    vocab_size: int
+    hidden_size: int
+    summary_top: int
+    kv_shapes: tuple[tuple[int, int], ...]
+    cache_dtype: str
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu", "Running a bundle") from error
+    return onnxruntime
+
+
+class OrtEngine:
+    """An ONNX Runtime session over one decoder graph.
+
+    Args:
+        graph: path of `model.onnx`; its external data lies beside it.
+        shape: sizes of the graph, from the bundle's manifest.
+        options: threads and provider.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        BackendError: ONNX Runtime cannot load the graph.
+        UsageError: `provider="cuda"` without a CUDA build or device.
+    """
+
+    def __init__(self, graph: Path, shape: GraphShape, options: OrtOptions | None = None) -> None:
+        self.shape = shape
+        self.options = options or OrtOptions()
+        ort = _import_onnxruntime()
+        providers = _providers(ort, self.options)
+        session_options = _session_options(ort, self.options)
+        try:
+            self.session = ort.InferenceSession(
+                str(graph), sess_options=session_options, providers=providers
+            )
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no public base class
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} could not load {graph}: {_first_line(error)}",
+                hint="check the bundle with cospec-verify; if it is intact, update onnxruntime",
+            ) from error
+        self.device = "cuda" if providers[0] == "CUDAExecutionProvider" else "cpu"
+        if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+            # ONNX Runtime falls back to the CPU with a log line when CUDA fails to initialise.
+            if self.options.provider == "cuda":
+                raise BackendError(
+                    "ONNX Runtime could not start its CUDA provider and fell back to the CPU",
+                    hint="check the CUDA and cuDNN versions that this onnxruntime-gpu asks for",
+                )
+            self.device = "cpu"
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a decoder's cache can hold."""
+        return self.shape.capacity
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.shape.vocab_size
+
+    def decoder(self, outputs: tuple[str, ...] = ("token",)) -> OrtDecoder:
+        """Open a decoder with an empty cache that returns `outputs` from each step."""
+        return OrtDecoder(self, outputs)
+
+
+class OrtDecoder:
+    """One sequence on an `OrtEngine`; see `engines.protocol.Decoder`."""
+
+    def __init__(self, engine: OrtEngine, outputs: tuple[str, ...]) -> None:
+        ort = _import_onnxruntime()
+        self._session = engine.session
+        self._shape = engine.shape
+        self._device = engine.device
+        self._outputs = outputs
+        self._length = 0
+        self._cache_length = np.zeros(1, dtype=np.int64)
+        self._bindings: dict[int, _Binding] = {}
+        shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
+        # Zeroed, because a masked position is multiplied by zero: stray NaN bytes would survive that.
+        self._cache = {
+            f"{i}.{kind}": ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, heads, shape.capacity, dim), dtype=dtype), self._device, 0
+            )
+            for i, (heads, dim) in enumerate(shape.kv_shapes)
+            for kind in ("key", "value")
+        }
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold."""
+        return self._shape.capacity
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds now."""
+        return self._length
+
+    def step(self, tokens: NDArray[np.int64]) -> StepOutput:
+        """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
+        width = len(tokens)
+        if self._length + width > self._shape.capacity:
+            raise PromptError(
+                f"{self._length} + {width} tokens do not fit a cache of {self._shape.capacity}",
+                hint="shorten the prompt, or export again with a larger --capacity",
+            )
+        binding = self._bindings.get(width) or self._bind(width)
+        binding.input_ids[0] = tokens
+        self._cache_length[0] = self._length
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # noqa: BLE001 - see OrtEngine
+            raise BackendError(f"ONNX Runtime failed in a step: {_first_line(error)}") from error
+        self._length += width
+        if self._device != "cpu":
+            binding.fetch()
+        return binding.output
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on; O(1)."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot truncate a cache of {self._length} tokens to {length}")
+        self._length = length
+
+    def write_cache(
+        self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int
+    ) -> None:
+        """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
+        for i, pair in enumerate(layers):
+            for kind, array in zip(("key", "value"), pair, strict=True):
+                whole = self._cache[f"{i}.{kind}"].numpy().copy()
+                whole[:, :, :length] = array
+                self._cache[f"{i}.{kind}"].update_inplace(whole)
+        self._length = length
+
+    def _bind(self, width: int) -> _Binding:
+        """Prepare and keep the binding of one width."""
+        self._bindings[width] = binding = _Binding(
+            self._session, self._shape, width, self._outputs, self._device
+        )
+        io = binding.io
+        for name, array in (("input_ids", binding.input_ids), ("cache_length", self._cache_length)):
+            io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, value in self._cache.items():
+            io.bind_ortvalue_input(f"past.{name}", value)
+            io.bind_ortvalue_output(f"present.{name}", value)
+        return binding
+
+
+class _Binding:
+    """The buffers of one width: what a step of S tokens reads and writes."""
+
+    def __init__(
+        self, session: Any, shape: GraphShape, width: int, outputs: tuple[str, ...], device: str
+    ) -> None:
+        sizes: dict[str, tuple[tuple[int, ...], type]] = {
+            "token": ((1, width), np.int64),
+            "top_values": ((1, width, shape.summary_top), np.float32),
+            "top_ids": ((1, width, shape.summary_top), np.int64),
+            "logsumexp": ((1, width), np.float32),
+            "entropy": ((1, width), np.float32),
+            "next_input_logprob": ((1, width), np.float32),
+            "hidden": ((1, width, shape.hidden_size), np.float32),
+            "logits": ((1, width, shape.vocab_size), np.float32),
+        }
+        self.io = session.io_binding()
+        self.input_ids = np.zeros((1, width), dtype=np.int64)
+        self._arrays = {name: np.zeros(*sizes[name]) for name in outputs}
+        self._device = device
+        self._on_device: dict[str, Any] = {}
+        for name, array in self._arrays.items():
+            if device == "cpu":
+                self.io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                value = _import_onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0)
+                self._on_device[name] = value
+                self.io.bind_ortvalue_output(name, value)
+        self.output = StepOutput(**{name: array[0] for name, array in self._arrays.items()})
+
+    def fetch(self) -> None:
+        """Copy the outputs from the device into the host buffers."""
+        for name, value in self._on_device.items():
+            self._arrays[name][...] = value.numpy()
+
+
+def _providers(ort: Any, options: OrtOptions) -> list[str]:
+    """Return the execution providers to ask for, the preferred one first."""
+    available = ort.get_available_providers()
+    if options.provider == "cuda" and "CUDAExecutionProvider" not in available:
+        raise UsageError(
+            "the CUDA provider was asked for, but this onnxruntime is a CPU build",
+            hint='pip uninstall onnxruntime && pip install "cospec[gpu]"',
+        )
+    if options.provider != "cpu" and "CUDAExecutionProvider" in available:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def _session_options(ort: Any, options: OrtOptions) -> Any:
+    """Set threads so that draft and target never fight over the cores."""
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 3
+    if options.pool == "shared":
+        if options.threads is not None:
+            ort.set_global_thread_pool_sizes(options.threads, 1)
+        session_options.use_per_session_threads = False
+        return session_options
+    if options.threads is not None:
+        session_options.intra_op_num_threads = options.threads
+    session_options.inter_op_num_threads = 1
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return session_options
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

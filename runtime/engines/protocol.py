@@ -1,0 +1,81 @@
+"""What the loop asks of an execution backend.
+
+An `Engine` holds the weights of one model and may serve several decoders. A `Decoder` is one sequence
+being decoded: a KV cache and its length. Rolling back is lowering that length: a rejected token's keys
+and values stay in the buffer and are overwritten by the next step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one pass over S tokens yields. Row i is the model's view after the i-th fed token.
+
+    The arrays are views of buffers that the next step of the same width overwrites: copy what must
+    outlive it. Optional arrays are filled when the decoder was opened with them in `outputs`.
+
+    Attributes:
+        token: int64 [S], the most likely next token of each row.
+        top_values: float32 [S, T], logits of the T most likely tokens, best first.
+        top_ids: int64 [S, T], their ids.
+        logsumexp: float32 [S], of the row's logits, in nats.
+        entropy: float32 [S], of the row's distribution, in nats.
+        next_input_logprob: float32 [S], log-probability of the token fed after each row; the last
+            row has no successor and its value means nothing.
+        hidden: float32 [S, H], last hidden state.
+        logits: float32 [S, V].
+    """
+
+    token: NDArray[np.int64]
+    top_values: NDArray[np.float32] | None = None
+    top_ids: NDArray[np.int64] | None = None
+    logsumexp: NDArray[np.float32] | None = None
+    entropy: NDArray[np.float32] | None = None
+    next_input_logprob: NDArray[np.float32] | None = None
+    hidden: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+
+
+class Decoder(Protocol):
+    """One sequence: a KV cache of fixed capacity and the number of tokens in it."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds now."""
+
+    def step(self, tokens: NDArray[np.int64]) -> StepOutput:
+        """Feed `tokens` [S] in one pass and append them to the cache.
+
+        Raises:
+            PromptError: the cache would overflow; nothing was fed.
+            BackendError: the backend failed, or produced numbers that are not finite.
+        """
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on; O(1)."""
+
+
+class Engine(Protocol):
+    """The weights of one model, ready to decode."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a decoder's cache can hold."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    def decoder(self, outputs: tuple[str, ...] = ("token",)) -> Decoder:
+        """Open a decoder with an empty cache that returns `outputs` from each step."""

@@ -1,1 +1,70 @@
-"""CoSpec: collaborative speculative decoding on edge devices."""
+"""CoSpec: collaborative speculative decoding on edge devices.
+
+    session = cospec.load("models/tiny")
+    print(session.generate("...").text)
+
+Importing this package needs numpy only; everything else is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .runtime.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    CospecError,
+    GateError,
+    MissingExtraError,
+    PromptError,
+    ResourceError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .runtime.engines.onnxruntime import OrtOptions
+    from .runtime.session import Completion, Piece, Session, Stream, load
+    from .runtime.stats import GenerationStats
+
+_LAZY = {
+    "Completion": ".runtime.session",
+    "GenerationStats": ".runtime.stats",
+    "OrtOptions": ".runtime.engines.onnxruntime",
+    "Piece": ".runtime.session",
+    "Session": ".runtime.session",
+    "Stream": ".runtime.session",
+    "load": ".runtime.session",
+}
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "Completion",
+    "CospecError",
+    "GateError",
+    "GenerationStats",
+    "MissingExtraError",
+    "OrtOptions",
+    "Piece",
+    "PromptError",
+    "ResourceError",
+    "Session",
+    "Stream",
+    "UsageError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name], __name__), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cospec")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

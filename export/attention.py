@@ -199,7 +199,7 @@ def _lower_gqa(a: _Attention) -> _Result:
 
 
 def _lower_scatter(a: _Attention) -> _Result:
-    _, heads, width, _ = a.query.shape
+    width = a.query.shape[2]
     dtype, shape = a.query.dtype, a.past[0].shape
     key, value = (
         _onnx("TensorScatter", [past, new, a.cache_length], shape, dtype, 24, {"axis": -2})
@@ -215,8 +215,6 @@ def _lower_scatter(a: _Attention) -> _Result:
         a.query.shape,
         dtype,
         24,
-        # TensorRT has no fused kernel for every head size and dtype; this lets it decompose instead
-        # of failing. Other parsers ignore the attribute.
         {"scale": a.scale, "is_causal": 0, "softmax_precision": 1},
     )
     return out.transpose(1, 2), (key, value)

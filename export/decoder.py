@@ -28,7 +28,7 @@ SUMMARY_OUTPUTS = (
 )
 
 
-class Decoder(torch.nn.Module):
+class Decoder(torch.nn.Module):  # type: ignore[misc]
     """One step of a causal language model over a static cache.
 
     Args:
@@ -49,6 +49,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, cache_length: torch.Tensor, past: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
+        """Run one step; see the class for shapes."""
         pairs = list(zip(past[0::2], past[1::2], strict=True))
         step = CacheStep(self.lowering, cache_length, pairs)
         positions = (cache_length + torch.arange(input_ids.shape[1])).unsqueeze(0)

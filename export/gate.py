@@ -117,9 +117,7 @@ def reference(
     return probes
 
 
-def check(
-    engine: OrtEngine, probes: Sequence[Probe], precision: str, role: str
-) -> GateReport:
+def check(engine: OrtEngine, probes: Sequence[Probe], precision: str, role: str) -> GateReport:
     """Play `probes` through `engine` and compare every row.
 
     Raises:
@@ -216,7 +214,8 @@ def _run(
 def _relative_error(
     output: StepOutput, probe: Probe, scale: float, tolerance: float, where: str
 ) -> float:
-    assert output.logits is not None and output.hidden is not None
+    assert output.logits is not None
+    assert output.hidden is not None
     if not np.isfinite(output.logits).all():
         raise GateError(f"{where}: the logits are not finite", hint=_HINT)
     error = float(np.abs(output.logits - probe.logits).max()) / scale
@@ -254,9 +253,12 @@ def _argmax_differences(output: StepOutput, probe: Probe, error: float, where: s
 
 def _check_summary(output: StepOutput, tokens: NDArray[np.int64], where: str) -> None:
     """The in-graph summary must describe the graph's own logits."""
-    assert output.logits is not None and output.top_values is not None
-    assert output.top_ids is not None and output.logsumexp is not None
-    assert output.entropy is not None and output.next_input_logprob is not None
+    assert output.logits is not None
+    assert output.top_values is not None
+    assert output.top_ids is not None
+    assert output.logsumexp is not None
+    assert output.entropy is not None
+    assert output.next_input_logprob is not None
     logits = output.logits.astype(np.float64)
     peak = logits.max(axis=1)
     logsumexp = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))

@@ -90,7 +90,7 @@ class OrtEngine:
             self.session = ort.InferenceSession(
                 str(graph), sess_options=session_options, providers=providers
             )
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no public base class
+        except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} could not load {graph}: {_first_line(error)}",
                 hint="check the bundle with cospec-verify; if it is intact, update onnxruntime",
@@ -152,7 +152,7 @@ class OrtDecoder:
         """Tokens that the cache holds now."""
         return self._length
 
-    def step(self, tokens: NDArray[np.int64]) -> StepOutput:
+    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
         """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
         width = len(tokens)
         if self._length + width > self._shape.capacity:
@@ -165,7 +165,7 @@ class OrtDecoder:
         self._cache_length[0] = self._length
         try:
             self._session.run_with_iobinding(binding.io)
-        except Exception as error:  # noqa: BLE001 - see OrtEngine
+        except Exception as error:
             raise BackendError(f"ONNX Runtime failed in a step: {_first_line(error)}") from error
         self._length += width
         if self._device != "cpu":
@@ -178,9 +178,7 @@ class OrtDecoder:
             raise ValueError(f"cannot truncate a cache of {self._length} tokens to {length}")
         self._length = length
 
-    def write_cache(
-        self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int
-    ) -> None:
+    def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
         """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
         for i, pair in enumerate(layers):
             for kind, array in zip(("key", "value"), pair, strict=True):
@@ -221,7 +219,7 @@ class _Binding:
         }
         self.io = session.io_binding()
         self.input_ids = np.zeros((1, width), dtype=np.int64)
-        self._arrays = {name: np.zeros(*sizes[name]) for name in outputs}
+        self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(*sizes[name]) for name in outputs}
         self._device = device
         self._on_device: dict[str, Any] = {}
         for name, array in self._arrays.items():

@@ -7,6 +7,7 @@ and values stay in the buffer and are overwritten by the next step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,7 +55,7 @@ class Decoder(Protocol):
     def length(self) -> int:
         """Tokens that the cache holds now."""
 
-    def step(self, tokens: NDArray[np.int64]) -> StepOutput:
+    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
         """Feed `tokens` [S] in one pass and append them to the cache.
 
         Raises:

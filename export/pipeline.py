@@ -1,0 +1,227 @@
+"""The whole export: two checkpoints in, one sealed bundle out."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
+from ..models.presets import resolve_pair
+from ..models.vocabulary import shared_vocabulary, tokenizer_json
+from ..runtime.errors import UsageError
+from ..runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from .attention import Lowering
+from .bundle_writer import BundleWriter
+from .memory import MIN_CAPACITY, ensure_fits, plan
+
+DEFAULT_CAPACITY = 2048
+"""Tokens of context, unless the models are made for less."""
+
+DEFAULT_NUM_DRAFT_TOKENS = 3
+"""Verify passes are four wide then: on CPUs the last width before a pass gets dearer."""
+
+DEFAULT_MAX_TOKENS = 256
+PREFILL_CHUNK = 64
+"""Prompt tokens per pass: keeps the activations of a 150k-word head below 200 MB."""
+
+_CACHE_DTYPE = {"fp32": "float32", "fp16": "float16"}
+_PACKAGES = ("cospec", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how.
+
+    Attributes:
+        target: preset, Hugging Face folder, hub id or GGUF file.
+        draft: the same, `none`, or None for the preset's own draft.
+        lowering: form of the attention block; see `export.attention`.
+        precision: of weights and cache.
+        capacity: tokens of context; None takes DEFAULT_CAPACITY or the models' own limit.
+        num_draft_tokens: the bundle's default draft length.
+        force: replace an existing bundle.
+    """
+
+    target: str
+    draft: str | None = None
+    lowering: Lowering = "gqa"
+    precision: Precision = "fp32"
+    capacity: int | None = None
+    num_draft_tokens: int = DEFAULT_NUM_DRAFT_TOKENS
+    force: bool = False
+
+
+def export_bundle(
+    options: ExportOptions,
+    output: Path,
+    report: Callable[[str], None] = lambda stage: None,
+) -> Path:
+    """Export draft and target, check both graphs, and write the bundle at `output`.
+
+    Nothing exists under that name before every graph passed the gate; on any failure nothing is left.
+
+    Args:
+        options: what and how.
+        output: the bundle's folder.
+        report: called with the name of each stage as it begins; see `stages`.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be had, is damaged, unsupported, or does not fit.
+        UsageError: an option that the models cannot honour.
+        ResourceError: no room, no permission, another writer, or a bundle that is there already.
+        GateError: a graph does not compute what its checkpoint computes.
+    """
+    if not 0 <= options.num_draft_tokens <= 64:
+        raise UsageError(f"--num-draft-tokens is {options.num_draft_tokens}; 0 to 64 is possible")
+    target_source, draft_source = resolve_pair(options.target, options.draft)
+    report("reading the checkpoints")
+    target = open_checkpoint(target_source)
+    draft = open_checkpoint(draft_source) if draft_source else None
+    vocabulary = shared_vocabulary(target, draft)
+    checkpoints = {"target": target, **({"draft": draft} if draft else {})}
+    capacity = _capacity(options.capacity, list(checkpoints.values()))
+    ensure_fits(plan(list(checkpoints.values()), options.precision, capacity, output))
+    with BundleWriter(output, force=options.force) as writer:
+        entries: dict[str, ModelEntry] = {}
+        parity: dict[str, Any] = {}
+        for role, checkpoint in checkpoints.items():
+            entries[role], parity[role] = _export_model(
+                writer, role, checkpoint, options, capacity, vocabulary.size, report
+            )
+        writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
+        if target.chat_template is not None:
+            writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
+        certificate = {"environment": _versions(), "parity": parity}
+        writer.path("certificate.json").write_text(
+            json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
+        )
+        manifest = Manifest(
+            name=output.name,
+            created_by=_versions(),
+            lowering=options.lowering,
+            precision=options.precision,
+            capacity=capacity,
+            vocab_size=vocabulary.size,
+            summary_top=_summary_top(vocabulary.size),
+            models=Models(target=entries["target"], draft=entries.get("draft")),
+            generation=GenerationDefaults(
+                bos_token_id=target.bos_id,
+                eos_token_ids=target.eos_ids,
+                num_draft_tokens=options.num_draft_tokens,
+                max_tokens=min(DEFAULT_MAX_TOKENS, capacity),
+                prefill_chunk=min(PREFILL_CHUNK, capacity),
+            ),
+            tokenizer="tokenizer.json",
+            chat_template="chat_template.jinja" if target.chat_template is not None else None,
+            certificate="certificate.json",
+        )
+        report("sealing the bundle")
+        return writer.commit(manifest)
+
+
+def stages(options: ExportOptions) -> int:
+    """Return how often `export_bundle` will call `report`."""
+    models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
+    return 2 + models * 5
+
+
+def _export_model(
+    writer: BundleWriter,
+    role: str,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    capacity: int,
+    vocab_size: int,
+    report: Callable[[str], None],
+) -> tuple[ModelEntry, dict[str, Any]]:
+    """Write one graph and pass it through the gate; return its entry and the gate's report."""
+    import torch
+
+    from ..runtime.engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
+    from . import gate, graph
+
+    report(f"{role}: loading the weights")
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[options.precision]
+    module = load_module(checkpoint, dtype)
+    report(f"{role}: tracing the graph")
+    traced = graph.trace(module, options.lowering, capacity, vocab_size)
+    report(f"{role}: computing the reference")
+    probes = gate.reference(
+        module,
+        traced.kv_shapes,
+        capacity,
+        vocab_size,
+        widest=options.num_draft_tokens + 1,
+        windows=_windows(checkpoint),
+    )
+    report(f"{role}: writing the graph")
+    path = writer.path(f"{role}/model.onnx")
+    graph.write(traced, path)
+    shape = GraphShape(
+        capacity=capacity,
+        vocab_size=vocab_size,
+        hidden_size=traced.hidden_size,
+        summary_top=_summary_top(vocab_size),
+        kv_shapes=traced.kv_shapes,
+        cache_dtype=_CACHE_DTYPE[options.precision],
+    )
+    # The graph in memory still refers to the module's weights. Both go before ONNX Runtime loads its
+    # own copy: the export is to need the memory of one model.
+    del module, traced
+    gc.collect()
+    report(f"{role}: checking the graph")
+    engine = OrtEngine(path, shape, OrtOptions(provider="cpu"))
+    measured = gate.check(engine, probes, options.precision, role)
+    entry = ModelEntry(
+        graph=f"{role}/model.onnx",
+        source=checkpoint.name,
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        hidden_size=shape.hidden_size,
+        kv_shapes=shape.kv_shapes,
+        cache_dtype=shape.cache_dtype,  # type: ignore[arg-type]
+    )
+    return entry, measured.to_json()
+
+
+def _capacity(wanted: int | None, checkpoints: list[Checkpoint]) -> int:
+    if wanted is not None:
+        return wanted
+    limits = [c.max_positions for c in checkpoints if c.max_positions is not None]
+    return max(MIN_CAPACITY, min([DEFAULT_CAPACITY, *limits]))
+
+
+def _summary_top(vocab_size: int) -> int:
+    from .decoder import SUMMARY_TOP
+
+    return min(SUMMARY_TOP, vocab_size)
+
+
+def _windows(checkpoint: Checkpoint) -> list[int]:
+    window = getattr(checkpoint.config, "sliding_window", None)
+    return [window] if isinstance(window, int) else []
+
+
+def _template(checkpoint: Checkpoint) -> str:
+    """Return the chat template with the checkpoint's special tokens written into it.
+
+    Templates refer to them by name; so the bundle's template stands on its own.
+    """
+    tokens = checkpoint.special_tokens.items()
+    known = [f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in tokens]
+    return "".join(known) + (checkpoint.chat_template or "")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # onnxruntime also comes as onnxruntime-gpu; whichever is there is recorded
+    return found

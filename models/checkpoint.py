@@ -1,0 +1,216 @@
+"""Open a checkpoint: the facts that an export needs, and the module with its weights audited.
+
+`open_checkpoint` reads configuration and headers only; `load_module` reads the weights. Code that
+comes with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..runtime.errors import CheckpointError
+from . import gguf
+from .families import FAMILIES, check_supported, unsupported
+from .hf import blaming, quiet, transformers_class
+from .metadata import chat_template, eos_ids, max_positions, read_json, special_tokens
+from .source import Source, fetch
+from .weights import read_weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "fp16"]
+BYTES_PER_WEIGHT: dict[str, int] = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a checkpoint without its weights.
+
+    Attributes:
+        source: what the user named.
+        folder: where its files are.
+        gguf_file: name of the GGUF file in `folder`, or None for a Hugging Face checkpoint.
+        config: transformers' configuration object.
+        architecture: class name, such as LlamaForCausalLM.
+        family: `model_type`, a key of FAMILIES.
+        vocab_size: rows of the embedding and the head; may be padded beyond the tokenizer.
+        max_positions: longest context that the model can express, or None for no limit.
+        weight_files: in load order.
+        parameters: weights stored; a tied embedding counts once.
+        bos_id: id of the first token of a text, or None.
+        eos_ids: ids that end a text.
+        chat_template: Jinja text, or None.
+        special_tokens: texts for the chat template (`bos_token`, `eos_token`, ...).
+    """
+
+    source: Source
+    folder: Path
+    gguf_file: str | None
+    config: Any = field(repr=False)
+    architecture: str
+    family: str
+    vocab_size: int
+    max_positions: int | None
+    weight_files: tuple[Path, ...] = field(repr=False)
+    parameters: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    chat_template: str | None = field(repr=False)
+    special_tokens: dict[str, str] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.source.name
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the GGUF file: what messages point at."""
+        return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    def weight_bytes(self, precision: str) -> int:
+        """Size of the weights once exported, in bytes; `precision` is a key of BYTES_PER_WEIGHT."""
+        return self.parameters * BYTES_PER_WEIGHT[precision]
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Fetch what `source` names, and check and describe it without reading its weights.
+
+    Raises:
+        CheckpointError: it cannot be had, is damaged, or is not a supported kind of model.
+        ResourceError: no room for a download.
+        MissingExtraError: transformers is not installed.
+    """
+    path = fetch(source)
+    return _open_gguf(source, path) if path.is_file() else _open_folder(source, path)
+
+
+def load_module(
+    checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str = "eager"
+) -> torch.nn.Module:
+    """The transformers module with its weights, in eval mode and without gradients.
+
+    Weights are converted one tensor at a time, so there is never a second copy of the model.
+
+    Args:
+        checkpoint: from `open_checkpoint`.
+        dtype: of the weights in memory.
+        attention: `attn_implementation`, such as "eager", "sdpa" or a registered name.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture: a tensor is missing, left over
+            or of another shape.
+        ResourceError: out of memory.
+    """
+    auto = transformers_class("AutoModelForCausalLM")
+    settings: dict[str, Any] = {"use_safetensors": True}
+    if checkpoint.gguf_file:
+        settings = {"gguf_file": checkpoint.gguf_file}
+    with quiet(), blaming(checkpoint.path, "its weights cannot be loaded"):
+        module, report = auto.from_pretrained(
+            checkpoint.folder,
+            # A copy: transformers writes dtype and attention into it.
+            config=copy.deepcopy(checkpoint.config),
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            # Not to ignore them, but to have them in the report with the others.
+            ignore_mismatched_sizes=True,
+            **settings,
+        )
+    _audit(checkpoint, module, report)
+    return module.eval().requires_grad_(False)
+
+
+def _open_folder(source: Source, folder: Path) -> Checkpoint:
+    raw = read_json(folder / "config.json")
+    architecture = check_supported(raw, folder)
+    weights = read_weight_files(folder)
+    with blaming(folder / "config.json", "transformers does not accept it"):
+        config = transformers_class("AutoConfig").from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    generation = read_json(folder / "generation_config.json", required=False)
+    tokenizer = read_json(folder / "tokenizer_config.json", required=False)
+    return Checkpoint(
+        source=source,
+        folder=folder,
+        gguf_file=None,
+        config=config,
+        architecture=architecture,
+        family=config.model_type,
+        vocab_size=config.vocab_size,
+        max_positions=max_positions(config),
+        weight_files=weights.files,
+        parameters=weights.parameters,
+        bos_id=config.bos_token_id,
+        eos_ids=eos_ids(config.vocab_size, generation.get("eos_token_id"), config.eos_token_id),
+        chat_template=chat_template(folder, tokenizer),
+        special_tokens=special_tokens(tokenizer),
+    )
+
+
+def _open_gguf(source: Source, file: Path) -> Checkpoint:
+    header = gguf.read_header(file)
+    gguf.check_header(file, header)
+    with quiet(), blaming(file, "transformers does not accept its header"):
+        config = transformers_class("AutoConfig").from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
+        )
+    if config.model_type not in FAMILIES:
+        raise unsupported(file, config.model_type)
+    gguf.check_config(file, header, config)
+    return Checkpoint(
+        source=source,
+        folder=file.parent,
+        gguf_file=file.name,
+        config=config,
+        architecture=FAMILIES[config.model_type],
+        family=config.model_type,
+        vocab_size=config.vocab_size,
+        max_positions=max_positions(config),
+        weight_files=(file,),
+        parameters=header.parameters,
+        bos_id=header.metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_ids=eos_ids(
+            config.vocab_size,
+            header.metadata.get("tokenizer.ggml.eos_token_id"),
+            header.metadata.get("tokenizer.ggml.eot_token_id"),
+        ),
+        chat_template=header.metadata.get("tokenizer.chat_template"),
+        special_tokens=header.special_tokens(),
+    )
+
+
+def _audit(checkpoint: Checkpoint, module: Any, report: dict[str, Any]) -> None:
+    """Refuse a module that is not exactly what the files hold.
+
+    Tied weights and buffers that the family computes itself are no finding: transformers has
+    taken them out of its report already.
+    """
+    left_over = sorted(report["unexpected_keys"])
+    if checkpoint.gguf_file:
+        left_over += gguf.unused_tensors(gguf.read_header(checkpoint.path), module)
+    findings = {
+        "missing from the files": sorted(report["missing_keys"]),
+        "in the files but not in the architecture": left_over,
+        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
+        "not convertible": list(report["error_msgs"]),
+    }
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in findings.items()
+        if names
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{checkpoint.path}: the weights do not fit {checkpoint.architecture}. "
+            f"Tensors {'; '.join(lines)}.",
+            hint="The checkpoint is incomplete, or its config.json belongs to another model.",
+        )

@@ -1,0 +1,244 @@
+"""GGUF files: the header read and checked by ourselves, the weights through transformers.
+
+transformers turns a GGUF file into a module of the usual class, with the weights dequantised. Its
+conversion leaves out what it does not know, in silence; `check_header` and `unused_tensors` refuse
+the files for which that would give a model that computes something else.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..runtime.errors import CheckpointError, MissingExtraError
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+"""`general.architecture` values whose conversion in transformers is known to be faithful."""
+
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+_MAX_ENTRIES, _MAX_STRING, _MAX_ITEMS = 1 << 16, 1 << 24, 1 << 24
+_ROTATION_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the header: name, shape (fastest axis first), ggml type, offset in the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Everything in front of the tensor data.
+
+    Attributes:
+        metadata: key to value.
+        tensors: in file order.
+        data_start: where the tensor data begin, in bytes.
+    """
+
+    metadata: dict[str, Any]
+    tensors: tuple[GgufTensor, ...]
+    data_start: int
+
+    @property
+    def architecture(self) -> str:
+        """What the file calls its family, or an empty string."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the file."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens, by the names that chat templates use."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
+        found = {}
+        for role, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+            index = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if isinstance(index, int) and 0 <= index < len(tokens):
+                found[f"{role}_token"] = tokens[index]
+        return found
+
+
+def read_header(file: Path) -> GgufHeader:
+    """Read and check the header of a GGUF file (about 0.1 s; tensor data are not read).
+
+    Raises:
+        CheckpointError: not GGUF, damaged, cut off, or one part of a split file.
+    """
+    try:
+        with file.open("rb") as stream:
+            header = _parse(stream)
+    except (struct.error, UnicodeDecodeError, ValueError, KeyError, EOFError) as error:
+        raise CheckpointError(
+            f"{file} is no valid GGUF file ({error}).", hint="Download or copy it again."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}).") from error
+    if header.metadata.get("split.count", 1) > 1:
+        raise CheckpointError(
+            f"{file} is one part of a split GGUF file.",
+            hint="Merge the parts first: llama-gguf-split --merge FIRST_PART MERGED.gguf",
+        )
+    _check_length(file, header)
+    return header
+
+
+def check_header(file: Path, header: GgufHeader) -> None:
+    """Refuse a file whose conversion would not be faithful.
+
+    Raises:
+        CheckpointError: the architecture is not supported, or the file rescales its rotary
+            positions, which the conversion would drop.
+    """
+    if header.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{file}: GGUF architecture '{header.architecture}' is not supported.",
+            hint=f"Supported in GGUF: {', '.join(ARCHITECTURES)}. For other families, use the "
+            "Hugging Face checkpoint.",
+        )
+    names = {tensor.name for tensor in header.tensors}
+    rotation = next((name for name in _ROTATION_TENSORS if name in names), None)
+    scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
+    if rotation or scaling != "none":
+        raise CheckpointError(
+            f"{file} rescales its rotary positions ({rotation or scaling}), which the GGUF "
+            "conversion of transformers drops: its results would be wrong.",
+            hint="Use the Hugging Face checkpoint of this model.",
+        )
+
+
+def check_config(file: Path, header: GgufHeader, config: Any) -> None:
+    """Compare what the conversion may have lost: the sliding window and the size of a head.
+
+    Raises:
+        CheckpointError: the converted configuration differs from the file.
+    """
+    prefix = header.architecture
+    heads = config.num_attention_heads
+    converted = {
+        "attention.sliding_window": getattr(config, "sliding_window", None),
+        "attention.key_length": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }
+    for key, value in converted.items():
+        stored = header.metadata.get(f"{prefix}.{key}")
+        if stored and stored != value:
+            raise CheckpointError(
+                f"{file}: {prefix}.{key} is {stored}, but transformers converts it to {value}.",
+                hint="Use the Hugging Face checkpoint of this model.",
+            )
+
+
+def unused_tensors(header: GgufHeader, module: Any) -> list[str]:
+    """Names of the file's tensors that the converted module has no place for."""
+    from transformers import modeling_gguf_pytorch_utils as conversion
+
+    kind = conversion.TENSOR_PROCESSORS.get(header.architecture, conversion.TensorProcessor)
+    processor = kind(config=module.config.to_dict())
+    used = conversion.get_gguf_hf_weights_map(module, processor)
+    return [tensor.name for tensor in header.tensors if tensor.name not in used]
+
+
+def _check_length(file: Path, header: GgufHeader) -> None:
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError as error:
+        raise MissingExtraError("gguf", "export", "Reading a GGUF checkpoint") from error
+    size = file.stat().st_size
+    for tensor in header.tensors:
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{file}: {tensor.name} has the unknown ggml type {tensor.kind}.",
+                hint='pip install --upgrade "gguf"',
+            ) from error
+        length = math.prod(tensor.shape) // block * block_bytes
+        if header.data_start + tensor.offset + length > size:
+            raise CheckpointError(
+                f"{file} is cut off: {tensor.name} ends beyond its {size} bytes.",
+                hint="Download or copy it again.",
+            )
+
+
+def _parse(stream: BinaryIO) -> GgufHeader:
+    if stream.read(4) != b"GGUF":
+        raise ValueError("it does not begin with 'GGUF'")
+    version, tensor_count, entry_count = _unpack(stream, "IQQ")
+    if version not in (2, 3):
+        raise ValueError(f"version {version}; 2 and 3 are known")
+    if max(tensor_count, entry_count) > _MAX_ENTRIES:
+        raise ValueError("implausible number of entries")
+    metadata = {}
+    for _ in range(entry_count):
+        key = _string(stream)
+        metadata[key] = _value(stream, _unpack(stream, "I")[0])
+    tensors = tuple(_tensor(stream) for _ in range(tensor_count))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
+        raise ValueError("implausible alignment")
+    return GgufHeader(metadata, tensors, -(-stream.tell() // alignment) * alignment)
+
+
+def _tensor(stream: BinaryIO) -> GgufTensor:
+    name = _string(stream)
+    (dimensions,) = _unpack(stream, "I")
+    if dimensions > 8:
+        raise ValueError(f"{name} has {dimensions} dimensions")
+    shape = _unpack(stream, f"{dimensions}Q")
+    kind, offset = _unpack(stream, "IQ")
+    return GgufTensor(name, shape, kind, offset)
+
+
+def _value(stream: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return _string(stream)
+    if kind != _ARRAY:
+        return _unpack(stream, _SCALARS[kind])[0]
+    item, count = _unpack(stream, "IQ")
+    if count > _MAX_ITEMS:
+        raise ValueError("implausible array")
+    if item == _STRING:
+        return [_string(stream) for _ in range(count)]
+    return list(_unpack(stream, f"{count}{_SCALARS[item]}"))
+
+
+def _string(stream: BinaryIO) -> str:
+    (length,) = _unpack(stream, "Q")
+    if length > _MAX_STRING:
+        raise ValueError("implausible string")
+    return _exactly(stream, length).decode("utf-8", errors="replace")
+
+
+def _unpack(stream: BinaryIO, layout: str) -> tuple[Any, ...]:
+    return struct.unpack("<" + layout, _exactly(stream, struct.calcsize("<" + layout)))
+
+
+def _exactly(stream: BinaryIO, length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) != length:
+        raise EOFError("it ends inside its header")
+    return data

@@ -1,0 +1,81 @@
+"""Facts from the small files beside the weights: limits, special tokens, chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import CheckpointError
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_MAX_JSON_BYTES = 32 << 20
+# Rotary tables that change once a context outgrows the trained length: below it, they are static.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint; empty if the file is absent and not required.
+
+    Raises:
+        CheckpointError: missing, unreadable or no JSON object. Names the file.
+    """
+    if not file.is_file():
+        if not required:
+            return {}
+        raise CheckpointError(
+            f"{file.parent} is no Hugging Face checkpoint: {file.name} is missing.",
+            hint="Name the folder that holds config.json, *.safetensors and tokenizer.json.",
+        )
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("implausibly large")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object.")
+    return content
+
+
+def max_positions(config: Any) -> int | None:
+    """Longest context in tokens, from a transformers configuration; None for no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+        limit = (
+            rope.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+            or limit
+        )
+    return int(limit) if limit else None
+
+
+def eos_ids(vocab_size: int, *found: int | list[int] | None) -> tuple[int, ...]:
+    """Every id that any of the files calls an end, those of the first file first."""
+    ids = [i for entry in found for i in (entry if isinstance(entry, list) else [entry])]
+    return tuple(dict.fromkeys(i for i in ids if isinstance(i, int) and 0 <= i < vocab_size))
+
+
+def chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
+    """The Jinja text of the chat template, from any of the places where it has been kept."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    legacy = read_json(folder / "chat_template.json", required=False)
+    template = tokenizer.get("chat_template") or legacy.get("chat_template")
+    if isinstance(template, list):  # Several by name: the one for plain chat is called default.
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def special_tokens(tokenizer: dict[str, Any]) -> dict[str, str]:
+    """Texts of the special tokens named in tokenizer_config.json."""
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        value = tokenizer.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            found[name] = text
+    return found

@@ -1,0 +1,187 @@
+"""Where a model comes from, and how its files get onto this machine.
+
+A `Source` is what the user named: a preset, a local Hugging Face folder, a hub id or a GGUF file.
+`presets.resolve` makes one from a word; `fetch` turns it into a local path, downloading at most the
+files that an export reads and never a pickle or a Python file.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..runtime.errors import CheckpointError, CospecError, MissingExtraError, ResourceError
+
+SourceKind = Literal["packaged", "folder", "gguf", "hub"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+DOWNLOADED = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+    "LICENSE*",
+)
+"""The files of a hub repository that are fetched. `model*` leaves out second copies of the weights
+(consolidated.safetensors), and pickles and code match nothing here."""
+
+ETAG_TIMEOUT_S = 5.0
+"""How long one question to the hub may take before it counts as unreachable."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model as the user named it.
+
+    Attributes:
+        name: the word that was given, for messages and for naming bundles.
+        kind: `packaged` and `folder` are local folders, `gguf` a local file, `hub` a hub id.
+        location: the path, or the hub id.
+        gated: the hub hands the checkpoint out only after its licence was accepted (if known).
+        licence: the licence's name, if a preset knows it.
+    """
+
+    name: str
+    kind: SourceKind
+    location: str
+    gated: bool = False
+    licence: str | None = None
+
+
+def local_source(text: str) -> Source | None:
+    """The file or folder that `text` names, or None if it can only be the name of something else.
+
+    Raises:
+        CheckpointError: `text` is plainly a path, and nothing usable is there.
+    """
+    path = Path(text).expanduser()
+    looks_like_path = text.startswith((".", "/", "~")) or text.endswith("/") or "\\" in text
+    if text.lower().endswith(".gguf") or path.is_file():
+        return _file_source(text, path)
+    if path.is_dir():
+        if not looks_like_path and "/" not in text and not (path / "config.json").is_file():
+            return None  # A folder that happens to be called like a preset or a mistyped one.
+        return Source(text, "folder", str(path.resolve()))
+    if looks_like_path or path.is_absolute() or text.count("/") > 1:
+        raise CheckpointError(
+            f"{text}: no such file or folder.",
+            hint="Name a Hugging Face folder (config.json, *.safetensors, tokenizer.json), "
+            "a .gguf file, a hub id (org/name) or a preset.",
+        )
+    return None
+
+
+def _file_source(text: str, path: Path) -> Source:
+    if not path.is_file():
+        raise CheckpointError(f"{text}: no such GGUF file.")
+    if path.suffix.lower() == ".gguf":
+        return Source(text, "gguf", str(path.resolve()))
+    raise CheckpointError(
+        f"{text} is a file, but only .gguf checkpoints are single files.",
+        hint="For a Hugging Face checkpoint, name the folder that holds config.json.",
+    )
+
+
+def fetch(source: Source) -> Path:
+    """Local path of the checkpoint: a folder, or the .gguf file.
+
+    A hub id is downloaded into the Hugging Face cache (HF_HOME; HF_HUB_OFFLINE is respected) with
+    huggingface_hub's progress bars; what the cache holds already is not fetched again.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had; says what was tried and the way round.
+        ResourceError: no room for the download, or a cache folder that cannot be written.
+    """
+    if source.kind != "hub":
+        return Path(source.location)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "export", "Downloading a checkpoint") from error
+    try:
+        folder = snapshot_download(
+            source.location, allow_patterns=list(DOWNLOADED), etag_timeout=ETAG_TIMEOUT_S
+        )
+    except Exception as error:
+        raise _explain(source, error) from error
+    return Path(folder)
+
+
+def _explain(source: Source, error: Exception) -> CospecError:
+    """What went wrong with a download, in terms of what the user can do about it."""
+    chain = _causes(error)
+    names = {name for cause in chain for name in (kind.__name__ for kind in type(cause).__mro__)}
+    # Only the operating system's own errors: hub and network errors inherit from OSError as well.
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    hub_id = source.location
+    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
+        return ResourceError(
+            f"No room left on the disk while downloading {hub_id}.",
+            hint="Free some space, or point HF_HOME at a larger disk, and run the command again: "
+            "the download continues where it stopped.",
+        )
+    if numbers & {errno.EACCES, errno.EROFS, errno.EPERM}:
+        return ResourceError(
+            f"Cannot write {hub_id} to the Hugging Face cache: {chain[-1]}.",
+            hint="Point HF_HOME at a folder that you can write.",
+        )
+    if "GatedRepoError" in names:
+        reason = "the hub refused: the checkpoint is gated and this machine has no access to it"
+        return _unavailable(source, reason, gated=True)
+    if names & {"RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"}:
+        reason = "the hub knows no such model (or it is private and you are not logged in)"
+    elif "OfflineModeIsEnabled" in names:
+        reason = "HF_HUB_OFFLINE is set, and the local Hugging Face cache does not hold it"
+    else:
+        reason = f"the hub cannot be reached ({_one_line(chain[-1])})"
+    return _unavailable(source, reason, gated=source.gated)
+
+
+def _unavailable(source: Source, reason: str, *, gated: bool) -> CheckpointError:
+    hub_id = source.location
+    folder = hub_id.rsplit("/", maxsplit=1)[-1]
+    named = f"{source.name} ({hub_id})" if source.name != hub_id else hub_id
+    steps = []
+    if gated:
+        licence = f" ({source.licence})" if source.licence else ""
+        steps.append(
+            f"This checkpoint is gated: accept its licence{licence} at "
+            f"https://huggingface.co/{hub_id}, then `hf auth login`."
+        )
+    steps += [
+        "Without the hub, point --target (and --draft) at local folders. "
+        "On a machine with network access:",
+        f"       hf download {hub_id} --local-dir {folder}",
+        "     then copy the folder here and run:",
+        f"       cospec-export --target ./{folder} --draft DRAFT_FOLDER   (or --draft none)",
+        "     `--target tiny` needs no network at all.",
+    ]
+    return CheckpointError(
+        f"Cannot get {named} from the model hub: {reason}.", hint="\n".join(steps)
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, innermost last."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,1 @@
+"""The command-line tools that work on a finished bundle."""

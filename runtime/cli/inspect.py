@@ -1,0 +1,98 @@
+"""cospec-inspect: what is in a bundle, without reading its models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ..bundle import Bundle, find_bundle
+from ..files import format_bytes
+from ..manifest import Manifest, ModelEntry
+from .common import CospecCommand, json_option, print_json
+
+
+@click.command(
+    cls=CospecCommand,
+    epilog="Example: cospec-inspect models/tiny --json",
+)
+@click.argument("directory", metavar="DIR", type=click.Path())
+@json_option
+def main(directory: str, as_json: bool) -> None:
+    """Show what the bundle DIR holds.
+
+    DIR is a bundle, or a folder with one bundle in it. Checks the manifest and every file's size,
+    but no hashes: cospec-verify does that.
+    """
+    bundle = Bundle.open(find_bundle(directory), verify=False)
+    if as_json:
+        print_json(_as_dict(bundle))
+    else:
+        click.echo("\n".join(_summary(bundle)))
+
+
+def _models(manifest: Manifest) -> dict[str, ModelEntry]:
+    by_role = {"target": manifest.models.target, "draft": manifest.models.draft}
+    return {role: model for role, model in by_role.items() if model is not None}
+
+
+def _file_bytes(manifest: Manifest, model: ModelEntry) -> int:
+    """Bytes of the graph and of the external data, which share a folder."""
+    folder = model.graph.rpartition("/")[0] + "/"
+    return sum(entry.size for entry in manifest.files if entry.path.startswith(folder))
+
+
+def _as_dict(bundle: Bundle) -> dict[str, Any]:
+    """Return the manifest, and what follows from it."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.root),
+        "seal": manifest.seal,
+        "hashes_checked": False,
+        "kv_cache_bytes": {
+            role: model.cache_bytes(manifest.capacity) for role, model in _models(manifest).items()
+        },
+        "manifest": asdict(manifest),
+    }
+
+
+def _summary(bundle: Bundle) -> list[str]:
+    manifest, defaults = bundle.manifest, bundle.manifest.generation
+    packages = ", ".join(f"{name} {version}" for name, version in manifest.created_by.items())
+    total = format_bytes(sum(entry.size for entry in manifest.files))
+    ends = ", ".join(map(str, defaults.eos_token_ids)) or "none"
+    return [
+        f"{manifest.name}  ({bundle.root})",
+        f"  lowering    {manifest.lowering}, {manifest.precision}",
+        f"  capacity    {manifest.capacity} tokens",
+        f"  vocabulary  {manifest.vocab_size} tokens; summary of the {manifest.summary_top} best",
+        f"  defaults    {defaults.num_draft_tokens} draft tokens a round, at most "
+        f"{defaults.max_tokens} new tokens, prefill in chunks of {defaults.prefill_chunk}",
+        f"  special     begin {defaults.bos_token_id}, end {ends}",
+        f"  created by  {packages}",
+        f"  seal        {manifest.seal[:16]}",
+        *(
+            line
+            for role, model in _models(manifest).items()
+            for line in _model_lines(manifest, role, model)
+        ),
+        f"files, {total}; sizes agree, hashes not checked (cospec-verify does)",
+        *(f"  {format_bytes(entry.size):>10}  {entry.path}" for entry in manifest.files),
+    ]
+
+
+def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
+    shapes = sorted(set(model.kv_shapes))
+    heads = ", ".join(f"{count} KV heads of {size}" for count, size in shapes)
+    cache = format_bytes(model.cache_bytes(manifest.capacity))
+    return [
+        f"{role}  {model.architecture} from {model.source}",
+        f"  parameters  {model.parameters:,}; {format_bytes(_file_bytes(manifest, model))} on disk",
+        f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
+        f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

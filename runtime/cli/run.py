@@ -1,0 +1,142 @@
+"""cospec-run: generate text with a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ..errors import UsageError
+from ..session import Completion, Session, load
+from ..stats import GenerationStats
+from .common import CospecCommand, json_option, print_json
+
+EPILOG = """
+\b
+Examples:
+  cospec-run --engine-dir models/ "What is 12 + 30?"
+  echo "Once upon a time" | cospec-run --engine-dir models/tiny --raw
+  cospec-run --engine-dir models/tiny --json "What is 12 + 30?"
+"""
+
+COLOURS = {"agreed": "green", "bonus": "cyan", "target": "yellow"}
+"""How --provenance shows who chose a token."""
+
+
+@click.command(cls=CospecCommand, epilog=EPILOG)
+@click.argument("prompt", required=False)
+@click.option(
+    "--engine-dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A bundle's folder, or a folder that holds exactly one bundle.",
+)
+@click.option("--max-tokens", type=int, help="Tokens to generate at most.")
+@click.option(
+    "--mode",
+    type=click.Choice(["strict"]),
+    default="strict",
+    show_default=True,
+    help="strict: exactly the target's greedy output.",
+)
+@click.option(
+    "--drafter",
+    type=click.Choice(["auto", "model", "ngram", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where proposals come from; auto is the draft model, or ngram without one.",
+)
+@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round; 0 decodes plainly.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core.")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Execution provider of ONNX Runtime.",
+)
+@click.option("--provenance", is_flag=True, help="Colour each token by who chose it.")
+@click.option("--stats", is_flag=True, help="Print statistics on stderr at the end.")
+@json_option
+def main(
+    prompt: str | None,
+    engine_dir: Path,
+    max_tokens: int | None,
+    mode: str,
+    drafter: str,
+    num_draft_tokens: int | None,
+    raw: bool,
+    threads: int | None,
+    provider: str,
+    provenance: bool,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Generate text from PROMPT, or from standard input.
+
+    The prompt is sent as a chat message where the bundle has a chat template, unless --raw is given.
+    """
+    from ..engines.onnxruntime import OrtOptions
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads is {threads}, but must be at least 1")
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise UsageError(
+                "no prompt", hint='cospec-run --engine-dir DIR "your prompt", or pipe one in'
+            )
+        prompt = sys.stdin.read().rstrip("\n")
+    options = OrtOptions(threads=threads, provider=provider)  # type: ignore[arg-type]
+    session = load(engine_dir, drafter=drafter, options=options)  # type: ignore[arg-type]
+    as_chat = session.codec.has_chat_template and not raw and prompt.strip()
+    stream = session.stream(
+        [{"role": "user", "content": prompt}] if as_chat else prompt,
+        max_tokens=max_tokens,
+        num_draft_tokens=num_draft_tokens,
+        mode=mode,  # type: ignore[arg-type]
+    )
+    if as_json:
+        print_json(stream.completion().to_json())
+        return
+    for piece in stream:
+        if not provenance:
+            click.echo(piece.text, nl=False)
+    completion = stream.completion()
+    if provenance:
+        _echo_provenance(session, completion)
+    click.echo()
+    if stats:
+        click.echo(describe(completion.stats), err=True)
+
+
+def describe(stats: GenerationStats) -> str:
+    """Return the statistics as a few lines for people."""
+
+    def figure(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    tpot = stats.tpot
+    rate = None if not tpot else 1 / tpot
+    return "\n".join(
+        [
+            f"tokens       {stats.num_prompt_tokens} prompt, {stats.num_generated_tokens} generated",
+            f"passes       {stats.num_target_passes} of the target, "
+            f"{figure(stats.tokens_per_target_pass, '.2f')} tokens each",
+            f"drafted      {stats.num_draft_tokens}, accepted {stats.num_accepted_tokens} "
+            f"({figure(stats.draft_acceptance_rate, '.0%')})",
+            f"time         {stats.ttft * 1000:.1f} ms to the first tokens, then "
+            f"{figure(rate, '.0f')} tokens/s",
+        ]
+    )
+
+
+def _echo_provenance(session: Session, completion: Completion) -> None:
+    """Print the output token by token in the colours of COLOURS, and a legend."""
+    text = session.codec.stream()
+    for token, who in zip(completion.tokens, completion.provenance, strict=True):
+        click.secho(text.push([token]), fg=COLOURS[who], nl=False)
+    click.echo(text.finish(), nl=False)
+    legend = "  ".join(click.style(who, fg=colour) for who, colour in COLOURS.items())
+    click.echo(f"\n[{legend}]", nl=False)

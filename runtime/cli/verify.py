@@ -1,0 +1,70 @@
+"""cospec-verify: whether every file of a bundle is the one that was exported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from ..bundle import FileReport, check_file, find_bundle, read_manifest, unlisted_files
+from ..errors import BundleError
+from ..files import byte_progress, format_bytes
+from ..manifest import EXPORT_OR_COPY_AGAIN
+from .common import CospecCommand, json_option, print_json
+
+
+@click.command(
+    cls=CospecCommand,
+    epilog="Example: cospec-verify models/tiny",
+)
+@click.argument("directory", metavar="DIR", type=click.Path())
+@json_option
+def main(directory: str, as_json: bool) -> None:
+    """Check the size and the SHA-256 of every file of the bundle DIR.
+
+    DIR is a bundle, or a folder with one bundle in it. Files that the manifest does not list are
+    reported and do no harm: nothing reads them.
+    """
+    root = find_bundle(directory).resolve()
+    manifest = read_manifest(root)
+    total = sum(entry.size for entry in manifest.files)
+    with byte_progress(total, "verifying") as advance:
+        reports = [check_file(root, entry, advance=advance) for entry in manifest.files]
+    unlisted = unlisted_files(root, manifest)
+    bad = [report for report in reports if not report.ok]
+    if as_json:
+        files = [{"ok": report.ok, **asdict(report)} for report in reports]
+        facts = {"ok": not bad, "bundle": str(root), "seal": manifest.seal}
+        print_json({**facts, "files": files, "unlisted": unlisted})
+        if bad:
+            raise click.exceptions.Exit(BundleError.exit_code)
+        return
+    for report in reports:
+        click.echo(_line(report))
+    for path in unlisted:
+        shown = path if path.isprintable() else ascii(path)
+        click.echo(f"warning: {shown} is not in the manifest; nothing reads it")
+    if bad:
+        raise BundleError(
+            f"{root}: {len(bad)} of {len(reports)} files are not what was exported",
+            hint=EXPORT_OR_COPY_AGAIN,
+        )
+    click.echo(
+        f"{len(reports)} files, {format_bytes(total)}: all as exported (seal {manifest.seal})"
+    )
+
+
+def _line(report: FileReport) -> str:
+    if report.ok:
+        return f"ok   {report.path}"
+    lines = [f"BAD  {report.path} {report.problem}"]
+    if report.actual_sha256 is not None:
+        lines += [
+            f"     expected {report.expected_sha256}",
+            f"     found    {report.actual_sha256}",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where proposals come from: a draft model or n-gram lookup."""

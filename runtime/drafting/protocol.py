@@ -1,0 +1,35 @@
+"""What the loop asks of a drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Drafter(Protocol):
+    """Guesses the tokens that the target will choose next.
+
+    A wrong guess costs time, never correctness, so a drafter may use whatever it likes.
+    """
+
+    def propose(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Return up to `count` tokens to follow `tokens`; an empty list is a valid answer.
+
+        Args:
+            tokens: every token so far, prompt and committed output. Between two calls it only grows.
+            count: at most this many.
+        """
+
+    def rollback(self, length: int) -> None:
+        """Only the first `length` tokens of context plus proposal stand; forget the rest."""
+
+
+class NoDrafter:
+    """Proposes nothing: the loop becomes plain decoding, one token a pass."""
+
+    def propose(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Return nothing."""
+        return []
+
+    def rollback(self, length: int) -> None:
+        """There is nothing to forget."""

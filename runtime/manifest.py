@@ -1,0 +1,328 @@
+"""The manifest of a bundle, `cospec.json`: its schema, how it is read and how it is sealed.
+
+The schema is the dataclasses below. A value is checked against its annotation whenever one of them
+is made, from JSON or from Python, so that no manifest with an unknown key, a wrong type or a value
+out of range ever exists.
+
+The seal is the SHA-256 of the canonical JSON of everything but itself, and the file must be that
+canonical JSON byte for byte. Together with the hash of every file in `files` it protects against
+accidents (a bad copy, a truncated download, an edit by hand), and it is one short fingerprint of
+the whole bundle that two people can compare. It is not a signature: whoever can change the files
+on purpose can also compute a new seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from .errors import BundleError
+from .files import is_portable_path, parse_json_object
+
+MANIFEST_NAME = "cospec.json"
+ENGINES_FOLDER = "engines"  # derived files: in no manifest, and never read by the bundle reader
+LOCK_NAME = ".cospec-lock"
+SCHEMA_VERSION = 1
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_DEPTH = 16
+MAX_FILES = 10_000
+
+EXPORT_OR_COPY_AGAIN = (
+    "Copy the bundle again from where it came from, or export it again with cospec-export."
+)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds, both included: of a number its value, of anything else its length."""
+
+    low: int
+    high: int
+
+    def __call__(self, value: Any, where: str) -> None:
+        """Refuse a value outside the bounds."""
+        size = value if isinstance(value, int) else len(value)
+        if not self.low <= size <= self.high:
+            what = "" if isinstance(value, int) else "a length "
+            _refuse(where, f"expected {what}from {self.low} to {self.high}, found {size}")
+
+
+def _portable_path(value: str, where: str) -> None:
+    if not is_portable_path(value):
+        _refuse(
+            where,
+            f"{value!a} is not a path inside the bundle (relative, parts joined by '/', "
+            "each made of A-Z a-z 0-9 . _ - and not starting or ending with a dot)",
+        )
+
+
+def _hex_sha256(value: str, where: str) -> None:
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        _refuse(where, "expected a SHA-256 of 64 lower-case hexadecimal digits")
+
+
+Name = Annotated[str, Within(1, 256)]
+Text = Annotated[str, Within(1, 4096)]
+RelativePath = Annotated[str, _portable_path]
+Sha256 = Annotated[str, _hex_sha256]
+Size = Annotated[int, Within(1, 1 << 24)]
+Large = Annotated[int, Within(0, 1 << 50)]
+TokenId = Annotated[int, Within(0, (1 << 24) - 1)]
+
+
+class _Checked:
+    """Checks and normalises every field of a dataclass against its annotation."""
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for name, hint in _hints(cls).items():
+            object.__setattr__(self, name, _convert(hint, getattr(self, name), name))
+
+
+@dataclass(frozen=True)
+class FileEntry(_Checked):
+    """One file of the bundle: where it is, its bytes, its hash."""
+
+    path: RelativePath
+    size: Large
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(_Checked):
+    """One decoder. `kv_shapes` holds (KV heads, head size) for each layer."""
+
+    graph: RelativePath
+    source: Text
+    architecture: Name
+    parameters: Large
+    hidden_size: Size
+    kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Within(1, 4096)]
+    cache_dtype: Literal["float32", "float16"]
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""
+        item = {"float32": 4, "float16": 2}[self.cache_dtype]
+        return 2 * item * capacity * sum(heads * size for heads, size in self.kv_shapes)
+
+
+@dataclass(frozen=True)
+class Models(_Checked):
+    """The decoders by role; a bundle without a draft decodes plainly."""
+
+    target: ModelEntry
+    draft: ModelEntry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults(_Checked):
+    """What a session does unless it is told otherwise; all counts are tokens."""
+
+    bos_token_id: TokenId | None
+    eos_token_ids: Annotated[tuple[TokenId, ...], Within(0, 1024)]
+    num_draft_tokens: Annotated[int, Within(0, 256)]
+    max_tokens: Size
+    prefill_chunk: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(_Checked):
+    """All that the runtime has to know about a bundle before it opens another file of it.
+
+    `capacity` is the KV cache's length in tokens, `vocab_size` the width of both models' logits,
+    `summary_top` the k of the graphs' `top_values` and `top_ids`. `files` may be empty only
+    while the bundle is being written.
+    """
+
+    schema_version: Annotated[int, Within(1, SCHEMA_VERSION)] = SCHEMA_VERSION
+    name: Name
+    created_by: Annotated[dict[Name, Name], Within(1, 100)]
+    lowering: Literal["gqa", "scatter", "portable"]
+    precision: Literal["fp32", "fp16"]
+    capacity: Size
+    vocab_size: Size
+    summary_top: Size
+    models: Models
+    generation: GenerationDefaults
+    tokenizer: RelativePath
+    chat_template: RelativePath | None = None
+    certificate: RelativePath | None = None
+    files: Annotated[tuple[FileEntry, ...], Within(0, MAX_FILES)] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_ranges()
+        self._check_files()
+
+    @property
+    def seal(self) -> str:
+        """The fingerprint of the bundle: SHA-256 over the canonical JSON of this manifest."""
+        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+
+    def named_files(self) -> dict[str, str]:
+        """Return the files that the manifest refers to by role: field -> path."""
+        named = {
+            "models.target.graph": self.models.target.graph,
+            "models.draft.graph": self.models.draft.graph if self.models.draft else None,
+            "tokenizer": self.tokenizer,
+            "chat_template": self.chat_template,
+            "certificate": self.certificate,
+        }
+        return {field: path for field, path in named.items() if path is not None}
+
+    def _check_ranges(self) -> None:
+        chosen = self.generation
+        ids = [
+            *chosen.eos_token_ids,
+            *([] if chosen.bos_token_id is None else [chosen.bos_token_id]),
+        ]
+        if any(token >= self.vocab_size for token in ids):
+            _refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
+        Within(1, self.vocab_size)(self.summary_top, "summary_top")
+        for field in ("num_draft_tokens", "max_tokens", "prefill_chunk"):
+            Within(0, self.capacity)(getattr(chosen, field), f"generation.{field}")
+
+    def _check_files(self) -> None:
+        seen: set[str] = set()
+        for entry in self.files:
+            path = entry.path.lower()  # some file systems do not tell the case apart
+            if path == MANIFEST_NAME or path.split("/")[0] == ENGINES_FOLDER:
+                _refuse("files", f"'{entry.path}' can never be one of a bundle's files")
+            if path in seen:
+                _refuse("files", f"'{entry.path}' is listed twice")
+            seen.add(path)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """Return the bytes of `cospec.json`, seal included.
+
+    Raises:
+        BundleError: a file that the manifest refers to is not in its `files`.
+    """
+    _check_complete(manifest)
+    return _canonical({**asdict(manifest), "seal": manifest.seal})
+
+
+def from_json(data: bytes) -> Manifest:
+    """Parse, verify and check the bytes of a `cospec.json`.
+
+    Raises:
+        BundleError: whatever is wrong with them, and what to do about it.
+    """
+    try:
+        raw = parse_json_object(data, max_bytes=MAX_MANIFEST_BYTES, max_depth=MAX_DEPTH)
+        _check_version(raw)
+        seal = raw.pop("seal", None)
+        if seal != hashlib.sha256(_canonical(raw)).hexdigest():
+            raise BundleError("its seal does not match: it was changed after it was written")
+        if _canonical({**raw, "seal": seal}) != data:
+            raise BundleError("its layout was changed after it was written")
+        manifest: Manifest = _convert(Manifest, raw, "")
+        _check_complete(manifest)
+    except BundleError as error:
+        hint = error.hint or EXPORT_OR_COPY_AGAIN
+        raise BundleError(f"{MANIFEST_NAME}: {error.message}", hint=hint) from None
+    return manifest
+
+
+def _check_complete(manifest: Manifest) -> None:
+    listed = {entry.path for entry in manifest.files}
+    for field, path in manifest.named_files().items():
+        if path not in listed:
+            _refuse(field, f"'{path}' is not among the bundle's files")
+
+
+def _check_version(raw: dict[str, Any]) -> None:
+    version = raw.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"schema version {version} was written by a newer cospec; "
+            f"this one reads up to {SCHEMA_VERSION}",
+            hint="pip install --upgrade cospec",
+        )
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+    return text.encode("ascii")
+
+
+@lru_cache
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says, with lists made tuples and objects made dataclasses."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _convert(args[0], value, where)
+        for rule in args[1:]:
+            rule(value, where)
+        return value
+    if origin in (Union, types.UnionType):  # the only unions here are "or None"
+        return None if value is None else _convert(args[0], value, where)
+    if origin is Literal:
+        if value not in args:
+            _refuse(where, f"expected one of {', '.join(args)}, found {_show(value)}")
+        return value
+    if origin is dict:
+        return _convert_object(args, value, where)
+    if origin is tuple:
+        return _convert_list(args, value, where)
+    if is_dataclass(hint):
+        return value if type(value) is hint else _build(hint, value, where)
+    if type(value) is not hint:  # exact: True is no number here
+        _refuse(where, f"expected {hint.__name__}, found {_show(value)}")
+    if hint is str and not value.isprintable():
+        _refuse(where, f"{_show(value)} contains characters that cannot be printed")
+    return value
+
+
+def _convert_object(hints: tuple[Any, ...], value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        _refuse(where, f"expected an object, found {_show(value)}")
+    return {
+        _convert(hints[0], key, where): _convert(hints[1], item, f"{where}[{_show(key)}]")
+        for key, item in value.items()
+    }
+
+
+def _convert_list(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        _refuse(where, f"expected a list, found {_show(value)}")
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        _refuse(where, f"expected {len(hints)} values, found {len(value)}")
+    return tuple(
+        _convert(hint, item, f"{where}[{index}]")
+        for index, (hint, item) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _build(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        _refuse(where, f"expected an object, found {_show(value)}")
+    hints = _hints(cls)
+    prefix = f"{where}." if where else ""
+    for kind, keys in (("unknown", value.keys() - hints), ("missing", hints.keys() - value)):
+        if keys:
+            _refuse(prefix + _show(min(keys)).strip("'"), f"{kind} key")
+    return cls(**{key: _convert(hint, value[key], prefix + key) for key, hint in hints.items()})
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _refuse(where: str, problem: str) -> NoReturn:
+    raise BundleError(f"{where}: {problem}")

@@ -1,0 +1,284 @@
+"""A loaded bundle that generates: the object that applications embed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .bundle import Bundle, find_bundle
+from .drafting.model import ModelDrafter
+from .drafting.ngram import NgramDrafter
+from .drafting.protocol import Drafter, NoDrafter
+from .engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
+from .engines.protocol import Engine
+from .errors import PromptError, UsageError
+from .loop import FinishReason, Limits, Provenance, decode
+from .manifest import Manifest, ModelEntry
+from .stats import GenerationStats
+from .text import Message, TextCodec
+
+DrafterName = Literal["auto", "model", "ngram", "none"]
+Mode = Literal["strict"]
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one round of a streamed generation added.
+
+    Attributes:
+        text: the new text; may be empty while a character is incomplete.
+        tokens: the new tokens.
+        provenance: who chose each of them.
+    """
+
+    text: str
+    tokens: list[int]
+    provenance: list[Provenance]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished generation.
+
+    Attributes:
+        text: the output, without special tokens.
+        tokens: its tokens, the end-of-sequence token included.
+        provenance: who chose each token.
+        finish_reason: `eos`, `length` (max_tokens reached) or `capacity` (the cache is full).
+        stats: what it cost.
+    """
+
+    text: str
+    tokens: list[int]
+    provenance: list[Provenance]
+    finish_reason: FinishReason
+    stats: GenerationStats
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the completion as plain values."""
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "provenance": self.provenance,
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.to_json(),
+        }
+
+
+class Stream:
+    """An iterator over the pieces of one generation; `completion()` sums it up at the end."""
+
+    def __init__(self, pieces: Iterator[Piece], stats: GenerationStats) -> None:
+        self._pieces = pieces
+        self.stats = stats
+        self._seen: list[Piece] = []
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self._seen.append(piece)
+        return piece
+
+    def completion(self) -> Completion:
+        """Run to the end, if it is not there yet, and return the whole."""
+        for _ in self:
+            pass
+        if self.finish_reason is None:
+            raise UsageError("this generation failed or was closed before it ended")
+        return Completion(
+            text="".join(piece.text for piece in self._seen),
+            tokens=[token for piece in self._seen for token in piece.tokens],
+            provenance=[who for piece in self._seen for who in piece.provenance],
+            finish_reason=self.finish_reason,
+            stats=self.stats,
+        )
+
+
+class Session:
+    """Draft, target and text of one bundle, ready to generate. One generation runs at a time.
+
+    Usually made by `cospec.load`.
+
+    Args:
+        manifest: the bundle's manifest.
+        target: engine of the target.
+        draft: engine of the draft, or None for a bundle without one.
+        codec: tokenizer and chat template.
+        drafter: `auto` takes the draft model where there is one and n-gram lookup otherwise.
+
+    Raises:
+        UsageError: `drafter="model"` on a bundle without a draft.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        target: Engine,
+        draft: Engine | None,
+        codec: TextCodec,
+        drafter: DrafterName = "auto",
+    ) -> None:
+        self.manifest = manifest
+        self.codec = codec
+        self.drafter: DrafterName = _drafter_name(drafter, draft is not None)
+        self._target = target.decoder()
+        self._draft = draft.decoder() if draft is not None and self.drafter == "model" else None
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        num_draft_tokens: int | None = None,
+        mode: Mode = "strict",
+    ) -> Completion:
+        """Generate to the end and return the whole output.
+
+        Args:
+            prompt: plain text, continued as it is; or chat messages, rendered with the template.
+            max_tokens: tokens to generate at most; the bundle's default if None.
+            num_draft_tokens: tokens to draft a round; 0 decodes plainly; the bundle's default if None.
+            mode: `strict` yields exactly the target's greedy output.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the capacity.
+            UsageError: an argument is out of range, or messages without a chat template.
+            BackendError: the backend failed.
+        """
+        return self.stream(
+            prompt, max_tokens=max_tokens, num_draft_tokens=num_draft_tokens, mode=mode
+        ).completion()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        num_draft_tokens: int | None = None,
+        mode: Mode = "strict",
+    ) -> Stream:
+        """Generate piece by piece; arguments and errors as in `generate`."""
+        defaults = self.manifest.generation
+        if mode != "strict":
+            raise UsageError(f"unknown mode '{mode}'", hint="the modes are: strict")
+        limits = Limits(
+            max_tokens=_at_least("max_tokens", max_tokens, defaults.max_tokens, 1),
+            eos_token_ids=frozenset(defaults.eos_token_ids),
+            num_draft_tokens=_at_least(
+                "num_draft_tokens", num_draft_tokens, defaults.num_draft_tokens, 0
+            ),
+            prefill_chunk=defaults.prefill_chunk,
+        )
+        tokens = self._encode(prompt)
+        stats = GenerationStats(num_prompt_tokens=len(tokens))
+        stream = Stream(iter(()), stats)
+        stream._pieces = self._pieces(tokens, limits, stream)
+        return stream
+
+    def _pieces(self, tokens: list[int], limits: Limits, stream: Stream) -> Iterator[Piece]:
+        self._target.truncate(0)
+        text = self.codec.stream()
+        for round_ in decode(self._target, self._new_drafter(limits), tokens, limits):
+            stream.stats.add(round_)
+            stream.finish_reason = round_.finish
+            piece = text.push(round_.tokens)
+            if round_.finish is not None:
+                piece += text.finish()
+            yield Piece(piece, round_.tokens, round_.provenance)
+
+    def _new_drafter(self, limits: Limits) -> Drafter:
+        if limits.num_draft_tokens == 0 or self.drafter == "none":
+            return NoDrafter()
+        if self._draft is None:
+            return NgramDrafter()
+        self._draft.truncate(0)
+        return ModelDrafter(self._draft, limits.prefill_chunk)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.codec.encode(prompt)
+        else:
+            tokens = self.codec.encode_chat(prompt)
+        if not tokens or not prompt:
+            raise PromptError("the prompt is empty", hint="pass at least one character of text")
+        capacity = self.manifest.capacity
+        if len(tokens) > capacity:
+            raise PromptError(
+                f"the prompt has {len(tokens)} tokens, this bundle holds {capacity}",
+                hint="shorten the prompt, or export again with a larger --capacity",
+            )
+        return tokens
+
+
+def load(
+    path: str | Path,
+    *,
+    drafter: DrafterName = "auto",
+    options: OrtOptions | None = None,
+    verify: bool = True,
+) -> Session:
+    """Open the bundle at `path` (or the one bundle below it) and load its engines.
+
+    Args:
+        path: a bundle's folder, or a folder that holds exactly one bundle.
+        drafter: `auto`, `model`, `ngram` or `none`.
+        options: how ONNX Runtime executes.
+        verify: hash every file first; skip only for a bundle that was verified where it lies.
+
+    Raises:
+        BundleError: no bundle, several, or a damaged one.
+        BackendError: the backend is missing or cannot load the graphs.
+        UsageError: see `Session`.
+    """
+    bundle = Bundle.open(find_bundle(path), verify=verify)
+    manifest, models = bundle.manifest, bundle.manifest.models
+    name = _drafter_name(drafter, models.draft is not None)
+    target = OrtEngine(bundle.path(models.target.graph), _shape(manifest, models.target), options)
+    draft = None
+    if models.draft is not None and name == "model":
+        draft = OrtEngine(bundle.path(models.draft.graph), _shape(manifest, models.draft), options)
+    template = manifest.chat_template
+    codec = TextCodec(
+        bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
+    )
+    return Session(manifest, target, draft, codec, name)
+
+
+def _shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:
+    return GraphShape(
+        capacity=manifest.capacity,
+        vocab_size=manifest.vocab_size,
+        hidden_size=entry.hidden_size,
+        summary_top=manifest.summary_top,
+        kv_shapes=entry.kv_shapes,
+        cache_dtype=entry.cache_dtype,
+    )
+
+
+def _drafter_name(wanted: DrafterName, has_draft: bool) -> DrafterName:
+    if wanted == "auto":
+        return "model" if has_draft else "ngram"
+    if wanted == "model" and not has_draft:
+        raise UsageError(
+            "this bundle has no draft model",
+            hint="use the n-gram drafter, or export again with --draft",
+        )
+    if wanted not in ("model", "ngram", "none"):
+        raise UsageError(
+            f"unknown drafter '{wanted}'", hint="the drafters are: auto, model, ngram, none"
+        )
+    return wanted
+
+
+def _at_least(name: str, value: int | None, default: int, low: int) -> int:
+    if value is None:
+        return default
+    if value < low:
+        raise UsageError(f"{name} is {value}, but must be at least {low}")
+    return value

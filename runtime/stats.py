@@ -1,0 +1,106 @@
+"""What a generation cost and what speculation gained, in vLLM's terms where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from .loop import Round
+
+
+@dataclass
+class GenerationStats:
+    """Counters of one generation, filled as rounds come in.
+
+    Attributes:
+        num_prompt_tokens: tokens of the prompt.
+        num_generated_tokens: tokens of the output, an end-of-sequence token included.
+        num_target_passes: verify passes; a plain decoding pass counts too, prefill does not.
+        num_drafts: passes that had at least one drafted token.
+        num_draft_tokens: tokens that were proposed.
+        num_accepted_tokens: proposed tokens that stand in the output.
+        num_accepted_tokens_per_pos: the same by position in the block, first position first.
+        num_draft_tokens_per_pos: proposals by position.
+        ttft: seconds to the first round of tokens, prefill included.
+        decode_seconds: seconds from the first round's end to the last.
+        first_round_tokens: tokens of the first round.
+    """
+
+    num_prompt_tokens: int
+    num_generated_tokens: int = 0
+    num_target_passes: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    num_draft_tokens_per_pos: list[int] = field(default_factory=list)
+    ttft: float = 0.0
+    decode_seconds: float = 0.0
+    first_round_tokens: int = 0
+    _start: float = field(default_factory=perf_counter, repr=False)
+
+    def add(self, round_: Round) -> None:
+        """Count one round."""
+        now = perf_counter()
+        if self.num_target_passes == 0:
+            self.ttft = now - self._start
+            self.first_round_tokens = len(round_.tokens)
+        self.decode_seconds = now - self._start - self.ttft
+        self.num_target_passes += 1
+        self.num_generated_tokens += len(round_.tokens)
+        self.num_drafts += round_.drafted > 0
+        self.num_draft_tokens += round_.drafted
+        self.num_accepted_tokens += round_.accepted
+        missing = round_.drafted - len(self.num_draft_tokens_per_pos)
+        self.num_draft_tokens_per_pos += [0] * missing
+        self.num_accepted_tokens_per_pos += [0] * missing
+        for position in range(round_.drafted):
+            self.num_draft_tokens_per_pos[position] += 1
+            self.num_accepted_tokens_per_pos[position] += position < round_.accepted
+
+    @property
+    def draft_acceptance_rate(self) -> float | None:
+        """Accepted over proposed; None when nothing was proposed."""
+        return _ratio(self.num_accepted_tokens, self.num_draft_tokens)
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """Tokens that a drafted round yields, the target's own included."""
+        accepted = _ratio(self.num_accepted_tokens, self.num_drafts)
+        return None if accepted is None else 1 + accepted
+
+    @property
+    def tokens_per_target_pass(self) -> float | None:
+        """Tokens per verify pass; 1 is plain decoding."""
+        return _ratio(self.num_generated_tokens, self.num_target_passes)
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per token after the first round."""
+        return _ratio(self.decode_seconds, self.num_generated_tokens - self.first_round_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counters and derived figures as plain values, rates beside their counts."""
+        rates = zip(self.num_accepted_tokens_per_pos, self.num_draft_tokens_per_pos, strict=True)
+        return {
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_generated_tokens": self.num_generated_tokens,
+            "num_target_passes": self.num_target_passes,
+            "num_drafts": self.num_drafts,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_tokens": self.num_accepted_tokens,
+            "num_draft_tokens_per_pos": self.num_draft_tokens_per_pos,
+            "num_accepted_tokens_per_pos": self.num_accepted_tokens_per_pos,
+            "acceptance_rate_per_pos": [_ratio(a, d) for a, d in rates],
+            "draft_acceptance_rate": self.draft_acceptance_rate,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "tokens_per_target_pass": self.tokens_per_target_pass,
+            "ttft_seconds": self.ttft,
+            "tpot_seconds": self.tpot,
+            "decode_seconds": self.decode_seconds,
+        }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

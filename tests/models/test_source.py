@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,13 @@ def hub_error(kind, status):
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def answering(monkeypatch):
+    """A hub that answers the first question."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, *a, **k: None)
+
+
+@pytest.fixture
+def failing(monkeypatch, answering):
     def install(error):
         def snapshot_download(*args, **kwargs):
             raise error
@@ -38,7 +45,7 @@ def test_local_sources_are_not_downloaded(tmp_path, failing):
     assert fetch(resolve(str(tmp_path))) == tmp_path
 
 
-def test_only_harmless_files_are_asked_for(monkeypatch, tmp_path):
+def test_only_harmless_files_are_asked_for(monkeypatch, tmp_path, answering):
     asked = {}
 
     def snapshot_download(hub_id, **kwargs):
@@ -100,16 +107,40 @@ def test_interrupt_passes_through(failing):
         fetch(resolve("org/model"))
 
 
-def test_no_network_fails_fast_on_one_screen(tmp_path):
+def test_cache_makes_up_for_an_unreachable_hub(monkeypatch, tmp_path):
+    def model_info(self, *args, **kwargs):
+        raise ConnectionError("away")
+
+    def snapshot_download(hub_id, *, local_files_only=False, **kwargs):
+        assert local_files_only
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert fetch(resolve("org/model")) == tmp_path
+
+
+@pytest.fixture
+def silent_hub():
+    """An address that accepts connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(20)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("hub", ["refusing", "silent"])
+def test_no_network_fails_fast_on_one_screen(hub, tmp_path, silent_hub):
     program = (
+        "from cospec.models import source\n"
         "from cospec.models.presets import resolve\n"
-        "from cospec.models.source import fetch\n"
         "from cospec.runtime.errors import CheckpointError\n"
-        "try: fetch(resolve('llama-8b'))\n"
+        "source.ANSWER_TIMEOUT_S = 0.5\n"
+        "try: source.fetch(resolve('llama-8b'))\n"
         "except CheckpointError as error: print(error)\n"
     )
-    # Port 9 discards: the connection is refused, as it is without a network.
-    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    endpoint = silent_hub if hub == "silent" else "http://127.0.0.1:9"
+    away = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program],

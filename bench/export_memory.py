@@ -79,11 +79,9 @@ def main(layers: int, precision: str, lowering: str, as_json: bool) -> None:
         checkpoint, bundle = Path(scratch) / "checkpoint", Path(scratch) / "bundle"
         parameters = write_checkpoint(checkpoint, layers)
         started = time.monotonic()
-        peak = peak_of(
-            [str(Path(sys.executable).parent / "cospec-export"), "--target", str(checkpoint)]
-            + ["--draft", "none", "--output", str(bundle)]
-            + ["--precision", precision, "--lowering", lowering]
-        )
+        command = [str(Path(sys.executable).parent / "cospec-export"), "--draft", "none"]
+        command += ["--target", str(checkpoint), "--output", str(bundle)]
+        peak = peak_of([*command, "--precision", precision, "--lowering", lowering])
         seconds = time.monotonic() - started
     weights = parameters * {"fp32": 4, "fp16": 2}[precision]
     promised = int(PEAK_FACTOR * weights) + FIXED_BYTES

@@ -20,7 +20,7 @@ PACKAGED: dict[str, Literal["target", "draft"]] = {
     "packaged:target": "target",
     "packaged:draft": "draft",
 }
-"""Targets that ship inside the package, and their folder below models/tiny/."""
+"""Targets that ship inside the package, and their folder below models/tiny_pair/."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def resolve_pair(target: str, draft: str | None = None) -> tuple[Source, Source 
 
 def _source_of(preset: Preset, name: str) -> Source:
     if preset.target in PACKAGED:
-        from .tiny import path
+        from .tiny_pair import path
 
         folder = path(PACKAGED[preset.target])
         return Source(name, "packaged", str(folder), licence=preset.licence)

@@ -1,0 +1,20 @@
+"""The tiny pair: a draft and a target trained by us, small enough to live in the repository.
+
+A test instrument, not useful models: see MODEL_CARD.md beside this file.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["draft", "target"]
+ROLES: tuple[Role, ...] = ("draft", "target")
+
+
+def path(role: Role) -> Path:
+    """Folder of the packaged Hugging Face checkpoint of one role.
+
+    Raises ValueError for a role that is neither "draft" nor "target".
+    """
+    if role not in ROLES:
+        raise ValueError(f"no tiny model for role {role!r}; the roles are {', '.join(ROLES)}")
+    return Path(__file__).parent / role

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -118,8 +119,9 @@ def main(
 
 def _default_output(target: str) -> Path:
     """models/NAME, where NAME is the last part of what was named, without .gguf."""
-    name = Path(target.rstrip("/")).name
-    return Path("models") / name.removesuffix(".gguf")
+    path = Path(target)
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return Path("models") / re.sub(r"(?i)\.gguf$", "", name)
 
 
 class _StageBar:

@@ -122,13 +122,15 @@ def _reads_weight(node: Any) -> bool:
 
 
 def _merge(model: Any) -> None:
-    """Merge equal small constants and equal subexpressions (each layer makes its own mask)."""
+    """Merge equal small constants and equal subexpressions (each layer makes its own mask), tidy up."""
     import onnx_ir.passes.common as passes
 
     passes.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
+    # The exporter notes a stack trace at every node: most of the file, with paths of this machine.
+    passes.ClearMetadataAndDocStringPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
 

@@ -101,7 +101,7 @@ def export_bundle(
             json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
         )
         manifest = Manifest(
-            name=output.name,
+            name=writer.destination.name,
             created_by=_versions(),
             lowering=options.lowering,
             precision=options.precision,
@@ -153,7 +153,6 @@ def _export_model(
     report(f"{role}: computing the reference")
     probes = gate.reference(
         module,
-        traced.kv_shapes,
         capacity,
         vocab_size,
         widest=options.num_draft_tokens + 1,
@@ -175,7 +174,8 @@ def _export_model(
     del module, traced
     gc.collect()
     report(f"{role}: checking the graph")
-    engine = OrtEngine(path, shape, OrtOptions(provider="cpu"))
+    low_memory = options.precision == "fp16"
+    engine = OrtEngine(path, shape, OrtOptions(provider="cpu", low_memory=low_memory))
     measured = gate.check(engine, probes, options.precision, role)
     entry = ModelEntry(
         graph=f"{role}/model.onnx",

@@ -44,7 +44,8 @@ class Completion:
     """A finished generation.
 
     Attributes:
-        text: the output, without special tokens.
+        text: what the output adds to the text of the prompt, without special tokens. A space that
+            separates the two belongs to it.
         tokens: its tokens, the end-of-sequence token included.
         provenance: who chose each token.
         finish_reason: `eos`, `length` (max_tokens reached) or `capacity` (the cache is full).
@@ -71,9 +72,10 @@ class Completion:
 class Stream:
     """An iterator over the pieces of one generation; `completion()` sums it up at the end."""
 
-    def __init__(self, pieces: Iterator[Piece], stats: GenerationStats) -> None:
-        self._pieces = pieces
-        self.stats = stats
+    def __init__(self, prompt_tokens: Sequence[int]) -> None:
+        self.prompt_tokens = tuple(prompt_tokens)
+        self.stats = GenerationStats(num_prompt_tokens=len(prompt_tokens))
+        self._pieces: Iterator[Piece] = iter(())
         self._seen: list[Piece] = []
         self.finish_reason: FinishReason | None = None
 
@@ -127,6 +129,7 @@ class Session:
         self.manifest = manifest
         self.codec = codec
         self.drafter: DrafterName = _drafter_name(drafter, draft is not None)
+        self._running: Stream | None = None
         self._target = target.decoder()
         self._draft = draft.decoder() if draft is not None and self.drafter == "model" else None
 
@@ -164,10 +167,18 @@ class Session:
         mode: Mode = "strict",
     ) -> Stream:
         """Generate piece by piece; arguments and errors as in `generate`."""
-        defaults = self.manifest.generation
         if mode != "strict":
             raise UsageError(f"unknown mode '{mode}'", hint="the modes are: strict")
-        limits = Limits(
+        limits = self._limits(max_tokens, num_draft_tokens)
+        tokens = self._encode(prompt)
+        stream = Stream(tokens)
+        stream._pieces = self._pieces(tokens, limits, stream)
+        return stream
+
+    def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
+        """Fill what was not given from the bundle's defaults."""
+        defaults = self.manifest.generation
+        return Limits(
             max_tokens=_at_least("max_tokens", max_tokens, defaults.max_tokens, 1),
             eos_token_ids=frozenset(defaults.eos_token_ids),
             num_draft_tokens=_at_least(
@@ -175,15 +186,11 @@ class Session:
             ),
             prefill_chunk=defaults.prefill_chunk,
         )
-        tokens = self._encode(prompt)
-        stats = GenerationStats(num_prompt_tokens=len(tokens))
-        stream = Stream(iter(()), stats)
-        stream._pieces = self._pieces(tokens, limits, stream)
-        return stream
 
     def _pieces(self, tokens: list[int], limits: Limits, stream: Stream) -> Iterator[Piece]:
+        self._running = stream
         self._target.truncate(0)
-        text = self.codec.stream()
+        text = self.codec.stream(stream.prompt_tokens)
         for round_ in decode(self._target, self._new_drafter(limits), tokens, limits):
             stream.stats.add(round_)
             stream.finish_reason = round_.finish
@@ -191,6 +198,11 @@ class Session:
             if round_.finish is not None:
                 piece += text.finish()
             yield Piece(piece, round_.tokens, round_.provenance)
+            if self._running is not stream and round_.finish is None:
+                raise UsageError(
+                    "another generation began on this session before this one ended",
+                    hint="finish or drop a stream before the next, or load a second session",
+                )
 
     def _new_drafter(self, limits: Limits) -> Drafter:
         if limits.num_draft_tokens == 0 or self.drafter == "none":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from .errors import BundleError, PromptError, UsageError
 
 Message = Mapping[str, Any]
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""How tokenizers with byte fallback spell the bytes of what they have no token for."""
 
 
 class TextCodec:
@@ -36,6 +40,8 @@ class TextCodec:
         # A tokenizer.json may ask for truncation or padding, which would change prompts in silence.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, facts in added.items() if facts.special)
         self._template = None if chat_template is None else _compile(chat_template)
 
     @property
@@ -44,65 +50,99 @@ class TextCodec:
         return self._template is not None
 
     def encode(self, text: str) -> list[int]:
-        """Tokenise plain text, with the special tokens that the tokenizer itself adds."""
-        return list(self._tokenizer.encode(text).ids)
+        """Tokenise plain text, with the special tokens that the tokenizer itself adds.
+
+        Raises:
+            PromptError: the text is not valid Unicode.
+        """
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Render `messages` with the chat template and tokenise the result.
 
         Raises:
             UsageError: the bundle has no chat template.
-            PromptError: the template refuses these messages.
+            PromptError: the template refuses these messages, or they are not valid Unicode.
         """
         if self._template is None:
             raise UsageError(
                 "this bundle has no chat template, so it cannot take messages",
                 hint="pass the prompt as plain text",
             )
-        import jinja2
-
         try:
             text = self._template.render(messages=list(messages), add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template that adds a number to a string raises TypeError
             raise PromptError(
                 f"the chat template refuses these messages: {error}",
                 hint='messages look like [{"role": "user", "content": "..."}]',
             ) from error
         # The template writes the special tokens itself.
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair: bytes that were no UTF-8
+            raise PromptError(
+                f"the prompt is not valid Unicode: {error}", hint="pass text encoded as UTF-8"
+            ) from error
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def stream(self) -> TextStream:
-        """Start to decode an output token by token."""
-        return TextStream(self._tokenizer)
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        """Start to decode an output token by token, as the continuation of `context`."""
+        return TextStream(self._tokenizer, self._special, context)
 
 
 class TextStream:
-    """Decodes a growing output; the pieces joined are exactly `TextCodec.decode` of all tokens."""
+    """Decodes a growing output; the pieces joined are what it adds to the text of its context.
 
-    def __init__(self, tokenizer: Any) -> None:
-        from tokenizers.decoders import DecodeStream
+    A tokenizer that writes spaces as part of words drops the one in front of a text, so a word that
+    begins an output keeps its space only when it is decoded behind its prompt. `DecodeStream` of
+    tokenizers is not used: it raises when bytes that are no UTF-8 follow a character made of bytes.
+    """
 
+    def __init__(self, tokenizer: Any, special: Collection[int], context: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._written = 0
+        self._special = special
+        self._context = [token for token in context if token not in special]
+        self._context_size = len(self._decode(self._context))
+        self._pending: list[int] = []
 
     def push(self, tokens: Sequence[int]) -> str:
         """Add `tokens` and return the text that is now certain."""
-        self._tokens += tokens
-        pieces = [self._stream.step(self._tokenizer, token) for token in tokens]
-        text = "".join(piece for piece in pieces if piece is not None)
-        self._written += len(text)
-        return text
+        return "".join(self._push(token) for token in tokens)
 
     def finish(self) -> str:
         """Return what is left: an output may end in the middle of a character."""
-        whole = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
-        return whole[self._written :]
+        return self._settle(self._decode(self._context + self._pending))
+
+    def _push(self, token: int) -> str:
+        spelling = self._tokenizer.id_to_token(token)
+        if spelling is None or token in self._special:  # a padded vocabulary has ids without text
+            return ""
+        self._pending.append(token)
+        if BYTE_TOKEN.fullmatch(
+            spelling
+        ):  # decoded as one run, and one wrong byte spoils all of it
+            return ""
+        text = self._decode(self._context + self._pending)
+        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._settle(text)
+
+    def _settle(self, text: str) -> str:
+        """Take what is pending as the context of the rest, and return its text."""
+        new = text[self._context_size :]
+        if new:
+            self._context = self._pending
+            self._context_size = len(self._decode(self._context))
+            self._pending = []
+        return new
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens))
 
 
 def _compile(path: Path) -> Any:
@@ -123,7 +163,7 @@ def _compile(path: Path) -> Any:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(path.read_text(encoding="utf-8"))
-    except (jinja2.TemplateError, UnicodeDecodeError) as error:
+    except Exception as error:  # deep nesting, for one, ends in a RecursionError
         raise BundleError(
             f"{path} is not a usable chat template: {error}", hint="export the bundle again"
         ) from error

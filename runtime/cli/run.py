@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import click
 
 from ..errors import UsageError
-from ..session import Completion, Session, load
+from ..session import Completion, load
 from ..stats import GenerationStats
+from ..text import TextStream
 from .common import CospecCommand, json_option, print_json
 
 EPILOG = """
@@ -100,12 +102,15 @@ def main(
     if as_json:
         print_json(stream.completion().to_json())
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Text of a model may hold any character: where the output's encoding lacks it, print a "?".
+        sys.stdout.reconfigure(errors="replace")
     for piece in stream:
         if not provenance:
             click.echo(piece.text, nl=False)
     completion = stream.completion()
     if provenance:
-        _echo_provenance(session, completion)
+        _echo_provenance(session.codec.stream(stream.prompt_tokens), completion)
     click.echo()
     if stats:
         click.echo(describe(completion.stats), err=True)
@@ -132,9 +137,8 @@ def describe(stats: GenerationStats) -> str:
     )
 
 
-def _echo_provenance(session: Session, completion: Completion) -> None:
+def _echo_provenance(text: TextStream, completion: Completion) -> None:
     """Print the output token by token in the colours of COLOURS, and a legend."""
-    text = session.codec.stream()
     for token, who in zip(completion.tokens, completion.provenance, strict=True):
         click.secho(text.push([token]), fg=COLOURS[who], nl=False)
     click.echo(text.finish(), nl=False)

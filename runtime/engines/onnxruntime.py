@@ -20,6 +20,8 @@ from .protocol import StepOutput
 
 ThreadPool = Literal["shared", "own"]
 
+_shared_pool_sizes: list[int] = []  # empty until the process has its shared pool
+
 
 @dataclass(frozen=True)
 class OrtOptions:
@@ -27,14 +29,18 @@ class OrtOptions:
 
     Attributes:
         threads: worker threads of a pass; None takes the number of physical cores.
-        pool: `shared` lets draft and target use one pool of the process, `own` gives each session its
-            own. Two pools that spin steal each other's cores, so `own` never spins.
+        pool: `shared` lets draft and target use one pool of the process, made by the first engine
+            for good: every later one must share it. `own` gives each session its own. Two pools that
+            spin steal each other's cores, so `own` never spins.
         provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
+        low_memory: convert fp16 weights in each pass instead of once at load. A CPU computes fp16
+            graphs in fp32; by default it keeps all weights twice, in both precisions.
     """
 
     threads: int | None = None
     pool: ThreadPool = "own"
     provider: Literal["auto", "cpu", "cuda"] = "auto"
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,12 @@ class OrtEngine:
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BackendError: ONNX Runtime cannot load the graph.
-        UsageError: `provider="cuda"` without a CUDA build or device.
+        UsageError: `provider="cuda"` without a CUDA build or device, or threads that the shared pool
+            of the process does not allow.
     """
 
     def __init__(self, graph: Path, shape: GraphShape, options: OrtOptions | None = None) -> None:
+        self.graph = graph
         self.shape = shape
         self.options = options or OrtOptions()
         ort = _import_onnxruntime()
@@ -88,7 +96,11 @@ class OrtEngine:
         session_options = _session_options(ort, self.options)
         try:
             self.session = ort.InferenceSession(
-                str(graph), sess_options=session_options, providers=providers
+                str(graph),
+                sess_options=session_options,
+                providers=providers,
+                # It is constant folding that turns fp16 weights into lasting fp32 copies.
+                disabled_optimizers=["ConstantFolding"] if self.options.low_memory else None,
             )
         except Exception as error:
             raise BackendError(
@@ -128,7 +140,9 @@ class OrtDecoder:
         self._session = engine.session
         self._shape = engine.shape
         self._device = engine.device
-        self._outputs = outputs
+        self._graph = engine.graph
+        # Always fetched: a row's logsumexp is finite exactly when its logits are usable.
+        self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
         self._length = 0
         self._cache_length = np.zeros(1, dtype=np.int64)
         self._bindings: dict[int, _Binding] = {}
@@ -167,9 +181,15 @@ class OrtDecoder:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in a step: {_first_line(error)}") from error
-        self._length += width
         if self._device != "cpu":
             binding.fetch()
+        if not np.isfinite(binding.logsumexp).all():
+            self._clear_behind()
+            raise BackendError(
+                f"the graph {self._graph} produced numbers that are not finite",
+                hint="if it is fp16, a value overflowed: export with --precision fp32",
+            )
+        self._length += width
         return binding.output
 
     def truncate(self, length: int) -> None:
@@ -177,6 +197,13 @@ class OrtDecoder:
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate a cache of {self._length} tokens to {length}")
         self._length = length
+
+    def _clear_behind(self) -> None:
+        """Zero what lies behind the cache's length: NaN there would reach later steps."""
+        for value in self._cache.values():
+            whole = value.numpy().copy()
+            whole[:, :, self._length :] = 0
+            value.update_inplace(whole)
 
     def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
         """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
@@ -220,6 +247,7 @@ class _Binding:
         self.io = session.io_binding()
         self.input_ids = np.zeros((1, width), dtype=np.int64)
         self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(*sizes[name]) for name in outputs}
+        self.logsumexp = self._arrays["logsumexp"]
         self._device = device
         self._on_device: dict[str, Any] = {}
         for name, array in self._arrays.items():
@@ -254,16 +282,40 @@ def _session_options(ort: Any, options: OrtOptions) -> Any:
     """Set threads so that draft and target never fight over the cores."""
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
+    session_options.enable_cpu_mem_arena = not options.low_memory
     if options.pool == "shared":
-        if options.threads is not None:
-            ort.set_global_thread_pool_sizes(options.threads, 1)
+        _join_shared_pool(ort, options.threads)
         session_options.use_per_session_threads = False
         return session_options
+    if _shared_pool_sizes:
+        raise UsageError(
+            "this process has a shared thread pool, and ONNX Runtime then allows no other",
+            hint='use pool="shared" for every engine of a process, or for none',
+        )
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return session_options
+
+
+def _join_shared_pool(ort: Any, threads: int | None) -> None:
+    """Create the pool of the process for the first engine; it can be made once."""
+    size = threads or 0  # 0 is ONNX Runtime's word for the number of physical cores
+    refusal = UsageError(
+        f"this process has a shared thread pool already, and it was not made with threads={threads}",
+        hint="give every engine of a process the same threads",
+    )
+    if not _shared_pool_sizes:
+        try:
+            ort.set_global_thread_pool_sizes(size, 1)
+        except Exception as error:
+            # The application made one itself; joined where its size does not matter.
+            if threads is not None:
+                raise refusal from error
+        _shared_pool_sizes.append(size)
+    if _shared_pool_sizes[0] != size:
+        raise refusal
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,245 @@
+"""cospec-run as a user or a script sees it: output, JSON and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import cospec
+from cospec.runtime.cli import run as run_module
+from cospec.runtime.cli.run import describe
+from cospec.runtime.cli.run import main as run_main
+from cospec.runtime.session import Completion, Session
+from cospec.runtime.stats import GenerationStats
+
+PROMPT = "the block of 42"
+COMMAND = [
+    sys.executable,
+    "-c",
+    "from cospec.runtime.cli.run import main; print('started', flush=True); main()",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tiny_bundle: Any) -> Path:
+    return tiny_bundle.root
+
+
+@pytest.fixture(scope="module")
+def chat(root: Path) -> Completion:
+    """What the API makes of PROMPT as a chat message, with --max-tokens 12."""
+    return cospec.load(root).generate([{"role": "user", "content": PROMPT}], max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def raw(root: Path) -> Completion:
+    """The same for PROMPT as plain text."""
+    return cospec.load(root).generate(PROMPT, max_tokens=12)
+
+
+def call(*arguments: object, stdin: str | bytes | None = None, colour: bool = False) -> Result:
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(run_main, ["--max-tokens", "12", *words], input=stdin, color=colour)
+
+
+def without_times(plain: dict[str, Any]) -> dict[str, Any]:
+    stats = {k: v for k, v in plain["stats"].items() if not k.endswith("_seconds")}
+    return plain | {"stats": stats}
+
+
+def test_it_prints_the_text_and_nothing_else(root, chat):
+    result = call("--engine-dir", root, PROMPT)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == chat.text + "\n"
+    assert result.stderr == ""
+
+
+def test_the_folder_above_the_bundle_will_do(root, chat):
+    assert call("--engine-dir", root.parent, PROMPT).stdout == chat.text + "\n"
+
+
+def test_raw_sends_the_prompt_as_it_is(root, chat, raw):
+    result = call("--engine-dir", root, "--raw", PROMPT)
+    assert result.stdout == raw.text + "\n"
+    assert raw.text != chat.text
+
+
+def test_the_prompt_may_come_from_standard_input(root, chat):
+    result = call("--engine-dir", root, stdin=PROMPT + "\n")
+    assert (result.exit_code, result.stdout) == (0, chat.text + "\n")
+
+
+@pytest.mark.parametrize("drafter", ["auto", "model", "ngram", "none"])
+@pytest.mark.parametrize("k", [0, 2])
+def test_no_option_of_speculation_changes_the_text(root, chat, drafter, k):
+    options = ("--drafter", drafter, "--num-draft-tokens", k, "--threads", 1, "--provider", "cpu")
+    assert call("--engine-dir", root, *options, PROMPT).stdout == chat.text + "\n"
+
+
+def test_json_is_one_object_and_that_of_the_api(root, chat):
+    result = call("--engine-dir", root, "--json", PROMPT)
+    found = json.loads(result.stdout)
+    assert list(found) == ["text", "tokens", "provenance", "finish_reason", "stats"]
+    assert without_times(found) == without_times(chat.to_json())
+    assert set(found["provenance"]) <= {"agreed", "target", "bonus"}
+    assert found["stats"]["ttft_seconds"] > 0
+    assert result.stderr == ""
+
+
+def test_provenance_colours_each_token(root, chat):
+    plain = call("--engine-dir", root, "--provenance", PROMPT)
+    assert plain.exit_code == 0, plain.output
+    assert plain.stdout == chat.text + "\n[agreed  bonus  target]\n"
+    coloured = call("--engine-dir", root, "--provenance", PROMPT, colour=True).stdout
+    assert click.unstyle(coloured) == plain.stdout
+    for who in set(chat.provenance):
+        style = click.style("x", fg=run_module.COLOURS[who]).partition("x")[0]
+        assert coloured.count(style) == chat.provenance.count(who) + 1, "each token and the legend"
+
+
+def test_stats_go_to_stderr(root, chat):
+    result = call("--engine-dir", root, "--stats", PROMPT)
+    assert result.stdout == chat.text + "\n"
+    stats = chat.stats
+    for fact in (
+        f"{stats.num_prompt_tokens} prompt, {stats.num_generated_tokens} generated",
+        f"{stats.num_target_passes} of the target",
+        f"drafted      {stats.num_draft_tokens}, accepted {stats.num_accepted_tokens}",
+        "tokens/s",
+    ):
+        assert fact in result.stderr
+
+
+def test_figures_that_do_not_exist_are_dashes():
+    text = describe(GenerationStats(num_prompt_tokens=3))
+    assert "- tokens each" in text
+    assert "accepted 0 (-)" in text
+    assert "then - tokens/s" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "message"),
+    [
+        ([""], None, 8, "the prompt is empty"),
+        ([], "\n", 8, "the prompt is empty"),
+        (["--raw", ""], None, 8, "the prompt is empty"),
+        (["0" * 65], None, 8, "this bundle holds 64"),
+        (["--raw", "a\udcff"], None, 8, "not valid Unicode"),
+        (["--max-tokens", "0", "x"], None, 2, "max_tokens is 0"),
+        (["--num-draft-tokens", "-1", "x"], None, 2, "num_draft_tokens is -1"),
+        (["--threads", "0", "x"], None, 2, "--threads is 0"),
+        (["--mode", "collab", "x"], None, 2, "'collab' is not"),
+        (["--drafter", "oracle", "x"], None, 2, "'oracle' is not"),
+        (["--provider", "cuda", "x"], None, 2, "CPU build"),
+    ],
+)
+def test_bad_input_has_a_message_and_an_exit_code(root, arguments, stdin, code, message):
+    result = call("--engine-dir", root, *arguments, stdin=stdin)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_with_json_is_an_object_too(root):
+    result = call("--engine-dir", root, "--json", "")
+    assert result.exit_code == 8
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("PromptError", 8)
+    assert "the prompt is empty" in error["message"]
+
+
+def test_no_bundle(tmp_path):
+    result = call("--engine-dir", tmp_path, "x")
+    assert result.exit_code == 3
+    assert "no bundle here" in result.stderr
+    assert "cospec-export" in result.stderr
+
+
+def test_several_bundles_are_listed(root, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(root, tmp_path / name)
+    result = call("--engine-dir", tmp_path, "x")
+    assert result.exit_code == 3
+    assert "2 bundles: one, two" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "relative", ["target/model.onnx", "draft/model.onnx.data", "tokenizer.json"]
+)
+def test_a_damaged_bundle(root, tmp_path, relative):
+    shutil.copytree(root, tmp_path / "tiny")
+    path = tmp_path / "tiny" / relative
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    result = call("--engine-dir", tmp_path, "x")
+    assert result.exit_code == 3
+    assert str(path) in result.stderr
+    assert "SHA-256" in result.stderr
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(root, monkeypatch):
+    pieces = Session._pieces
+
+    def interrupted(self, *arguments):
+        stream = pieces(self, *arguments)
+        yield next(stream)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_pieces", interrupted)
+    result = call("--engine-dir", root, PROMPT)
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def launch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_process_of_its_own_is_quiet_on_stderr_and_prints_in_any_encoding(root, chat, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    arguments = ("--engine-dir", root, "--max-tokens", 12)
+    done = launch(*arguments, input=PROMPT, env=environment, encoding=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not chat.text.isascii()
+    expected = chat.text.encode(encoding, errors="replace").decode(encoding)
+    assert done.stdout == f"started\n{expected}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_real_ctrl_c_while_the_prompt_is_read(root):
+    with subprocess.Popen(
+        [*COMMAND, "--engine-dir", str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(0.5)  # until it waits for its input
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr.strip() == "interrupted"

@@ -1,0 +1,144 @@
+"""The drafters: what they propose, what they feed, what they forget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import ScriptedDecoder, hashed
+
+from cospec.runtime.drafting.model import ModelDrafter
+from cospec.runtime.drafting.ngram import NgramDrafter
+from cospec.runtime.drafting.protocol import NoDrafter
+
+MODEL = hashed(11, 50)
+PROMPT = [4, 8, 15, 16, 23, 42]
+
+
+def continuation(tokens: Sequence[int], count: int) -> list[int]:
+    """What the model says next, greedily."""
+    whole = list(tokens)
+    for _ in range(count):
+        whole.append(MODEL(whole))
+    return whole[len(tokens) :]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 2, 3, 6])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 64])
+def test_the_model_drafter_proposes_its_greedy_continuation(count, length, chunk):
+    decoder = ScriptedDecoder(MODEL)
+    assert ModelDrafter(decoder, chunk).propose(PROMPT[:length], count) == continuation(
+        PROMPT[:length], count
+    )
+    assert decoder.length == length + count - 1, "the last drafted token is not fed"
+    assert max(step.width for step in decoder.steps) <= max(chunk, 2)
+
+
+@pytest.mark.parametrize("accepted", range(5))
+def test_after_a_rollback_the_cache_holds_what_stands_and_only_news_are_fed(accepted):
+    decoder = ScriptedDecoder(MODEL)
+    drafter = ModelDrafter(decoder, chunk=4)
+    drafted = drafter.propose(PROMPT, 4)
+    drafter.rollback(len(PROMPT) + accepted)
+    assert decoder.cache == PROMPT + drafted[: min(accepted, 3)]
+
+    # With all four accepted, the fourth and the bonus are both new to the draft.
+    tokens = [*PROMPT, *drafted[:accepted], 49]
+    before = len(decoder.steps)
+    assert drafter.propose(tokens, 3) == continuation(tokens, 3)
+    assert decoder.steps[before].tokens == ((drafted[3], 49) if accepted == 4 else (49,))
+    assert [step.width for step in decoder.steps[before + 1 :]] == [1, 1]
+
+
+@given(
+    rounds=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=8),
+    chunk=st.integers(1, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_each_committed_token_is_fed_exactly_once(rounds, chunk):
+    decoder = ScriptedDecoder(MODEL)
+    drafter = ModelDrafter(decoder, chunk)
+    tokens, rejected = list(PROMPT), 0
+    for count, wanted in rounds:
+        drafted = drafter.propose(tokens, count)
+        assert decoder.cache == (tokens + drafted)[:-1]
+        accepted = min(wanted, count)
+        rejected += max(count - 1 - accepted, 0)  # drafted, fed, and not accepted
+        drafter.rollback(len(tokens) + accepted)
+        tokens += [*drafted[:accepted], 49]
+        assert decoder.cache == tokens[: decoder.length]
+        assert len(tokens) - decoder.length in (1, 2)
+    fed = sum(step.width for step in decoder.steps)
+    assert fed == decoder.length + rejected
+
+
+def test_a_drafter_that_was_not_asked_for_a_while_catches_up_in_chunks():
+    decoder = ScriptedDecoder(MODEL)
+    drafter = ModelDrafter(decoder, chunk=4)
+    drafter.propose(PROMPT, 1)
+    drafter.rollback(len(PROMPT))
+    tokens = PROMPT + list(range(10))
+    before = len(decoder.steps)
+    assert drafter.propose(tokens, 2) == continuation(tokens, 2)
+    assert [step.width for step in decoder.steps[before:]] == [4, 4, 1, 1, 1]
+
+
+def reference_lookup(tokens: Sequence[int], count: int, sizes: range) -> list[int]:
+    """Search from the longest suffix and the latest occurrence, with a follower inside `tokens`."""
+    for size in sizes:
+        if size > len(tokens):
+            continue
+        for start in range(len(tokens) - size - 1, -1, -1):
+            if tokens[start : start + size] == tokens[-size:]:
+                return list(tokens[start + size : start + size + count])
+    return []
+
+
+@given(
+    tokens=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    cuts=st.lists(st.integers(1, 60), max_size=6),
+    bounds=st.tuples(st.integers(1, 3), st.integers(0, 3)),
+    count=st.integers(1, 9),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_ngram_drafter_equals_a_search_of_the_whole_text(tokens, cuts, bounds, count):
+    smallest, more = bounds
+    drafter = NgramDrafter(max_ngram=smallest + more, min_ngram=smallest)
+    sizes = range(smallest + more, smallest - 1, -1)
+    for cut in sorted({min(cut, len(tokens)) for cut in cuts} | {len(tokens)}):
+        # The text grows between calls; whatever is known was known to the reference too.
+        expected = reference_lookup(tokens[:cut], count, sizes)
+        assert drafter.propose(tokens[:cut], count) == expected
+        drafter.rollback(cut)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "proposal"),
+    [
+        ([1, 2, 9, 1, 2, 8, 1, 2], [8, 1, 2]),  # the latest occurrence wins
+        ([5, 1, 2, 9, 7, 1, 2, 8, 5, 1, 2], [9, 7, 1]),  # a longer suffix wins over a later one
+        ([1, 2, 3, 1, 2], [3, 1, 2]),  # what follows runs up to the end, and no further
+        ([7, 7, 7], [7]),  # an occurrence may overlap the suffix
+        ([1, 2, 3, 4], []),
+        ([1, 2, 3, 1], []),  # one token is too little
+        ([1], []),
+    ],
+)
+def test_the_ngram_drafter_by_example(tokens, proposal):
+    assert NgramDrafter().propose(tokens, 3) == proposal
+
+
+def test_the_ngram_drafter_never_returns_more_than_asked_for():
+    drafter = NgramDrafter()
+    text = [1, 2, 3, 4, 5, 6, 7, 1, 2]
+    assert [drafter.propose(text, count) for count in (1, 3)] == [[3], [3, 4, 5]]
+
+
+def test_no_drafter_proposes_nothing():
+    drafter = NoDrafter()
+    assert drafter.propose(PROMPT, 5) == []
+    drafter.rollback(0)
+    assert drafter.propose(PROMPT, 5) == []

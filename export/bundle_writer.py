@@ -245,20 +245,6 @@ def exchange_folders(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
-def ensure_disk_space(path: Path, needed_bytes: int) -> None:
-    """Check that the disk that `path` is or will be on has room for `needed_bytes`.
-
-    Raises:
-        ResourceError: it has not; the message says how much is needed and how much is free.
-    """
-    free = _free_bytes(Path(path))
-    if free < needed_bytes:
-        raise ResourceError(
-            f"{path}: {format_bytes(needed_bytes)} are needed, {format_bytes(free)} are free",
-            hint="Free some space, or choose an output folder on another disk.",
-        )
-
-
 def _free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that `path` is on, or will be on once it is made."""
     folder = path.resolve()

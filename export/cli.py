@@ -97,8 +97,9 @@ def main(
         force=force,
     )
     started = time.monotonic()
+    output = output or _default_output(target)
     with _StageBar(options) as bar:
-        bundle = export_bundle(options, output or _default_output(target), bar.begin)
+        bundle = export_bundle(options, output, bar.begin)
     seconds = time.monotonic() - started
     engines = (
         "not built: this version writes the TensorRT-ready graphs and builds no engines yet"
@@ -111,10 +112,10 @@ def main(
             result["engines"] = engines
         print_json(result)
         return
-    click.echo(f"{bundle} written in {seconds:.0f} s; every graph agrees with its checkpoint.")
+    click.echo(f"{output} written in {seconds:.0f} s; every graph agrees with its checkpoint.")
     if engines:
         click.echo(f"TensorRT engines: {engines}.")
-    click.echo(f'Try it:  cospec-run --engine-dir {bundle} "your prompt"')
+    click.echo(f'Try it:  cospec-run --engine-dir {output} "your prompt"')
 
 
 def _default_output(target: str) -> Path:

@@ -34,7 +34,6 @@ _DECODE_STEPS = 3
 _JUMPS = 3
 _GARBAGE = 5
 
-
 _Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """(key, value) of every layer, each [1, Hkv, n, D]."""
 

@@ -18,27 +18,20 @@ from numpy.typing import NDArray
 from ..errors import BackendError, MissingExtraError, PromptError, UsageError
 from .protocol import StepOutput
 
-ThreadPool = Literal["shared", "own"]
-
-_shared_pool_sizes: list[int] = []  # empty until the process has its shared pool
-
 
 @dataclass(frozen=True)
 class OrtOptions:
     """How ONNX Runtime executes.
 
     Attributes:
-        threads: worker threads of a pass; None takes the number of physical cores.
-        pool: `shared` lets draft and target use one pool of the process, made by the first engine
-            for good: every later one must share it. `own` gives each session its own. Two pools that
-            spin steal each other's cores, so `own` never spins.
+        threads: worker threads of a pass; None takes the number of physical cores. Draft and target
+            have a pool each, which sleeps between passes: two that spin steal each other's cores.
         provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
         low_memory: convert fp16 weights in each pass instead of once at load. A CPU computes fp16
             graphs in fp32; by default it keeps all weights twice, in both precisions.
     """
 
     threads: int | None = None
-    pool: ThreadPool = "own"
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     low_memory: bool = False
 
@@ -83,8 +76,7 @@ class OrtEngine:
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BackendError: ONNX Runtime cannot load the graph.
-        UsageError: `provider="cuda"` without a CUDA build or device, or threads that the shared pool
-            of the process does not allow.
+        UsageError: `provider="cuda"` without a CUDA build or device.
     """
 
     def __init__(self, graph: Path, shape: GraphShape, options: OrtOptions | None = None) -> None:
@@ -96,11 +88,7 @@ class OrtEngine:
         session_options = _session_options(ort, self.options)
         try:
             self.session = ort.InferenceSession(
-                str(graph),
-                sess_options=session_options,
-                providers=providers,
-                # It is constant folding that turns fp16 weights into lasting fp32 copies.
-                disabled_optimizers=["ConstantFolding"] if self.options.low_memory else None,
+                str(graph), sess_options=session_options, providers=providers
             )
         except Exception as error:
             raise BackendError(
@@ -282,40 +270,16 @@ def _session_options(ort: Any, options: OrtOptions) -> Any:
     """Set threads so that draft and target never fight over the cores."""
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
-    session_options.enable_cpu_mem_arena = not options.low_memory
-    if options.pool == "shared":
-        _join_shared_pool(ort, options.threads)
-        session_options.use_per_session_threads = False
-        return session_options
-    if _shared_pool_sizes:
-        raise UsageError(
-            "this process has a shared thread pool, and ONNX Runtime then allows no other",
-            hint='use pool="shared" for every engine of a process, or for none',
-        )
+    if options.low_memory:
+        # Constant folding is what turns fp16 weights into lasting fp32 copies; ONNX Runtime 1.31 does
+        # it at every level but this one, whatever `disabled_optimizers` says.
+        session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session_options.enable_cpu_mem_arena = False
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return session_options
-
-
-def _join_shared_pool(ort: Any, threads: int | None) -> None:
-    """Create the pool of the process for the first engine; it can be made once."""
-    size = threads or 0  # 0 is ONNX Runtime's word for the number of physical cores
-    refusal = UsageError(
-        f"this process has a shared thread pool already, and it was not made with threads={threads}",
-        hint="give every engine of a process the same threads",
-    )
-    if not _shared_pool_sizes:
-        try:
-            ort.set_global_thread_pool_sizes(size, 1)
-        except Exception as error:
-            # The application made one itself; joined where its size does not matter.
-            if threads is not None:
-                raise refusal from error
-        _shared_pool_sizes.append(size)
-    if _shared_pool_sizes[0] != size:
-        raise refusal
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cospec.export import bundle_writer
-from cospec.export.bundle_writer import BundleWriter, ensure_disk_space, exchange_folders
+from cospec.export.bundle_writer import BundleWriter, exchange_folders
 from cospec.runtime.bundle import Bundle
 from cospec.runtime.errors import BundleError, ResourceError
 from cospec.runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
@@ -403,9 +403,3 @@ def test_everything_is_flushed_before_the_swap(destination, monkeypatch):
     write(destination)
     # Three files and two folders of the bundle, the swap, then the folder that holds the name.
     assert events == ["fsync"] * 5 + ["rename", "fsync"]
-
-
-def test_disk_space_is_checked_where_the_folder_will_be(tmp_path):
-    ensure_disk_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(ResourceError, match=r"1024\.0 TiB are needed, .* are free"):
-        ensure_disk_space(tmp_path / "not" / "yet", 1 << 50)

@@ -1,4 +1,4 @@
-"""cospec-export as a user meets it: every bad input has its own words and exit code, and leaves nothing."""
+"""cospec-export as a user meets it: each bad input has its own words and exit code."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.wheel]
 MAX_TOKENS = 64
 BY_GENERATE = (0, 17, 33)
 PARAMETERS = 134_515_008
-# Between a chosen token and the runner-up, in units of the logits; graph and reference differ by about
-# a hundredth of it. Below it, a difference would say nothing.
+# Between a chosen token and the runner-up, in units of the logits. Graph and reference differ by some
+# 1e-4 (4e-6 of the largest); a difference at a closer call would say nothing.
 NEAR_TIE = 1e-3
 
 CHAT = (
@@ -38,7 +38,7 @@ CHAT = (
     "Give me a recipe for pancakes, step by step.",
     "Translate 'good morning, my friend' into French, German and Spanish.",
     "Write a Python function that reverses a list, and explain each line.",
-    "What should I pack for a week of hiking in the mountains?",
+    "How is paper made from wood?",
     "Summarise the plot of Romeo and Juliet.",
     "Describe your favourite season in four sentences.",
     "How do plants turn sunlight into food?",
@@ -50,7 +50,7 @@ CHAT = (
     "What are the planets of the solar system, and what is each known for?",
     "Write a polite letter that asks the landlord to repair the heating.",
     "How does a bicycle stay upright?",
-    "Tell me about the history of the printing press.",
+    "What does a lighthouse do?",
 )
 TEXT = (
     "Once upon a time, in a small village by the river,",
@@ -59,7 +59,7 @@ TEXT = (
     "Dear Sir or Madam,\n\nI am writing to",
     "The recipe calls for two cups of flour, one cup of sugar,",
     "In 1969, two astronauts",
-    "| Country | Capital |\n|---|---|\n| France | Paris |\n| Spain |",
+    "The capital of Italy is Rome. The capital of Germany is Berlin. The capital of",
     "Q: What is 7 times 8?\nA:",
     "import numpy as np\n\ndef mean(values):",
     "She opened the door and saw",
@@ -69,7 +69,7 @@ TEXT = (
     "Water boils at 100 degrees Celsius because",
     "one two three four five six seven eight nine ten one two three four",
     "The quick brown fox jumps over the lazy dog. The quick brown fox",
-    "Chapter 1\n\nIt was a dark and stormy night",
+    "A is for apple, B is for ball, C is for",
     "SELECT name, age FROM users WHERE",
     "Monday: rice and beans. Tuesday: soup. Wednesday:",
     "Über die Berge und durch das Tal",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +14,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from cospec.runtime.engines import onnxruntime as module
 from cospec.runtime.engines.onnxruntime import GraphShape, OrtDecoder, OrtEngine, OrtOptions
 from cospec.runtime.errors import BackendError, PromptError, UsageError
 
@@ -305,81 +302,3 @@ def test_without_onnxruntime_the_extra_is_named(load, monkeypatch):
     with pytest.raises(BackendError, match="'onnxruntime', which is not installed") as caught:
         load()
     assert caught.value.hint == 'pip install "cospec[cpu]"'
-
-
-SHARED_POOL = """
-import json, os, sys
-from pathlib import Path
-from cospec.runtime.engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
-from cospec.runtime.errors import UsageError
-
-graph, kv_shapes, threads, before = json.loads(sys.argv[1])
-shape = GraphShape(64, 320, 64, 8, tuple(map(tuple, kv_shapes)), "float32")
-def load(pool, threads):
-    return OrtEngine(Path(graph), shape, OrtOptions(threads, pool, "cpu"))
-def tasks():
-    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
-try:
-    if before == "own":
-        load("own", 1)
-    if before == "foreign":
-        import onnxruntime
-        onnxruntime.set_global_thread_pool_sizes(1, 1)
-        options = onnxruntime.SessionOptions()
-        options.use_per_session_threads = False
-        onnxruntime.InferenceSession(graph, options)
-    idle = tasks()
-    one = load("shared", threads)
-    first = tasks()
-    two = load("shared", threads)
-    tokens = [engine.decoder().step([3, 141, 59]).token.tolist() for engine in (one, two)]
-    report = {"tokens": tokens, "added": None if idle is None else [first - idle, tasks() - first]}
-    for pool, wanted in (("shared", 7), ("own", threads)):
-        try:
-            load(pool, wanted)
-        except UsageError as error:
-            report[pool] = error.message
-except UsageError as error:
-    report = {"refused": str(error)}
-print(json.dumps(report))
-"""
-
-
-def shared_pool(
-    graphs: tuple[dict[str, Path], GraphShape], threads: int | None, before: str
-) -> dict:
-    """Load two engines into one shared pool, in a process of their own."""
-    paths, shape = graphs
-    arguments = json.dumps([str(paths["gqa"]), shape.kv_shapes, threads, before])
-    done = subprocess.run(
-        [sys.executable, "-c", SHARED_POOL, arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("before", ["nothing", "own", "foreign"])
-@pytest.mark.parametrize("threads", [3, None])
-def test_two_engines_share_one_pool(graphs, engine, threads, before):
-    if (threads, before) == (3, "foreign"):
-        refusal = shared_pool(graphs, threads, before)["refused"]
-        assert "not made with threads=3" in refusal
-        return
-    report = shared_pool(graphs, threads, before)
-    expected = engine.decoder().step([3, 141, 59]).token.tolist()
-    assert report["tokens"] == [expected, expected]
-    assert "not made with threads=7" in report["shared"]
-    assert "allows no other" in report["own"]
-    if report["added"] is not None:  # Linux only
-        first, second = report["added"]
-        assert second == 0, "the second engine adds no threads"
-        # The caller is one of the three. A process's very first engine also starts ORT's own thread.
-        assert (threads, before) != (3, "own") or first == 2
-
-
-def test_pool_sizes_are_remembered_per_process_only():
-    assert module._shared_pool_sizes == [], "no test of this process makes the pool"

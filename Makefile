@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TYPING := .cache/typing
+WORKERS ?= 2
 
 DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 
@@ -28,10 +29,10 @@ demo: env       ## export the tiny pair and solve a problem with it
 	$(BIN)/cospec-run --engine-dir models/ --provenance --stats $(DEMO_PROMPT)
 
 test: env types lint ## whole suite, lint and types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 quick: env      ## the suite without what takes minutes or downloads
-	$(BIN)/pytest -m "not slow and not wheel"
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow and not wheel"
 
 lint: env       ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -41,7 +42,7 @@ lint: env       ## ruff: rules and format
 types: env      ## mypy, strict
 	@mkdir -p $(TYPING) && ln -sfn ../.. $(TYPING)/cospec
 	cd $(TYPING) && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
-	  -p cospec.export -p cospec.models -p cospec.runtime
+	  -p cospec.calibration -p cospec.export -p cospec.models -p cospec.runtime
 
 format: env     ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .

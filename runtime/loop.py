@@ -1,7 +1,9 @@
 """The speculative loop: draft a block, verify it in one pass, keep what stands.
 
-Greedy speculative decoding (Leviathan et al., 2023; Stern et al., 2018). In `strict` mode every token
-is the target's own choice, so the output equals the target's greedy output whatever the drafter says.
+Greedy speculative decoding (Leviathan et al., 2023; Stern et al., 2018). Without a referee every
+token is the target's own choice, so the output equals the target's greedy output whatever the drafter
+says (`strict`). With one, a draft token may stand against the target (`collab`, Li et al., 2026). That
+needs no new pass: the target's later rows are already conditioned on the draft's token.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from .arbitration.referee import Referee
 from .drafting.protocol import Drafter
 from .engines.protocol import Decoder
 from .prefill import prefill
 
-Provenance = Literal["agreed", "target", "bonus"]
-"""Who chose a token: both models; the target, against the draft or alone; the target, as the extra
-token that a pass yields when the whole block was accepted."""
+Provenance = Literal["agreed", "draft", "target", "bonus"]
+"""Who chose a token: both models; the draft, against the target; the target, against the draft or
+alone; the target, as the extra token that a pass yields when the whole block was accepted."""
 
 FinishReason = Literal["eos", "length", "capacity"]
 
@@ -48,6 +51,8 @@ class Round:
         drafted: tokens that were proposed.
         accepted: how many of them stand.
         finish: why the text ends here, or None if it goes on.
+        mismatches: positions reached where the target would have chosen another token; those that stand
+            have the provenance `draft`.
     """
 
     tokens: list[int]
@@ -55,9 +60,16 @@ class Round:
     drafted: int
     accepted: int
     finish: FinishReason | None
+    mismatches: int = 0
 
 
-def decode(target: Decoder, drafter: Drafter, tokens: list[int], limits: Limits) -> Iterator[Round]:
+def decode(
+    target: Decoder,
+    drafter: Drafter,
+    tokens: list[int],
+    limits: Limits,
+    referee: Referee | None = None,
+) -> Iterator[Round]:
     """Extend `tokens` in place, one verify pass at a time.
 
     Between rounds the target's cache holds every token but the last, which the next pass feeds
@@ -68,6 +80,7 @@ def decode(target: Decoder, drafter: Drafter, tokens: list[int], limits: Limits)
         drafter: where proposals come from.
         tokens: the prompt, at least one token and at most the capacity.
         limits: when to stop.
+        referee: decides at mismatches; None leaves them to the target.
 
     Raises:
         BackendError: a backend failed; `tokens` holds what was committed before.
@@ -82,9 +95,13 @@ def decode(target: Decoder, drafter: Drafter, tokens: list[int], limits: Limits)
         drafted = drafter.propose(tokens, room) if room > 0 else []
         drafted = _through_eos(drafted, limits.eos_token_ids)
 
-        verified = target.step(tokens[target.length :] + drafted).token.tolist()
-        verified = verified[-len(drafted) - 1 :]
-        accepted = _leading_matches(drafted, verified)
+        rows = target.step(tokens[target.length :] + drafted)
+        verified = rows.token.tolist()[-len(drafted) - 1 :]
+        matches = [proposed == chosen for proposed, chosen in zip(drafted, verified, strict=False)]
+        keep = matches
+        if referee is not None and not all(matches):
+            keep = referee.keep(tokens, drafted, drafter.evidence(len(drafted)), rows)
+        accepted = keep.index(False) if False in keep else len(keep)
         emitted = _through_eos([*drafted[:accepted], verified[accepted]], limits.eos_token_ids)
 
         tokens += emitted
@@ -96,20 +113,13 @@ def decode(target: Decoder, drafter: Drafter, tokens: list[int], limits: Limits)
             finish = "length"
         elif len(tokens) > target.capacity:
             finish = "capacity"
-        provenance: list[Provenance] = ["agreed" for _ in range(accepted)]
+        provenance: list[Provenance] = [
+            "agreed" if match else "draft" for match in matches[:accepted]
+        ]
         if len(emitted) > accepted:  # unless the block itself ended the text
             provenance.append("bonus" if 0 < len(drafted) == accepted else "target")
-        yield Round(emitted, provenance, len(drafted), accepted, finish)
-
-
-def _leading_matches(drafted: list[int], verified: list[int]) -> int:
-    """Count the drafted tokens before the first that the target would not have chosen."""
-    matches = 0
-    for proposed, chosen in zip(drafted, verified, strict=False):
-        if proposed != chosen:
-            break
-        matches += 1
-    return matches
+        mismatches = matches[: accepted + 1].count(False)
+        yield Round(emitted, provenance, len(drafted), accepted, finish, mismatches)
 
 
 def _through_eos(tokens: list[int], eos_token_ids: Collection[int]) -> list[int]:

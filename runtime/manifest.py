@@ -47,9 +47,10 @@ class Within:
 
     def __call__(self, value: Any, where: str) -> None:
         """Refuse a value outside the bounds."""
-        size = value if isinstance(value, int) else len(value)
+        is_number = isinstance(value, (int, float))
+        size = value if is_number else len(value)
         if not self.low <= size <= self.high:
-            what = "" if isinstance(value, int) else "a length "
+            what = "" if is_number else "a length "
             _refuse(where, f"expected {what}from {self.low} to {self.high}, found {size}")
 
 
@@ -112,12 +113,21 @@ class ModelEntry(_Checked):
         return 2 * item * capacity * sum(heads * size for heads, size in self.kv_shapes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArbiterEntry(_Checked):
+    """The arbiter: its graph, and the score above which a draft token stays by default."""
+
+    graph: RelativePath
+    threshold: Annotated[float, Within(0, 1)]
+
+
 @dataclass(frozen=True)
 class Models(_Checked):
-    """The decoders by role; a bundle without a draft decodes plainly."""
+    """The models by role. Without a draft model n-grams are looked up; an arbiter needs a draft."""
 
     target: ModelEntry
     draft: ModelEntry | None = None
+    arbiter: ArbiterEntry | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +180,7 @@ class Manifest(_Checked):
         named = {
             "models.target.graph": self.models.target.graph,
             "models.draft.graph": self.models.draft.graph if self.models.draft else None,
+            "models.arbiter.graph": self.models.arbiter.graph if self.models.arbiter else None,
             "tokenizer": self.tokenizer,
             "chat_template": self.chat_template,
             "certificate": self.certificate,

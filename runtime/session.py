@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .arbitration.learned import LearnedArbiter
+from .arbitration.protocol import Arbiter
+from .arbitration.referee import Referee
 from .bundle import Bundle, find_bundle
 from .drafting.model import ModelDrafter
 from .drafting.ngram import NgramDrafter
-from .drafting.protocol import Drafter, NoDrafter
+from .drafting.protocol import Drafter, NoDrafter, no_evidence
 from .engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
 from .engines.protocol import Engine
 from .errors import PromptError, UsageError
@@ -20,7 +23,7 @@ from .stats import GenerationStats
 from .text import Message, TextCodec
 
 DrafterName = Literal["auto", "model", "ngram", "none"]
-Mode = Literal["strict"]
+Mode = Literal["strict", "collab"]
 Prompt = str | Sequence[Message]
 
 
@@ -112,6 +115,7 @@ class Session:
         target: engine of the target.
         draft: engine of the draft, or None for a bundle without one.
         codec: tokenizer and chat template.
+        arbiter: the bundle's arbiter, or None for a bundle without one.
         drafter: `auto` takes the draft model where there is one and n-gram lookup otherwise.
 
     Raises:
@@ -124,9 +128,11 @@ class Session:
         target: Engine,
         draft: Engine | None,
         codec: TextCodec,
+        arbiter: Arbiter | None = None,
         drafter: DrafterName = "auto",
     ) -> None:
         self.manifest = manifest
+        self.arbiter = arbiter
         self.codec = codec
         self.drafter: DrafterName = _drafter_name(drafter, draft is not None)
         self._running: Stream | None = None
@@ -140,6 +146,8 @@ class Session:
         max_tokens: int | None = None,
         num_draft_tokens: int | None = None,
         mode: Mode = "strict",
+        threshold: float | None = None,
+        arbiter: Arbiter | None = None,
     ) -> Completion:
         """Generate to the end and return the whole output.
 
@@ -147,7 +155,11 @@ class Session:
             prompt: plain text, continued as it is; or chat messages, rendered with the template.
             max_tokens: tokens to generate at most; the bundle's default if None.
             num_draft_tokens: tokens to draft a round; 0 decodes plainly; the bundle's default if None.
-            mode: `strict` yields exactly the target's greedy output.
+            mode: `strict` yields exactly the target's greedy output; in `collab` the arbiter may keep
+                the draft's token where the models disagree.
+            threshold: for `collab`: the score above which a draft token stays. 1 is exactly strict, 0
+                keeps every draft token that the caps allow; the bundle's own if None.
+            arbiter: for `collab`: decides instead of the bundle's own.
 
         Raises:
             PromptError: the prompt is empty or does not fit the capacity.
@@ -155,7 +167,12 @@ class Session:
             BackendError: the backend failed.
         """
         return self.stream(
-            prompt, max_tokens=max_tokens, num_draft_tokens=num_draft_tokens, mode=mode
+            prompt,
+            max_tokens=max_tokens,
+            num_draft_tokens=num_draft_tokens,
+            mode=mode,
+            threshold=threshold,
+            arbiter=arbiter,
         ).completion()
 
     def stream(
@@ -165,15 +182,60 @@ class Session:
         max_tokens: int | None = None,
         num_draft_tokens: int | None = None,
         mode: Mode = "strict",
+        threshold: float | None = None,
+        arbiter: Arbiter | None = None,
     ) -> Stream:
         """Generate piece by piece; arguments and errors as in `generate`."""
-        if mode != "strict":
-            raise UsageError(f"unknown mode '{mode}'", hint="the modes are: strict")
+        referee = self._referee(mode, threshold, arbiter)
+        return self.continue_tokens(
+            self.encode(prompt),
+            referee,
+            max_tokens=max_tokens,
+            num_draft_tokens=num_draft_tokens,
+        )
+
+    def continue_tokens(
+        self,
+        tokens: Sequence[int],
+        referee: Referee | None = None,
+        *,
+        max_tokens: int | None = None,
+        num_draft_tokens: int | None = None,
+    ) -> Stream:
+        """Generate behind `tokens`, with a referee of the caller's: for those who measure and train."""
         limits = self._limits(max_tokens, num_draft_tokens)
-        tokens = self._encode(prompt)
+        tokens = list(tokens)
         stream = Stream(tokens)
-        stream._pieces = self._pieces(tokens, limits, stream)
+        stream._pieces = self._pieces(tokens, limits, stream, referee)
         return stream
+
+    def _referee(
+        self, mode: Mode, threshold: float | None, arbiter: Arbiter | None
+    ) -> Referee | None:
+        """Return who decides at mismatches; None in strict mode."""
+        if mode == "strict":
+            if threshold is not None or arbiter is not None:
+                raise UsageError(
+                    "a threshold or an arbiter means something in the mode 'collab' only"
+                )
+            return None
+        if mode != "collab":
+            raise UsageError(f"unknown mode '{mode}'", hint="the modes are: strict, collab")
+        if self.drafter != "model":
+            raise no_evidence()
+        arbiter = arbiter or self.arbiter
+        if arbiter is None:
+            raise UsageError(
+                "this bundle has no arbiter, so it cannot run in the mode 'collab'",
+                hint="train one with cospec-calibrate arbiter, or use the mode 'strict'",
+            )
+        if threshold is None:
+            entry = self.manifest.models.arbiter
+            threshold = 0.5 if entry is None else entry.threshold
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold is {threshold}, but must be from 0 to 1")
+        protected = {*self.manifest.generation.eos_token_ids, *self.codec.special_token_ids}
+        return Referee(arbiter, threshold, frozenset(protected))
 
     def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
         """Fill what was not given from the bundle's defaults."""
@@ -187,11 +249,17 @@ class Session:
             prefill_chunk=defaults.prefill_chunk,
         )
 
-    def _pieces(self, tokens: list[int], limits: Limits, stream: Stream) -> Iterator[Piece]:
+    def _pieces(
+        self, tokens: list[int], limits: Limits, stream: Stream, referee: Referee | None
+    ) -> Iterator[Piece]:
         self._running = stream
         self._target.truncate(0)
+        self._target.select(() if referee is None else referee.arbiter.target_outputs)
+        drafter = self._new_drafter(limits, referee)
+        if referee is not None:
+            stream.stats.num_capped = referee.num_capped
         text = self.codec.stream(stream.prompt_tokens)
-        for round_ in decode(self._target, self._new_drafter(limits), tokens, limits):
+        for round_ in decode(self._target, drafter, tokens, limits, referee):
             stream.stats.add(round_)
             stream.finish_reason = round_.finish
             piece = text.push(round_.tokens)
@@ -204,15 +272,22 @@ class Session:
                     hint="finish or drop a stream before the next, or load a second session",
                 )
 
-    def _new_drafter(self, limits: Limits) -> Drafter:
+    def _new_drafter(self, limits: Limits, referee: Referee | None = None) -> Drafter:
         if limits.num_draft_tokens == 0 or self.drafter == "none":
             return NoDrafter()
         if self._draft is None:
             return NgramDrafter()
         self._draft.truncate(0)
-        return ModelDrafter(self._draft, limits.prefill_chunk)
+        self._draft.select(() if referee is None else referee.arbiter.draft_outputs)
+        return ModelDrafter(self._draft, limits.prefill_chunk, collect=referee is not None)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            PromptError: it is empty or does not fit the capacity.
+            UsageError: messages, and the bundle has no chat template.
+        """
         if isinstance(prompt, str):
             tokens = self.codec.encode(prompt)
         else:
@@ -251,18 +326,26 @@ def load(
     bundle = Bundle.open(find_bundle(path), verify=verify)
     manifest, models = bundle.manifest, bundle.manifest.models
     name = _drafter_name(drafter, models.draft is not None)
-    target = OrtEngine(bundle.path(models.target.graph), _shape(manifest, models.target), options)
+    target = OrtEngine(
+        bundle.path(models.target.graph), graph_shape(manifest, models.target), options
+    )
     draft = None
     if models.draft is not None and name == "model":
-        draft = OrtEngine(bundle.path(models.draft.graph), _shape(manifest, models.draft), options)
+        draft = OrtEngine(
+            bundle.path(models.draft.graph), graph_shape(manifest, models.draft), options
+        )
     template = manifest.chat_template
     codec = TextCodec(
         bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
     )
-    return Session(manifest, target, draft, codec, name)
+    arbiter = None
+    if models.arbiter is not None and name == "model":
+        arbiter = LearnedArbiter(bundle.path(models.arbiter.graph))
+    return Session(manifest, target, draft, codec, arbiter, name)
 
 
-def _shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:
+def graph_shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:
+    """Return the sizes of a decoder's graph, for `OrtEngine`."""
     return GraphShape(
         capacity=manifest.capacity,
         vocab_size=manifest.vocab_size,

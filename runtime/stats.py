@@ -22,6 +22,9 @@ class GenerationStats:
         num_accepted_tokens: proposed tokens that stand in the output.
         num_accepted_tokens_per_pos: the same by position in the block, first position first.
         num_draft_tokens_per_pos: proposals by position.
+        num_mismatches: positions where the models disagreed, as far as they were reached.
+        num_overrides: mismatches at which the draft's token stands.
+        num_capped: mismatches at which a cap forbade that, by the cap's name; collab only.
         ttft: seconds to the first round of tokens, prefill included.
         decode_seconds: seconds from the first round's end to the last.
         first_round_tokens: tokens of the first round.
@@ -35,6 +38,9 @@ class GenerationStats:
     num_accepted_tokens: int = 0
     num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
     num_draft_tokens_per_pos: list[int] = field(default_factory=list)
+    num_mismatches: int = 0
+    num_overrides: int = 0
+    num_capped: dict[str, int] = field(default_factory=dict)
     ttft: float = 0.0
     decode_seconds: float = 0.0
     first_round_tokens: int = 0
@@ -52,6 +58,8 @@ class GenerationStats:
         self.num_drafts += round_.drafted > 0
         self.num_draft_tokens += round_.drafted
         self.num_accepted_tokens += round_.accepted
+        self.num_mismatches += round_.mismatches
+        self.num_overrides += round_.provenance.count("draft")
         missing = round_.drafted - len(self.num_draft_tokens_per_pos)
         self.num_draft_tokens_per_pos += [0] * missing
         self.num_accepted_tokens_per_pos += [0] * missing
@@ -63,6 +71,11 @@ class GenerationStats:
     def draft_acceptance_rate(self) -> float | None:
         """Accepted over proposed; None when nothing was proposed."""
         return _ratio(self.num_accepted_tokens, self.num_draft_tokens)
+
+    @property
+    def override_rate(self) -> float | None:
+        """Share of the mismatches at which the draft's token stands."""
+        return _ratio(self.num_overrides, self.num_mismatches)
 
     @property
     def mean_acceptance_length(self) -> float | None:
@@ -92,6 +105,10 @@ class GenerationStats:
             "num_accepted_tokens": self.num_accepted_tokens,
             "num_draft_tokens_per_pos": self.num_draft_tokens_per_pos,
             "num_accepted_tokens_per_pos": self.num_accepted_tokens_per_pos,
+            "num_mismatches": self.num_mismatches,
+            "num_overrides": self.num_overrides,
+            "num_capped": self.num_capped,
+            "override_rate": self.override_rate,
             "acceptance_rate_per_pos": [_ratio(a, d) for a, d in rates],
             "draft_acceptance_rate": self.draft_acceptance_rate,
             "mean_acceptance_length": self.mean_acceptance_length,

@@ -49,6 +49,12 @@ class TextCodec:
         """Whether messages can be rendered."""
         return self._template is not None
 
+    @property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that are no text: ends, turns, padding."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return tuple(token for token, entry in added.items() if entry.special)
+
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text, with the special tokens that the tokenizer itself adds.
 

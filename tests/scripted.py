@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -38,6 +39,19 @@ def agreeing(target: Choose, other: Choose, percent: int, seed: int = 0) -> Choo
     return choose
 
 
+CANDIDATES = 4
+"""Tokens of which a scripted row says that they are possible at all: the choice and those after it."""
+
+
+def candidates(
+    context: Sequence[int], choice: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return ids and logits of a row: the choice leads by a margin that depends on the context."""
+    margin = 0.25 + crc32(repr(("margin", *context[-3:])).encode()) % 8 / 2
+    values = np.array([margin, 0, -1, -2], dtype=np.float32) + margin
+    return np.arange(choice, choice + CANDIDATES), values
+
+
 @dataclass(frozen=True)
 class Step:
     """One recorded pass: how many tokens the cache held, and what was fed."""
@@ -65,7 +79,9 @@ class ScriptedDecoder:
         self.cache: list[int] = []
         self.steps: list[Step] = []
         self.fail_at = fail_at
-        self._buffers: dict[int, NDArray[np.int64]] = {}
+        self.selected: list[tuple[str, ...]] = []
+        self._outputs: tuple[str, ...] = ()
+        self._buffers: dict[tuple[int, tuple[str, ...]], dict[str, NDArray[Any]]] = {}
 
     @property
     def length(self) -> int:
@@ -79,11 +95,43 @@ class ScriptedDecoder:
         if len(self.steps) - 1 in self.fail_at:
             raise BackendError("the scripted backend failed")
         # As in a real engine: the next step of the same width overwrites what this one returned.
-        row = self._buffers.setdefault(width, np.zeros(width, dtype=np.int64))
+        rows = self._buffers.setdefault((width, self._outputs), self._new_buffers(width))
         for i, token in enumerate(tokens):
             self.cache.append(int(token))
-            row[i] = self.choose(self.cache)
-        return StepOutput(token=row)
+            rows["token"][i] = self.choose(self.cache)
+            if self._outputs:
+                fed_next = tokens[i + 1] if i + 1 < width else None
+                for name, value in self._summary(int(rows["token"][i]), fed_next).items():
+                    if name in self._outputs:
+                        rows[name][i] = value
+        return StepOutput(**rows)
+
+    def select(self, outputs: tuple[str, ...]) -> None:
+        self.selected.append(outputs)
+        self._outputs = outputs
+
+    def _new_buffers(self, width: int) -> dict[str, NDArray[Any]]:
+        top = ("top_values", "top_ids")
+        shapes = {name: (width, CANDIDATES) if name in top else (width,) for name in self._outputs}
+        buffers: dict[str, NDArray[Any]] = {
+            name: np.zeros(shape, np.int64 if name == "top_ids" else np.float32)
+            for name, shape in shapes.items()
+        }
+        return {**buffers, "token": np.zeros(width, dtype=np.int64)}
+
+    def _summary(self, choice: int, fed_next: int | None) -> dict[str, Any]:
+        """What a graph says about a row beside its token."""
+        ids, values = candidates(self.cache, choice)
+        norm = float(np.log(np.exp(values).sum()))
+        logprobs = values - norm
+        found = np.flatnonzero(ids == fed_next)
+        return {
+            "top_values": values,
+            "top_ids": ids,
+            "logsumexp": norm,
+            "entropy": -(np.exp(logprobs) * logprobs).sum(),
+            "next_input_logprob": logprobs[found[0]] if found.size else -30.0,
+        }
 
     def truncate(self, length: int) -> None:
         assert 0 <= length <= self.length, f"truncate from {self.length} to {length}"

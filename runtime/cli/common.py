@@ -53,6 +53,10 @@ class CospecCommand(click.Command):
             formatter.write_dl([(str(code), meaning) for code, meaning in exit_codes()])
 
 
+class CospecGroup(CospecCommand, click.Group):
+    """A click group with the manners of `CospecCommand`, for tools with subcommands."""
+
+
 def exit_codes() -> list[tuple[int, str]]:
     """Return (code, meaning) of every way a command can end, from the error classes themselves."""
     errors: list[type[CospecError]] = [CospecError, *CospecError.__subclasses__()]

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import click
 
+from ..bundle import find_bundle
 from ..errors import UsageError
+from ..files import parse_json_object
+from ..manifest import Manifest
 from ..session import Completion, load
 from ..stats import GenerationStats
 from ..text import TextStream
@@ -20,10 +23,13 @@ Examples:
   cospec-run --engine-dir models/ "What is 12 + 30?"
   echo "Once upon a time" | cospec-run --engine-dir models/tiny --raw
   cospec-run --engine-dir models/tiny --json "What is 12 + 30?"
+  cospec-run --engine-dir models/tiny --mode collab --provenance "What is 12 + 30?"
 """
 
-COLOURS = {"agreed": "green", "bonus": "cyan", "target": "yellow"}
+COLOURS = {"agreed": "green", "draft": "magenta", "bonus": "cyan", "target": "yellow"}
 """How --provenance shows who chose a token."""
+
+_MAX_CERTIFICATE_BYTES = 16 << 20
 
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
@@ -37,10 +43,15 @@ COLOURS = {"agreed": "green", "bonus": "cyan", "target": "yellow"}
 @click.option("--max-tokens", type=int, help="Tokens to generate at most.")
 @click.option(
     "--mode",
-    type=click.Choice(["strict"]),
+    type=click.Choice(["strict", "collab"]),
     default="strict",
     show_default=True,
-    help="strict: exactly the target's greedy output.",
+    help="strict: exactly the target's greedy output. collab: the arbiter may keep draft tokens.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    help="collab: score above which a draft token stays; 1 is strict. Default: the bundle's.",
 )
 @click.option(
     "--drafter",
@@ -67,6 +78,7 @@ def main(
     engine_dir: Path,
     max_tokens: int | None,
     mode: str,
+    threshold: float | None,
     drafter: str,
     num_draft_tokens: int | None,
     raw: bool,
@@ -91,14 +103,22 @@ def main(
             )
         prompt = sys.stdin.read().rstrip("\n")
     options = OrtOptions(threads=threads, provider=provider)  # type: ignore[arg-type]
-    session = load(engine_dir, drafter=drafter, options=options)  # type: ignore[arg-type]
+    folder = find_bundle(engine_dir)
+    session = load(folder, drafter=drafter, options=options)  # type: ignore[arg-type]
     as_chat = session.codec.has_chat_template and not raw and prompt.strip()
     stream = session.stream(
         [{"role": "user", "content": prompt}] if as_chat else prompt,
         max_tokens=max_tokens,
         num_draft_tokens=num_draft_tokens,
         mode=mode,  # type: ignore[arg-type]
+        threshold=threshold,
     )
+    if mode == "collab" and not is_certified(folder, session.manifest):
+        click.echo(
+            "this bundle's arbiter was never certified: nobody measured whether its answers are as "
+            "right as the target's; run cospec-calibrate",
+            err=True,
+        )
     if as_json:
         print_json(stream.completion().to_json())
         return
@@ -116,6 +136,19 @@ def main(
         click.echo(describe(completion.stats), err=True)
 
 
+def is_certified(folder: Path, manifest: Manifest) -> bool:
+    """Say whether the certificate of a bundle, checked already, tells what its arbiter is worth.
+
+    Raises:
+        BundleError: it is not a JSON object.
+    """
+    if manifest.certificate is None:
+        return False
+    data = (folder / manifest.certificate).read_bytes()
+    facts = parse_json_object(data, max_bytes=_MAX_CERTIFICATE_BYTES, max_depth=16)
+    return bool(facts.get("quality"))
+
+
 def describe(stats: GenerationStats) -> str:
     """Return the statistics as a few lines for people."""
 
@@ -124,6 +157,13 @@ def describe(stats: GenerationStats) -> str:
 
     tpot = stats.tpot
     rate = None if not tpot else 1 / tpot
+    overrides = []
+    if stats.num_capped:  # somebody decided at mismatches
+        capped = ", ".join(f"{n} {cap}" for cap, n in stats.num_capped.items() if n)
+        overrides = [
+            f"overrides    {stats.num_overrides} of {stats.num_mismatches} mismatches "
+            f"({figure(stats.override_rate, '.0%')})" + (f"; capped: {capped}" if capped else "")
+        ]
     return "\n".join(
         [
             f"tokens       {stats.num_prompt_tokens} prompt, {stats.num_generated_tokens} generated",
@@ -131,6 +171,7 @@ def describe(stats: GenerationStats) -> str:
             f"{figure(stats.tokens_per_target_pass, '.2f')} tokens each",
             f"drafted      {stats.num_draft_tokens}, accepted {stats.num_accepted_tokens} "
             f"({figure(stats.draft_acceptance_rate, '.0%')})",
+            *overrides,
             f"time         {stats.ttft * 1000:.1f} ms to the first tokens, then "
             f"{figure(rate, '.0f')} tokens/s",
         ]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..engines.protocol import StepOutput
+from .protocol import no_evidence
+
 MAX_NGRAM = 4
 MIN_NGRAM = 2
 
@@ -33,6 +36,10 @@ class NgramDrafter:
             if start is not None:
                 return list(tokens[start : start + count])
         return []
+
+    def evidence(self, count: int) -> StepOutput:
+        """Refuse: nothing but token ids was looked at."""
+        raise no_evidence()
 
     def rollback(self, length: int) -> None:
         """Only committed tokens are ever indexed, so there is nothing to forget."""

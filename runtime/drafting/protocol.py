@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..engines.protocol import StepOutput
+from ..errors import UsageError
+
 
 class Drafter(Protocol):
     """Guesses the tokens that the target will choose next.
@@ -20,6 +23,13 @@ class Drafter(Protocol):
             count: at most this many.
         """
 
+    def evidence(self, count: int) -> StepOutput:
+        """Return what the drafter saw before each of the first `count` tokens of its last proposal.
+
+        Raises:
+            UsageError: this drafter sees nothing, so an arbiter cannot judge its proposals.
+        """
+
     def rollback(self, length: int) -> None:
         """Only the first `length` tokens of context plus proposal stand; forget the rest."""
 
@@ -31,5 +41,17 @@ class NoDrafter:
         """Return nothing."""
         return []
 
+    def evidence(self, count: int) -> StepOutput:
+        """Refuse: there was no proposal."""
+        raise no_evidence()
+
     def rollback(self, length: int) -> None:
         """There is nothing to forget."""
+
+
+def no_evidence() -> UsageError:
+    """Return the error of a drafter that has no model."""
+    return UsageError(
+        "collab needs what the draft model saw, and this session drafts without one",
+        hint="use a bundle with a draft model and the drafter 'model', or the mode 'strict'",
+    )

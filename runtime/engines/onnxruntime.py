@@ -57,7 +57,8 @@ class GraphShape:
     cache_dtype: str
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, or say which extra brings it."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -83,7 +84,7 @@ class OrtEngine:
         self.graph = graph
         self.shape = shape
         self.options = options or OrtOptions()
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         providers = _providers(ort, self.options)
         session_options = _session_options(ort, self.options)
         try:
@@ -124,7 +125,7 @@ class OrtDecoder:
     """One sequence on an `OrtEngine`; see `engines.protocol.Decoder`."""
 
     def __init__(self, engine: OrtEngine, outputs: tuple[str, ...]) -> None:
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         self._session = engine.session
         self._shape = engine.shape
         self._device = engine.device
@@ -133,7 +134,8 @@ class OrtDecoder:
         self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
         self._length = 0
         self._cache_length = np.zeros(1, dtype=np.int64)
-        self._bindings: dict[int, _Binding] = {}
+        self._by_outputs: dict[tuple[str, ...], dict[int, _Binding]] = {}
+        self.select(outputs)
         shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
         # Zeroed, because a masked position is multiplied by zero: stray NaN bytes would survive that.
         self._cache = {
@@ -179,6 +181,12 @@ class OrtDecoder:
             )
         self._length += width
         return binding.output
+
+    def select(self, outputs: tuple[str, ...]) -> None:
+        """Choose what the next steps return; see `engines.protocol.Decoder.select`."""
+        # Fetched whether asked for or not: it is finite exactly when the row's logits are usable.
+        self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
+        self._bindings = self._by_outputs.setdefault(self._outputs, {})
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on; O(1)."""
@@ -242,7 +250,7 @@ class _Binding:
             if device == "cpu":
                 self.io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             else:
-                value = _import_onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0)
+                value = import_onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0)
                 self._on_device[name] = value
                 self.io.bind_ortvalue_output(name, value)
         self.output = StepOutput(**{name: array[0] for name, array in self._arrays.items()})

@@ -63,6 +63,9 @@ class Decoder(Protocol):
             BackendError: the backend failed, or produced numbers that are not finite.
         """
 
+    def select(self, outputs: tuple[str, ...]) -> None:
+        """Choose what the next steps return, beside `token`; O(1) for a choice made before."""
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on; O(1)."""
 

@@ -13,6 +13,7 @@ from scripted import Choose, ScriptedDecoder, agreeing, hashed, reference_decode
 from cospec.runtime.drafting.model import ModelDrafter
 from cospec.runtime.drafting.ngram import NgramDrafter
 from cospec.runtime.drafting.protocol import Drafter, NoDrafter
+from cospec.runtime.engines.protocol import StepOutput
 from cospec.runtime.errors import BackendError
 from cospec.runtime.loop import Limits, Round, decode
 
@@ -77,6 +78,9 @@ class Spy:
         self.proposals.append(Proposal(len(tokens), count, list(drafted)))
         return drafted
 
+    def evidence(self, count: int) -> StepOutput:
+        raise AssertionError("nothing asks what the draft saw where nobody judges it")
+
     def rollback(self, length: int) -> None:
         assert length >= self.stands, "committed tokens never go"
         self.stands = length
@@ -95,6 +99,9 @@ class WildDrafter:
         while len(drafted) < min(count, self._lengths(tokens)):
             drafted.append(self._choose([*tokens, *drafted]))
         return drafted
+
+    def evidence(self, count: int) -> StepOutput:
+        raise AssertionError("nothing asks what the draft saw where nobody judges it")
 
     def rollback(self, length: int) -> None:
         pass

@@ -163,7 +163,9 @@ def test_an_empty_prompt(session, prompt):
         ({"max_tokens": 0}, "max_tokens is 0, but must be at least 1"),
         ({"max_tokens": -5}, "max_tokens is -5"),
         ({"num_draft_tokens": -1}, "num_draft_tokens is -1, but must be at least 0"),
-        ({"mode": "collab"}, "unknown mode 'collab'"),
+        ({"mode": "oracle"}, "unknown mode 'oracle'"),
+        ({"mode": "collab"}, "this bundle has no arbiter"),
+        ({"threshold": 0.5}, "in the mode 'collab' only"),
     ],
 )
 def test_arguments_out_of_range_are_refused_before_anything_runs(session, arguments, message):

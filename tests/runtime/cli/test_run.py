@@ -14,9 +14,11 @@ from typing import Any
 
 import click
 import pytest
+from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
 import cospec
+from cospec.models.arbiter import export_arbiter
 from cospec.runtime.cli import run as run_module
 from cospec.runtime.cli.run import describe
 from cospec.runtime.cli.run import main as run_main
@@ -100,7 +102,7 @@ def test_json_is_one_object_and_that_of_the_api(root, chat):
 def test_provenance_colours_each_token(root, chat):
     plain = call("--engine-dir", root, "--provenance", PROMPT)
     assert plain.exit_code == 0, plain.output
-    assert plain.stdout == chat.text + "\n[agreed  bonus  target]\n"
+    assert plain.stdout == chat.text + "\n[agreed  draft  bonus  target]\n"
     coloured = call("--engine-dir", root, "--provenance", PROMPT, colour=True).stdout
     assert click.unstyle(coloured) == plain.stdout
     for who in set(chat.provenance):
@@ -128,6 +130,76 @@ def test_figures_that_do_not_exist_are_dashes():
     assert "then - tokens/s" in text
 
 
+@pytest.fixture(scope="module")
+def collab_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with an untrained arbiter that no certificate tells of."""
+    return with_untrained_arbiter(root, tmp_path_factory.mktemp("uncertified"))
+
+
+def with_untrained_arbiter(root: Path, folder: Path, **facts: Any) -> Path:
+    export_arbiter(untrained_network(root), folder / "model.onnx")
+    return bundle_with_arbiter(root, folder / "model.onnx", folder / "tiny", **facts)
+
+
+def test_collab_is_that_of_the_api_and_colours_the_drafts_tokens(collab_root):
+    expected = cospec.load(collab_root).generate(
+        [{"role": "user", "content": PROMPT}], max_tokens=12, mode="collab", threshold=0
+    )
+    options = ("--engine-dir", collab_root, "--mode", "collab", "--threshold", 0)
+    found = json.loads(call(*options, "--json", PROMPT).stdout)
+    assert without_times(found) == without_times(expected.to_json())
+    count = expected.provenance.count("draft")
+    assert found["stats"]["num_overrides"] == count > 0
+    coloured = call(*options, "--provenance", PROMPT, colour=True).stdout
+    assert click.unstyle(coloured) == expected.text + "\n[agreed  draft  bonus  target]\n"
+    assert coloured.count(click.style("x", fg="magenta").partition("x")[0]) == count + 1
+    lines = call(*options, "--stats", PROMPT).stderr
+    assert f"overrides    {count} of {expected.stats.num_mismatches} mismatches (" in lines
+
+
+def test_threshold_one_prints_what_strict_prints(collab_root, chat):
+    options = ("--engine-dir", collab_root, "--mode", "collab")
+    assert call(*options, "--threshold", 1, PROMPT).stdout == chat.text + "\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_arbiter_that_was_never_certified_is_announced_once(collab_root, as_json):
+    options = ["--engine-dir", collab_root, *(["--json"] if as_json else [])]
+    result = call(*options, "--mode", "collab", PROMPT)
+    assert result.stderr.count("never certified") == 1
+    assert "run cospec-calibrate" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert call(*options, PROMPT).stderr == "", "strict does not use it"
+
+
+def test_a_certified_arbiter_is_quiet(root, tmp_path):
+    certified = with_untrained_arbiter(root, tmp_path, quality=True)
+    assert call("--engine-dir", certified, "--mode", "collab", PROMPT).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "1.5"], "threshold is 1.5, but must be from 0 to 1"),
+        (["--threshold", "x"], "'x' is not a valid float"),
+        (["--drafter", "ngram"], "this session drafts without one"),
+    ],
+)
+def test_collab_refuses_what_it_cannot_do(collab_root, arguments, message):
+    result = call("--engine-dir", collab_root, "--mode", "collab", *arguments, PROMPT)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "never certified" not in result.stderr
+
+
+def test_overrides_and_caps_in_words():
+    stats = GenerationStats(num_prompt_tokens=3, num_mismatches=4, num_overrides=1)
+    assert "overrides" not in describe(stats), "strict has none"
+    stats.num_capped = {"in_a_row": 2, "per_block": 0, "repetition": 1}
+    words = "overrides    1 of 4 mismatches (25%); capped: 2 in_a_row, 1 repetition"
+    assert words in describe(stats)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "message"),
     [
@@ -139,7 +211,9 @@ def test_figures_that_do_not_exist_are_dashes():
         (["--max-tokens", "0", "x"], None, 2, "max_tokens is 0"),
         (["--num-draft-tokens", "-1", "x"], None, 2, "num_draft_tokens is -1"),
         (["--threads", "0", "x"], None, 2, "--threads is 0"),
-        (["--mode", "collab", "x"], None, 2, "'collab' is not"),
+        (["--mode", "collab", "x"], None, 2, "this bundle has no arbiter"),
+        (["--mode", "oracle", "x"], None, 2, "'oracle' is not"),
+        (["--threshold", "0.5", "x"], None, 2, "in the mode 'collab' only"),
         (["--drafter", "oracle", "x"], None, 2, "'oracle' is not"),
         (["--provider", "cuda", "x"], None, 2, "CPU build"),
     ],

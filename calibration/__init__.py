@@ -1,0 +1,1 @@
+"""Everything fitted from data: tasks, rollouts, the arbiter's policy, thresholds."""

@@ -1,0 +1,108 @@
+"""The checkers by name: `check(answer, text) -> bool`, whatever the text.
+
+| name | right when | options |
+|---|---|---|
+| number | the final number is the answer | tolerance (relative, 1e-6) |
+| choice | the chosen letter is the answer | letters ("ABCD") |
+| text | the short answer is one of the accepted texts | where ("answer" or "anywhere") |
+| math | the final expression is the answer, as normalised text | |
+| python | the code passes its tests in the sandbox | seconds (10), memory_mb (512) |
+| judge | another model rates the text highly enough | threshold (6) |
+| tiny | the tiny pair's own rule | |
+
+Each is a frozen dataclass whose fields are its options, in the file that is named after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ...runtime.errors import UsageError
+from .choice import ChoiceChecker
+from .expression import MathChecker
+from .item import CheckerSpec, Task
+from .judge import JudgeChecker, JudgeServer
+from .number import NumberChecker
+from .python_code import PythonChecker
+from .sandbox import isolation
+from .text import TextChecker
+from .tiny import TinyChecker
+
+
+class Checker(Protocol):
+    """Judges texts against gold answers. Never raises because of a text."""
+
+    def problem_with(self, answer: Any) -> str | None:
+        """What is wrong with a gold answer, or None."""
+
+    def check(self, answer: Any, text: str) -> bool:
+        """Whether `text` gives `answer`, of which `problem_with` found no problem."""
+
+
+CHECKERS: dict[str, type[Checker]] = {
+    "number": NumberChecker,
+    "choice": ChoiceChecker,
+    "text": TextChecker,
+    "math": MathChecker,
+    "python": PythonChecker,
+    "judge": JudgeChecker,
+    "tiny": TinyChecker,
+}
+
+
+def make_checker(spec: CheckerSpec) -> Checker:
+    """The checker that a task names.
+
+    Raises:
+        UsageError: no such checker, an unknown option, or a value that the option cannot take.
+    """
+    kind = CHECKERS.get(spec.name)
+    if kind is None:
+        raise UsageError(
+            f"there is no checker {spec.name[:60]!a}", hint=f"The checkers: {', '.join(CHECKERS)}."
+        )
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for option in spec.options:
+        if option not in known:
+            options = ", ".join(known) or "none"
+            raise UsageError(
+                f"the checker '{spec.name}' has no option {option[:60]!a} (its options: {options})"
+            )
+    try:
+        return kind(**spec.options)
+    except ValueError as error:
+        raise UsageError(f"the checker '{spec.name}': {error}") from None
+
+
+def problem_with(task: Task) -> str | None:
+    """What is wrong with a task's gold answer, or None.
+
+    Raises:
+        UsageError: the checker itself is wrong, as `make_checker` says.
+    """
+    return make_checker(task.checker).problem_with(task.answer)
+
+
+def require_working(tasks: Iterable[Task]) -> None:
+    """Find out before a long job, not in the middle, whether its checkers can work here.
+
+    Raises:
+        UsageError: a task needs a judge, and none is set.
+        BackendError: a task needs the sandbox, and it does not work on this system.
+    """
+    names = {task.checker.name for task in tasks}
+    if "judge" in names:
+        JudgeServer.from_environment()
+    if "python" in names:
+        isolation()
+
+
+def check(task: Task, text: str) -> bool:
+    """Whether a model's text solves a task.
+
+    Raises:
+        BackendError: a sandbox or a judge that does not work; never because of the text.
+    """
+    return make_checker(task.checker).check(task.answer, text)

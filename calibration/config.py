@@ -31,14 +31,14 @@ class TrainingConfig:
     """
 
     features: FeatureSet = "a"
-    width: int = 32
+    width: int = 64
     seed: int = 0
     warm_items: int = 4000
     branches: int = 3
-    warm_epochs: int = 60
+    warm_epochs: int = 120
     warm_learning_rate: float = 3e-3
     weight_decay: float = 1e-3
-    tie_weight: float = 0.15
+    tie_weight: float = 0.05
     steps: int = 40
     prompts: int = 48
     group: int = 8

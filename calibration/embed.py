@@ -1,7 +1,7 @@
 """Putting an arbiter and its certificate into a bundle, by writing the bundle anew.
 
-The files that stay are linked, not copied, where the file system can; the new bundle takes the old one's
-name in one step, as with any export.
+The files that stay are linked, not copied, where the file system can; the new bundle takes the old
+one's name in one step, as with any export.
 """
 
 from __future__ import annotations

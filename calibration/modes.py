@@ -103,12 +103,13 @@ def _collab(
         )
     default = 0.5 if own_threshold is None else own_threshold
     modes = []
-    choices: Sequence[Path | None] = graphs or (None,)
+    choices: list[Path | None] = [*graphs] if graphs else [None]
     for number, graph in enumerate(choices, 1):
         name = "collab" if len(graphs) < 2 else f"collab[{number}]"
-        for threshold in thresholds or [None]:
-            called = name if threshold is None else f"{name}@{threshold:g}"
-            modes.append(Mode(called, "collab", default if threshold is None else threshold, graph))
+        if not thresholds:
+            modes.append(Mode(name, "collab", default, graph))
+        for threshold in thresholds:
+            modes.append(Mode(f"{name}@{threshold:g}", "collab", threshold, graph))
     return modes
 
 

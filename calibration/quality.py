@@ -47,8 +47,9 @@ def measure_quality(
     Raises:
         CospecError: of any kind that `Session.generate` or a checker raises.
     """
-    config = replace(config, bundle=find_bundle(config.bundle))
-    bundle = Bundle.open(config.bundle)
+    bundle = Bundle.open(find_bundle(config.bundle))
+    k = config.num_draft_tokens or bundle.manifest.generation.num_draft_tokens
+    config = replace(config, bundle=bundle.root, num_draft_tokens=k)
     _check(bundle, modes)
     journal = Journal(results)
     fixed = [mode for mode in modes if mode.kind != "rival" or mode.rule is not None]
@@ -69,6 +70,19 @@ def measure_quality(
         "mcnemar": paired_tests(modes, answers),
         "environment": _environment(config, bundle, modes, len(tasks), reused),
     }
+
+
+def play_modes(
+    config: QualityConfig, tasks: Sequence[Task], modes: Sequence[Mode], results: Path | None = None
+) -> dict[str, list[Answer]]:
+    """Play every task in every mode and return the answers by mode, in the order of `tasks`.
+
+    Arguments and errors as in `measure_quality`.
+    """
+    config = replace(config, bundle=find_bundle(config.bundle))
+    bundle = Bundle.open(config.bundle)
+    _check(bundle, modes)
+    return _play(config, bundle, tasks, modes, Journal(results))[0]
 
 
 def _play(
@@ -154,13 +168,12 @@ def _environment(
     config: QualityConfig, bundle: Bundle, modes: Sequence[Mode], items: int, reused: int
 ) -> dict[str, Any]:
     """Return what the figures depend on beside the models."""
-    defaults = bundle.manifest.generation
     graphs = {mode.name: mode.graph.name for mode in modes if mode.graph is not None}
     return {
         "bundle": bundle.manifest.name,
         "seal": bundle.manifest.seal,
         "precision": bundle.manifest.precision,
-        "num_draft_tokens": config.num_draft_tokens or defaults.num_draft_tokens,
+        "num_draft_tokens": config.num_draft_tokens,
         "max_tokens": config.max_tokens,
         "items": items,
         "answers_from_an_earlier_run": reused,

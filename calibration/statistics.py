@@ -17,7 +17,8 @@ def wilson_interval(right: int, n: int, z: float = Z_95) -> tuple[float, float]:
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not exclude the share itself, which is a bound where all or none are right.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -140,5 +143,13 @@ class _Call:
 
 
 def _start(setup: Callable[[], Any]) -> None:
+    parent = os.getppid()
+
+    def end_with(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the job was killed: nobody waits for this process's results any more
+
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     global _state
     _state = setup()

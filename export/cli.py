@@ -60,6 +60,12 @@ Examples:
     help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
 )
 @click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.  [default: 3]")
+@click.option(
+    "--arbiter",
+    metavar="DIR",
+    help="Folder of an arbiter for this pair (model.onnx, arbiter.json), or 'none'. Default: the "
+    "preset's own, if it has one.",
+)
 @click.option("--trt", is_flag=True, help="Export graphs for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @json_option
@@ -71,6 +77,7 @@ def main(
     precision: str | None,
     capacity: int | None,
     num_draft_tokens: int | None,
+    arbiter: str | None,
     trt: bool,
     force: bool,
     as_json: bool,
@@ -95,6 +102,7 @@ def main(
             DEFAULT_NUM_DRAFT_TOKENS if num_draft_tokens is None else num_draft_tokens
         ),
         force=force,
+        arbiter=arbiter,
     )
     started = time.monotonic()
     output = output or _default_output(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
-from ..models.presets import resolve_pair
+from ..models.presets import resolve_arbiter, resolve_pair
 from ..models.vocabulary import shared_vocabulary, tokenizer_json
-from ..runtime.errors import UsageError
-from ..runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from ..runtime.arbitration.learned import LearnedArbiter
+from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.manifest import ArbiterEntry, GenerationDefaults, Manifest, ModelEntry, Models
 from .attention import Lowering
 from .bundle_writer import BundleWriter
 from .memory import MIN_CAPACITY, ensure_fits, plan
@@ -45,6 +47,7 @@ class ExportOptions:
         capacity: tokens of context; None takes DEFAULT_CAPACITY or the models' own limit.
         num_draft_tokens: the bundle's default draft length.
         force: replace an existing bundle.
+        arbiter: folder with `model.onnx` and `arbiter.json`, `none`, or None for the preset's own.
     """
 
     target: str
@@ -54,6 +57,7 @@ class ExportOptions:
     capacity: int | None = None
     num_draft_tokens: int = DEFAULT_NUM_DRAFT_TOKENS
     force: bool = False
+    arbiter: str | None = None
 
 
 def export_bundle(
@@ -93,6 +97,7 @@ def export_bundle(
             entries[role], parity[role] = _export_model(
                 writer, role, checkpoint, options, capacity, vocabulary.size, report
             )
+        arbiter = _add_arbiter(writer, options, has_draft=draft is not None)
         writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
         if target.chat_template is not None:
             writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
@@ -108,7 +113,7 @@ def export_bundle(
             capacity=capacity,
             vocab_size=vocabulary.size,
             summary_top=_summary_top(vocabulary.size),
-            models=Models(target=entries["target"], draft=entries.get("draft")),
+            models=Models(entries["target"], entries.get("draft"), arbiter),
             generation=GenerationDefaults(
                 bos_token_id=target.bos_id,
                 eos_token_ids=target.eos_ids,
@@ -187,6 +192,33 @@ def _export_model(
         cache_dtype=shape.cache_dtype,  # type: ignore[arg-type]
     )
     return entry, measured.to_json()
+
+
+def _add_arbiter(
+    writer: BundleWriter, options: ExportOptions, *, has_draft: bool
+) -> ArbiterEntry | None:
+    """Copy the arbiter that goes with this pair into the bundle, if there is one.
+
+    Raises:
+        CheckpointError: what was named is no arbiter.
+        UsageError: an arbiter without a draft to listen to.
+    """
+    folder = resolve_arbiter(options.target, options.draft, options.arbiter)
+    if folder is None:
+        return None
+    if not has_draft:
+        raise UsageError("an arbiter needs a draft model", hint="name one with --draft")
+    graph, settings = folder / "model.onnx", folder / "arbiter.json"
+    try:
+        threshold = float(json.loads(settings.read_text(encoding="utf-8"))["threshold"])
+        shutil.copy(graph, writer.path("arbiter/model.onnx"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no arbiter: {error}",
+            hint="an arbiter is a folder with model.onnx and arbiter.json, as cospec-calibrate writes",
+        ) from error
+    LearnedArbiter(writer.path("arbiter/model.onnx"))  # refuses what no decoder could feed
+    return ArbiterEntry(graph="arbiter/model.onnx", threshold=threshold)
 
 
 def _capacity(wanted: int | None, checkpoints: list[Checkpoint]) -> int:

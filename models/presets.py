@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..runtime.errors import CheckpointError
@@ -152,6 +153,20 @@ def resolve_pair(target: str, draft: str | None = None) -> tuple[Source, Source 
     if draft.lower() == NO_DRAFT:
         return source, None
     return source, resolve(draft)
+
+
+def resolve_arbiter(target: str, draft: str | None, arbiter: str | None) -> Path | None:
+    """The folder of the arbiter that goes with a pair: named, `none`, or the preset's own.
+
+    An arbiter knows one pair only, so a preset's own goes with the preset's own draft alone.
+    """
+    if arbiter is not None:
+        return None if arbiter.lower() == NO_DRAFT else Path(arbiter)
+    if draft is not None or target not in PRESETS or PRESETS[target].target not in PACKAGED:
+        return None
+    from .tiny_pair import ARBITER
+
+    return ARBITER if PRESETS[target].draft and ARBITER.is_dir() else None
 
 
 def _source_of(preset: Preset, name: str) -> Source:

@@ -9,6 +9,9 @@ from typing import Literal
 Role = Literal["draft", "target"]
 ROLES: tuple[Role, ...] = ("draft", "target")
 
+ARBITER = Path(__file__).parent / "arbiter"
+"""Folder of the arbiter that was trained for this pair."""
+
 
 def path(role: Role) -> Path:
     """Folder of the packaged Hugging Face checkpoint of one role.

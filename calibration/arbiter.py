@@ -1,0 +1,173 @@
+"""Calibrating an arbiter: train it, choose its threshold, certify it, put it into the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..models.arbiter import export_arbiter, save_network
+from ..runtime.errors import UsageError
+from .config import TrainingConfig
+from .embed import embed_arbiter
+from .modes import Mode
+from .quality import play_modes
+from .quality_worker import QualityConfig
+from .summary import Answer, oracle, paired_tests, summarise
+from .tasks.item import Task
+from .tasks.resolve import resolve_tasks
+from .threshold import GRID, Point, fastest_without_loss, most_accurate
+from .train import train_arbiter
+
+HELD_OUT_SHARE = 5
+"""One task in this many is held out where no validation tasks are given."""
+
+TINY_TRAINING_ITEMS = 4000
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate, on what.
+
+    Attributes:
+        bundle: the bundle's folder.
+        tasks: training tasks, as `resolve_tasks` reads them.
+        validation: tasks that choose the threshold; None holds out a part of `tasks`.
+        items: training tasks to use.
+        validation_items: validation tasks to use.
+        work: folder for journals, weights and the log.
+        processes: that play at the same time.
+    """
+
+    bundle: Path
+    tasks: str
+    validation: str | None
+    items: int | None
+    validation_items: int
+    work: Path
+    processes: int
+
+
+def calibrate_arbiter(
+    request: CalibrationRequest, config: TrainingConfig, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train, choose the threshold, certify and embed; return what went into the certificate.
+
+    Raises:
+        UsageError: tasks that cannot be used.
+        BundleError: a damaged bundle.
+        BackendError: a process died, or an engine failed.
+    """
+    training, validation = split_tasks(request, config.seed)
+    say(f"training on {len(training)} tasks, choosing on {len(validation)}")
+    _, network = train_arbiter(
+        request.bundle, training, config, request.work, request.processes, say
+    )
+    folder = request.work / "arbiter"
+    folder.mkdir(exist_ok=True)
+    save_network(network, folder / "network.safetensors")
+    graph = folder / "model.onnx"
+    export_arbiter(network, graph)
+
+    say("measuring the curve of quality and speed")
+    curve = [Mode(f"collab@{t:g}", "collab", threshold=t, graph=graph) for t in GRID]
+    plain = [Mode("target", "target"), Mode("strict", "strict"), Mode("draft", "draft")]
+    quality = QualityConfig(
+        request.bundle, config.num_draft_tokens, config.max_tokens, request.processes
+    )
+    answers = play_modes(quality, validation, [*plain, *curve], request.work / "curve.jsonl")
+    result = certificate(validation, answers, curve, request, config)
+    settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
+    (folder / "arbiter.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    embed_arbiter(request.bundle, graph, result["threshold"], result)
+    return result
+
+
+def split_tasks(request: CalibrationRequest, seed: int) -> tuple[list[Task], list[Task]]:
+    """Return training and validation tasks, with no task in both."""
+    items = request.items
+    if items is None and request.tasks.startswith("tiny:"):
+        items = TINY_TRAINING_ITEMS
+    training = resolve_tasks(request.tasks, items=items, seed=seed)
+    if request.validation is not None:
+        validation = resolve_tasks(request.validation, items=request.validation_items, seed=seed)
+        shared = {task.id for task in training} & {task.id for task in validation}
+        if shared:
+            raise UsageError(
+                f"{len(shared)} tasks are in --tasks and in --validation, such as {min(shared)}",
+                hint="a threshold chosen on training tasks is too hopeful; keep the two apart",
+            )
+        return training, validation
+    held = training[::HELD_OUT_SHARE][: request.validation_items]
+    ids = {task.id for task in held}
+    training = [task for task in training if task.id not in ids]
+    if not training or not held:
+        raise UsageError("there are too few tasks to train on some and choose on others")
+    return training, held
+
+
+def certificate(
+    tasks: Sequence[Task],
+    answers: dict[str, list[Answer]],
+    curve: Sequence[Mode],
+    request: CalibrationRequest,
+    config: TrainingConfig,
+) -> dict[str, Any]:
+    """Choose the thresholds and sum up what was measured."""
+    kinds = [task.kind for task in tasks]
+    points = [
+        Point(
+            threshold=mode.threshold or 0.0,
+            correct=[answer.correct for answer in answers[mode.name]],
+            tokens_per_target_pass=summarise(kinds, answers[mode.name])["tokens_per_target_pass"],
+        )
+        for mode in curve
+    ]
+    best = most_accurate(points)
+    target = [answer.correct for answer in answers["target"]]
+    fast = fastest_without_loss(points, target)
+    chosen = {
+        **{name: answers[name] for name in ("target", "strict", "draft")},
+        "collab": next(answers[m.name] for m in curve if m.threshold == best.threshold),
+    }
+    tested = [Mode(name, "collab" if name == "collab" else "strict") for name in chosen]
+    return {
+        "threshold": best.threshold,
+        "speed_first": None
+        if fast is None
+        else {
+            "threshold": fast.threshold,
+            "accuracy": fast.accuracy,
+            "tokens_per_target_pass": fast.tokens_per_target_pass,
+        },
+        "modes": {name: summarise(kinds, played) for name, played in chosen.items()},
+        "override_precision": override_precision(chosen["collab"], target),
+        "oracle": oracle(chosen),
+        "mcnemar": paired_tests(tested, chosen),
+        "curve": [
+            {
+                "threshold": point.threshold,
+                "accuracy": point.accuracy,
+                "tokens_per_target_pass": point.tokens_per_target_pass,
+            }
+            for point in points
+        ],
+        "data": {
+            "training": request.tasks,
+            "validation": request.validation or f"held out of {request.tasks}",
+            "items": len(tasks),
+        },
+        "training": asdict(config),
+    }
+
+
+def override_precision(collab: Sequence[Answer], target: Sequence[bool]) -> float | None:
+    """Return the share of improvements among the answers whose verdict an override changed."""
+    changed = [
+        answer.correct
+        for answer, before in zip(collab, target, strict=True)
+        if answer.overrides and answer.correct != before
+    ]
+    return sum(changed) / len(changed) if changed else None

@@ -23,17 +23,18 @@ from .runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from .runtime.completion import Completion, Piece, Stream
     from .runtime.engines.onnxruntime import OrtOptions
-    from .runtime.session import Completion, Piece, Session, Stream, load
+    from .runtime.session import Session, load
     from .runtime.stats import GenerationStats
 
 _LAZY = {
-    "Completion": ".runtime.session",
+    "Completion": ".runtime.completion",
     "GenerationStats": ".runtime.stats",
     "OrtOptions": ".runtime.engines.onnxruntime",
-    "Piece": ".runtime.session",
+    "Piece": ".runtime.completion",
     "Session": ".runtime.session",
-    "Stream": ".runtime.session",
+    "Stream": ".runtime.completion",
     "load": ".runtime.session",
 }
 

@@ -11,10 +11,11 @@ from ..runtime.arbitration.learned import LearnedArbiter
 from ..runtime.arbitration.protocol import Arbiter
 from ..runtime.arbitration.rivals import RandomArbiter, rival
 from ..runtime.bundle import Bundle
+from ..runtime.completion import Completion
 from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ..runtime.errors import UsageError
 from ..runtime.manifest import Models
-from ..runtime.session import Completion, Session, graph_shape, load
+from ..runtime.session import Session, graph_shape, load
 from .modes import Mode
 from .summary import Answer
 from .tasks.checkers import check

@@ -16,13 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 from .errors import BundleError
 from .files import is_portable_path, parse_json_object
+from .schema import Checked, Within, convert, refuse
 
 MANIFEST_NAME = "cospec.json"
 ENGINES_FOLDER = "engines"  # derived files: in no manifest, and never read by the bundle reader
@@ -38,25 +37,9 @@ EXPORT_OR_COPY_AGAIN = (
 )
 
 
-@dataclass(frozen=True)
-class Within:
-    """Bounds, both included: of a number its value, of anything else its length."""
-
-    low: int
-    high: int
-
-    def __call__(self, value: Any, where: str) -> None:
-        """Refuse a value outside the bounds."""
-        is_number = isinstance(value, (int, float))
-        size = value if is_number else len(value)
-        if not self.low <= size <= self.high:
-            what = "" if is_number else "a length "
-            _refuse(where, f"expected {what}from {self.low} to {self.high}, found {size}")
-
-
 def _portable_path(value: str, where: str) -> None:
     if not is_portable_path(value):
-        _refuse(
+        refuse(
             where,
             f"{value!a} is not a path inside the bundle (relative, parts joined by '/', "
             "each made of A-Z a-z 0-9 . _ - and not starting or ending with a dot)",
@@ -65,7 +48,7 @@ def _portable_path(value: str, where: str) -> None:
 
 def _hex_sha256(value: str, where: str) -> None:
     if not re.fullmatch("[0-9a-f]{64}", value):
-        _refuse(where, "expected a SHA-256 of 64 lower-case hexadecimal digits")
+        refuse(where, "expected a SHA-256 of 64 lower-case hexadecimal digits")
 
 
 Name = Annotated[str, Within(1, 256)]
@@ -77,17 +60,8 @@ Large = Annotated[int, Within(0, 1 << 50)]
 TokenId = Annotated[int, Within(0, (1 << 24) - 1)]
 
 
-class _Checked:
-    """Checks and normalises every field of a dataclass against its annotation."""
-
-    def __post_init__(self) -> None:
-        cls: Any = type(self)
-        for name, hint in _hints(cls).items():
-            object.__setattr__(self, name, _convert(hint, getattr(self, name), name))
-
-
 @dataclass(frozen=True)
-class FileEntry(_Checked):
+class FileEntry(Checked):
     """One file of the bundle: where it is, its bytes, its hash."""
 
     path: RelativePath
@@ -96,7 +70,7 @@ class FileEntry(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry(_Checked):
+class ModelEntry(Checked):
     """One decoder. `kv_shapes` holds (KV heads, head size) for each layer."""
 
     graph: RelativePath
@@ -114,7 +88,7 @@ class ModelEntry(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArbiterEntry(_Checked):
+class ArbiterEntry(Checked):
     """The arbiter: its graph, and the score above which a draft token stays by default."""
 
     graph: RelativePath
@@ -122,7 +96,7 @@ class ArbiterEntry(_Checked):
 
 
 @dataclass(frozen=True)
-class Models(_Checked):
+class Models(Checked):
     """The models by role. Without a draft model n-grams are looked up; an arbiter needs a draft."""
 
     target: ModelEntry
@@ -131,7 +105,7 @@ class Models(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationDefaults(_Checked):
+class GenerationDefaults(Checked):
     """What a session does unless it is told otherwise; all counts are tokens."""
 
     bos_token_id: TokenId | None
@@ -142,7 +116,7 @@ class GenerationDefaults(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(_Checked):
+class Manifest(Checked):
     """All that the runtime has to know about a bundle before it opens another file of it.
 
     `capacity` is the KV cache's length in tokens, `vocab_size` the width of both models' logits,
@@ -194,7 +168,7 @@ class Manifest(_Checked):
             *([] if chosen.bos_token_id is None else [chosen.bos_token_id]),
         ]
         if any(token >= self.vocab_size for token in ids):
-            _refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
+            refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
         Within(1, self.vocab_size)(self.summary_top, "summary_top")
         for field in ("num_draft_tokens", "max_tokens", "prefill_chunk"):
             Within(0, self.capacity)(getattr(chosen, field), f"generation.{field}")
@@ -204,9 +178,9 @@ class Manifest(_Checked):
         for entry in self.files:
             path = entry.path.lower()  # some file systems do not tell the case apart
             if path == MANIFEST_NAME or path.split("/")[0] == ENGINES_FOLDER:
-                _refuse("files", f"'{entry.path}' can never be one of a bundle's files")
+                refuse("files", f"'{entry.path}' can never be one of a bundle's files")
             if path in seen:
-                _refuse("files", f"'{entry.path}' is listed twice")
+                refuse("files", f"'{entry.path}' is listed twice")
             seen.add(path)
 
 
@@ -234,7 +208,7 @@ def from_json(data: bytes) -> Manifest:
             raise BundleError("its seal does not match: it was changed after it was written")
         if _canonical({**raw, "seal": seal}) != data:
             raise BundleError("its layout was changed after it was written")
-        manifest: Manifest = _convert(Manifest, raw, "")
+        manifest: Manifest = convert(Manifest, raw, "")
         _check_complete(manifest)
     except BundleError as error:
         hint = error.hint or EXPORT_OR_COPY_AGAIN
@@ -246,7 +220,7 @@ def _check_complete(manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
     for field, path in manifest.named_files().items():
         if path not in listed:
-            _refuse(field, f"'{path}' is not among the bundle's files")
+            refuse(field, f"'{path}' is not among the bundle's files")
 
 
 def _check_version(raw: dict[str, Any]) -> None:
@@ -262,78 +236,3 @@ def _check_version(raw: dict[str, Any]) -> None:
 def _canonical(value: dict[str, Any]) -> bytes:
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
     return text.encode("ascii")
-
-
-@lru_cache
-def _hints(cls: Any) -> dict[str, Any]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(cls)}
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says, with lists made tuples and objects made dataclasses."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        value = _convert(args[0], value, where)
-        for rule in args[1:]:
-            rule(value, where)
-        return value
-    if origin in (Union, types.UnionType):  # the only unions here are "or None"
-        return None if value is None else _convert(args[0], value, where)
-    if origin is Literal:
-        if value not in args:
-            _refuse(where, f"expected one of {', '.join(args)}, found {_show(value)}")
-        return value
-    if origin is dict:
-        return _convert_object(args, value, where)
-    if origin is tuple:
-        return _convert_list(args, value, where)
-    if is_dataclass(hint):
-        return value if type(value) is hint else _build(hint, value, where)
-    if type(value) is not hint:  # exact: True is no number here
-        _refuse(where, f"expected {hint.__name__}, found {_show(value)}")
-    if hint is str and not value.isprintable():
-        _refuse(where, f"{_show(value)} contains characters that cannot be printed")
-    return value
-
-
-def _convert_object(hints: tuple[Any, ...], value: Any, where: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        _refuse(where, f"expected an object, found {_show(value)}")
-    return {
-        _convert(hints[0], key, where): _convert(hints[1], item, f"{where}[{_show(key)}]")
-        for key, item in value.items()
-    }
-
-
-def _convert_list(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        _refuse(where, f"expected a list, found {_show(value)}")
-    if hints[-1] is Ellipsis:
-        hints = hints[:1] * len(value)
-    if len(value) != len(hints):
-        _refuse(where, f"expected {len(hints)} values, found {len(value)}")
-    return tuple(
-        _convert(hint, item, f"{where}[{index}]")
-        for index, (hint, item) in enumerate(zip(hints, value, strict=True))
-    )
-
-
-def _build(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        _refuse(where, f"expected an object, found {_show(value)}")
-    hints = _hints(cls)
-    prefix = f"{where}." if where else ""
-    for kind, keys in (("unknown", value.keys() - hints), ("missing", hints.keys() - value)):
-        if keys:
-            _refuse(prefix + _show(min(keys)).strip("'"), f"{kind} key")
-    return cls(**{key: _convert(hint, value[key], prefix + key) for key, hint in hints.items()})
-
-
-def _show(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _refuse(where: str, problem: str) -> NoReturn:
-    raise BundleError(f"{where}: {problem}")

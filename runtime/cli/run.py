@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from ..bundle import find_bundle
+from ..completion import Completion
 from ..errors import UsageError
 from ..files import parse_json_object
 from ..manifest import Manifest
-from ..session import Completion, load
+from ..session import load
 from ..stats import GenerationStats
 from ..text import TextStream
 from .common import CospecCommand, json_option, print_json

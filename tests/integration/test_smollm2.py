@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from cospec.runtime.bundle import Bundle
+from cospec.runtime.completion import Completion
 from cospec.runtime.engines.onnxruntime import GraphShape, OrtEngine
-from cospec.runtime.session import Completion, Session, load
+from cospec.runtime.session import Session, load
 from cospec.runtime.text import TextCodec
 
 pytestmark = [pytest.mark.slow, pytest.mark.wheel]

@@ -13,7 +13,8 @@ import torch
 
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.presets import resolve_pair
-from cospec.runtime.session import Completion, load
+from cospec.runtime.completion import Completion
+from cospec.runtime.session import load
 from cospec.runtime.stats import GenerationStats
 
 PRESET, TASKS = "tiny", "cospec.models.tiny_pair.tasks"

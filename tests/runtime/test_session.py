@@ -12,9 +12,10 @@ import pytest
 
 import cospec
 from cospec.runtime.bundle import Bundle
+from cospec.runtime.completion import Completion
 from cospec.runtime.engines.onnxruntime import OrtOptions
 from cospec.runtime.errors import BackendError, BundleError, PromptError, UsageError
-from cospec.runtime.session import Completion, Session
+from cospec.runtime.session import Session
 
 NEW_TOKENS = 24
 OPTIONS = OrtOptions(threads=1, provider="cpu")

@@ -22,7 +22,8 @@ from cospec.models.arbiter import export_arbiter
 from cospec.runtime.cli import run as run_module
 from cospec.runtime.cli.run import describe
 from cospec.runtime.cli.run import main as run_main
-from cospec.runtime.session import Completion, Session
+from cospec.runtime.completion import Completion
+from cospec.runtime.session import Session
 from cospec.runtime.stats import GenerationStats
 
 PROMPT = "the block of 42"

@@ -5,16 +5,13 @@ The weights keep their checkpoint names in the graph, so that the audit can acco
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..models.tracing import quiet_tracing
 from ..runtime.errors import CheckpointError, GateError
 from .attention import OPSET, Lowering
 from .decoder import Decoder, input_names, kv_shapes, output_names
@@ -62,7 +59,7 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     # Any width above one will do as an example: torch specialises on one, and S stays symbolic.
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_tracing():
             program = torch.onnx.export(
                 Decoder(module, lowering, vocab_size).eval(),
                 example,
@@ -191,22 +188,6 @@ def _audit(model: Any, module: Any) -> None:
             f"{', '.join(strange[:5])}",
             hint="a constant was folded that should have stayed a weight; report it",
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence notices of the exporter that a user can do nothing about."""
-    names = ("torch.onnx", "torch.onnx._internal.exporter._registration")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .tracing import quiet_tracing
+
 FeatureSet = Literal["a", "hidden"]
 
 A_INPUTS = (
@@ -159,9 +161,11 @@ def _lookup(
 
 def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = 8) -> None:
     """Write `network` as an ONNX graph with the outputs `score` [k] and `features` [k, F]."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     example = tuple(_example(name, network.config, summary_top) for name in network.inputs)
     block = {0: torch.export.Dim.DYNAMIC}
-    with torch.no_grad():
+    with torch.no_grad(), quiet_tracing():
         program = torch.onnx.export(
             network.eval(),
             example,
@@ -172,6 +176,8 @@ def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = 8) ->
             output_names=["score", "features"],
             dynamic_shapes=(tuple(block for _ in example),),
         )
+    # Stack traces of the machine that exported have no place in a file that travels.
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(str(path), external_data=False)
 
 

@@ -44,7 +44,9 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def tiny_pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained tiny pair as a bundle, exported once: read it, never write."""
+    """The trained tiny pair as a bundle without its arbiter, exported once: read it, never write."""
     from cospec.export.pipeline import ExportOptions, export_bundle
 
-    return export_bundle(ExportOptions("tiny"), tmp_path_factory.mktemp("pair") / "tiny")
+    return export_bundle(
+        ExportOptions("tiny", arbiter="none"), tmp_path_factory.mktemp("pair") / "tiny"
+    )

@@ -77,9 +77,17 @@ def _summary(bundle: Bundle) -> list[str]:
             for role, model in _models(manifest).items()
             for line in _model_lines(manifest, role, model)
         ),
+        *_arbiter_lines(manifest),
         f"files, {total}; sizes agree, hashes not checked (cospec-verify does)",
         *(f"  {format_bytes(entry.size):>10}  {entry.path}" for entry in manifest.files),
     ]
+
+
+def _arbiter_lines(manifest: Manifest) -> list[str]:
+    arbiter = manifest.models.arbiter
+    if arbiter is None:
+        return []
+    return ["arbiter", f"  threshold   {arbiter.threshold:g} (cospec-run --mode collab)"]
 
 
 def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:

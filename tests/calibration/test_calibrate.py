@@ -1,0 +1,138 @@
+"""cospec-calibrate arbiter from end to end, at the smallest scale that goes through every stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cospec.calibration.cli import main
+from cospec.calibration.config import TrainingConfig
+from cospec.calibration.counterfactual import NEVER, BranchJob, branch, count_cells
+from cospec.calibration.policy import weights_of
+from cospec.calibration.tasks.tiny import tiny_tasks
+from cospec.calibration.workers import Journal
+from cospec.models import tiny_pair
+from cospec.models.arbiter import ArbiterConfig, ArbiterNetwork
+from cospec.runtime.bundle import Bundle
+from cospec.runtime.session import load
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(tiny_pair_bundle, tmp_path_factory.mktemp("calibrate") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(bundle: Path) -> dict[str, Any]:
+    arguments = ["--engine-dir", bundle, "--tasks", "tiny:train", "--items", "10"]
+    arguments += ["--validation", "tiny:validation", "--validation-items", "4", "--json"]
+    config = TrainingConfig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "__init__", _small(config.__init__))
+        done = CliRunner().invoke(main, ["arbiter", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def _small(init):
+    def make(self, **given):
+        init(self, **{"steps": 1, "prompts": 2, "group": 2, "warm_epochs": 5, **given})
+
+    return make
+
+
+def test_the_bundle_holds_the_arbiter_and_its_certificate(bundle, calibrated):
+    opened = Bundle.open(bundle)  # every hash matches
+    entry = opened.manifest.models.arbiter
+    assert entry is not None
+    assert entry.threshold == calibrated["threshold"]
+    certificate = json.loads(opened.path("certificate.json").read_text())
+    assert certificate["quality"]["modes"] == calibrated["modes"]
+    assert "parity" in certificate, "the exporter's part is kept"
+    hashes = {e.path: e.sha256 for e in opened.manifest.files}
+    for path, sha256 in certificate["quality"]["measured_on"].items():
+        assert hashes[path] == sha256
+
+
+def test_the_figures_have_the_promised_shape(calibrated):
+    assert set(calibrated["modes"]) == {"target", "strict", "draft", "collab"}
+    assert calibrated["modes"]["strict"]["accuracy"] == calibrated["modes"]["target"]["accuracy"]
+    assert len(calibrated["curve"]) == 13
+    assert 0 <= calibrated["mcnemar"]["collab_vs_target"] <= 1
+
+
+def test_the_new_bundle_runs_in_collab_mode(bundle, calibrated):
+    session = load(bundle)
+    prompt = "Q: What is 851*3?\nA:"
+    strict = session.generate(prompt, max_tokens=48)
+    assert (
+        session.generate(prompt, max_tokens=48, mode="collab", threshold=1).tokens == strict.tokens
+    )
+    loose = session.generate(prompt, max_tokens=48, mode="collab", threshold=0)
+    assert loose.provenance.count("draft") == loose.stats.num_overrides > 0
+
+
+def test_a_branch_is_played_both_ways(bundle, tmp_path):
+    from cospec.calibration.play import Player
+    from cospec.models.arbiter import export_arbiter
+
+    network = ArbiterNetwork(ArbiterConfig())
+    export_arbiter(network, tmp_path / "graph.onnx")
+    player = Player(bundle, tmp_path / "graph.onnx", network, max_tokens=96)
+    weights = weights_of(network)
+    tasks = tiny_tasks("train", 6, seed=5)
+    records = [branch(player, BranchJob(task, 2, weights, NEVER, 0)) for task in tasks]
+    assert sum(count_cells(records).values()) == sum(len(r["branches"]) for r in records) > 0
+    for task, record in zip(tasks, records, strict=True):
+        # Never keeping is the target's own greedy answer: the other side of each branch.
+        prompt = player.session.encode(task.prompt)
+        strict = player.session.continue_tokens(prompt, max_tokens=96).completion()
+        assert player.play(prompt, NEVER).tokens == strict.tokens
+        assert all(b["target"] == record["correct"] for b in record["branches"])
+
+
+def test_tasks_in_both_sets_are_refused(bundle, tmp_path):
+    arguments = [
+        "--engine-dir",
+        bundle,
+        "--tasks",
+        "tiny:train",
+        "--items",
+        "5",
+        "--work",
+        tmp_path,
+    ]
+    arguments += ["--validation", "tiny:train", "--validation-items", "5"]
+    done = CliRunner().invoke(main, ["arbiter", *map(str, arguments)])
+    assert done.exit_code == 2
+    assert "in --tasks and in --validation" in done.stderr
+
+
+def test_a_journal_that_was_cut_plays_the_cut_item_again(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    with journal.appending() as write:
+        write("a", {"x": 1})
+        write("b", {"x": 2})
+    whole = (tmp_path / "j.jsonl").read_bytes()
+    (tmp_path / "j.jsonl").write_bytes(whole[:-5])
+    assert journal.read() == {"a": {"x": 1}}
+    with journal.appending() as write:
+        write("b", {"x": 3})
+    assert journal.read() == {"a": {"x": 1}, "b": {"x": 3}}
+
+
+def test_the_packaged_arbiter_goes_with_the_packaged_pair_only(tmp_path):
+    from cospec.models.presets import resolve_arbiter
+
+    assert resolve_arbiter("tiny", None, None) == tiny_pair.ARBITER
+    assert resolve_arbiter("tiny", "tiny-draft", None) is None
+    assert resolve_arbiter("tiny", None, "none") is None
+    assert resolve_arbiter("llama-8b", None, None) is None
+    assert resolve_arbiter("llama-8b", None, str(tmp_path)) == tmp_path
+    graph = (tiny_pair.ARBITER / "model.onnx").read_bytes()
+    assert b".py" not in graph, "a stack trace of the machine that exported it"

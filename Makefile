@@ -8,6 +8,8 @@ TYPING := .cache/typing
 WORKERS ?= 2
 
 DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
+# The target alone gets this one wrong (the answer is 2500); the draft was trained on more of its kind.
+COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test quick lint types format bench clean
@@ -24,9 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-demo: env       ## export the tiny pair and solve a problem with it
-	$(BIN)/cospec-export --target tiny --force
-	$(BIN)/cospec-run --engine-dir models/ --provenance --stats $(DEMO_PROMPT)
+demo: env       ## export the tiny pair and solve problems with it, strictly and in collaboration
+	$(BIN)/cospec-export --target tiny --force --output models/tiny
+	$(BIN)/cospec-run --engine-dir models/tiny --provenance --stats $(DEMO_PROMPT)
+	$(BIN)/cospec-run --engine-dir models/tiny --mode strict --provenance $(COLLAB_PROMPT)
+	$(BIN)/cospec-run --engine-dir models/tiny --mode collab --provenance $(COLLAB_PROMPT)
 
 test: env types lint ## whole suite, lint and types
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile

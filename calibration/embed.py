@@ -15,6 +15,7 @@ from typing import Any
 
 from ..export.bundle_writer import BundleWriter
 from ..runtime.bundle import Bundle
+from ..runtime.files import sha256_of
 from ..runtime.manifest import ArbiterEntry
 
 ARBITER_GRAPH = "arbiter/model.onnx"
@@ -42,10 +43,11 @@ def embed_arbiter(root: Path, graph: Path, threshold: float, quality: dict[str, 
             if entry.path not in (ARBITER_GRAPH, CERTIFICATE):
                 _link(bundle.path(entry.path), writer.path(entry.path))
         shutil.copy(graph, writer.path(ARBITER_GRAPH))
+        measured = {**measured_files(bundle), ARBITER_GRAPH: sha256_of(graph)}
         certificate = {}
         if manifest.certificate is not None:
             certificate = json.loads(bundle.path(manifest.certificate).read_text(encoding="utf-8"))
-        certificate["quality"] = {**quality, "measured_on": measured_files(bundle)}
+        certificate["quality"] = {**quality, "measured_on": measured}
         text = json.dumps(certificate, indent=2) + "\n"
         writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
         models = replace(

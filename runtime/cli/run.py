@@ -10,7 +10,7 @@ import click
 
 from ..bundle import find_bundle
 from ..completion import Completion
-from ..errors import UsageError
+from ..errors import BundleError, UsageError
 from ..files import parse_json_object
 from ..manifest import Manifest
 from ..session import load
@@ -141,13 +141,24 @@ def is_certified(folder: Path, manifest: Manifest) -> bool:
     """Say whether the certificate of a bundle, checked already, tells what its arbiter is worth.
 
     Raises:
-        BundleError: it is not a JSON object.
+        BundleError: it is not a JSON object, or tells of other files than the bundle's.
     """
     if manifest.certificate is None:
         return False
     data = (folder / manifest.certificate).read_bytes()
     facts = parse_json_object(data, max_bytes=_MAX_CERTIFICATE_BYTES, max_depth=16)
-    return bool(facts.get("quality"))
+    quality = facts.get("quality")
+    if not isinstance(quality, dict):
+        return False
+    hashes = {entry.path: entry.sha256 for entry in manifest.files}
+    measured = quality.get("measured_on", {})
+    other = sorted(path for path in measured if hashes.get(path) != measured[path])
+    if other:
+        raise BundleError(
+            f"{folder / manifest.certificate} was measured on another {other[0]} than this bundle's",
+            hint="calibrate this bundle with cospec-calibrate, or use the mode 'strict'",
+        )
+    return True
 
 
 def describe(stats: GenerationStats) -> str:

@@ -136,3 +136,19 @@ def test_the_packaged_arbiter_goes_with_the_packaged_pair_only(tmp_path):
     assert resolve_arbiter("llama-8b", None, str(tmp_path)) == tmp_path
     graph = (tiny_pair.ARBITER / "model.onnx").read_bytes()
     assert b".py" not in graph, "a stack trace of the machine that exported it"
+
+
+def test_a_certificate_of_other_files_is_refused(bundle, calibrated):
+    from dataclasses import replace
+
+    from cospec.runtime.cli.run import is_certified
+    from cospec.runtime.errors import BundleError
+
+    manifest = Bundle.open(bundle).manifest
+    assert is_certified(bundle, manifest)
+    swapped = [
+        replace(e, sha256="0" * 64) if e.path == "draft/model.onnx.data" else e
+        for e in manifest.files
+    ]
+    with pytest.raises(BundleError, match=r"measured on another draft/model.onnx.data"):
+        is_certified(bundle, replace(manifest, files=tuple(swapped)))

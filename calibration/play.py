@@ -150,9 +150,6 @@ class Player:
         manifest = self.session.manifest
         self._max_tokens = max_tokens or manifest.generation.max_tokens
         self._num_draft_tokens = num_draft_tokens
-        self._protected = frozenset(
-            {*manifest.generation.eos_token_ids, *self.session.codec.special_token_ids}
-        )
         self._eos = manifest.generation.eos_token_ids
 
     def play(
@@ -178,7 +175,7 @@ class Player:
         referee = RecordingReferee(
             arbiter=self.arbiter,
             threshold=threshold,
-            protected=self._protected,
+            protected=self.session.protected_tokens,
             prompt_length=len(prompt),
             rng=rng,
         )

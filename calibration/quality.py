@@ -47,10 +47,7 @@ def measure_quality(
     Raises:
         CospecError: of any kind that `Session.generate` or a checker raises.
     """
-    bundle = Bundle.open(find_bundle(config.bundle))
-    k = config.num_draft_tokens or bundle.manifest.generation.num_draft_tokens
-    config = replace(config, bundle=bundle.root, num_draft_tokens=k)
-    _check(bundle, modes)
+    config, bundle = _open(config, modes)
     journal = Journal(results)
     fixed = [mode for mode in modes if mode.kind != "rival" or mode.rule is not None]
     answers, reused = _play(config, bundle, tasks, fixed, journal)
@@ -79,10 +76,16 @@ def play_modes(
 
     Arguments and errors as in `measure_quality`.
     """
-    config = replace(config, bundle=find_bundle(config.bundle))
-    bundle = Bundle.open(config.bundle)
-    _check(bundle, modes)
+    config, bundle = _open(config, modes)
     return _play(config, bundle, tasks, modes, Journal(results))[0]
+
+
+def _open(config: QualityConfig, modes: Sequence[Mode]) -> tuple[QualityConfig, Bundle]:
+    """Check the bundle, and that it can play the modes; return the settings with nothing left open."""
+    bundle = Bundle.open(find_bundle(config.bundle))
+    _check(bundle, modes)
+    k = config.num_draft_tokens or bundle.manifest.generation.num_draft_tokens
+    return replace(config, bundle=bundle.root, num_draft_tokens=k), bundle
 
 
 def _play(

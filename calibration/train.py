@@ -1,11 +1,12 @@
 """Training an arbiter from end to end: branches, warm start, policy gradient.
 
-Everything lands in one work folder, so that a job that was killed goes on where it was: branches in a
-journal, the policy after each update, and a log of every figure.
+Everything lands in one work folder: branches in a journal, so that a job that was killed does not play
+them again, and a log of every figure. The updates by gradient start over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -15,8 +16,10 @@ from typing import Any
 
 from ..models.arbiter import ArbiterConfig, ArbiterNetwork, export_arbiter
 from ..runtime.bundle import Bundle
+from ..runtime.manifest import Manifest
 from .config import TrainingConfig
 from .counterfactual import NEVER, BranchJob, branch, count_cells
+from .embed import measured_files
 from .play import PlayerSetup
 from .policy import PolicyGradient, warm_start, weights_of
 from .reinforce import GroupJob, play_group
@@ -43,14 +46,14 @@ def train_arbiter(
         report: called with a line per stage and update.
     """
     work.mkdir(parents=True, exist_ok=True)
-    shape = arbiter_shape(bundle, config)
+    opened = Bundle.open(bundle)  # hashed here, once for all processes
+    shape = arbiter_shape(opened.manifest, config)
     graph = work / "features.onnx"
-    if not graph.exists():
-        export_arbiter(ArbiterNetwork(shape), graph)
+    export_arbiter(ArbiterNetwork(shape), graph)
     setup = PlayerSetup(bundle, graph, shape, config.max_tokens, config.num_draft_tokens)
     log = _Log(work / "log.json", config)
     with Workers(processes, setup) as workers:
-        records = _branches(workers, tasks, shape, config, work)
+        records = _branches(workers, tasks, shape, config, work, measured_files(opened))
         cells = count_cells(records)
         report(f"branches: {cells}")
         warm, losses = warm_start(records, shape, config)
@@ -59,9 +62,9 @@ def train_arbiter(
     return warm, network
 
 
-def arbiter_shape(bundle: Path, config: TrainingConfig) -> ArbiterConfig:
+def arbiter_shape(manifest: Manifest, config: TrainingConfig) -> ArbiterConfig:
     """Return the network's shape for a bundle's models."""
-    models = Bundle.open(bundle, verify=False).manifest.models
+    models = manifest.models
     draft = 0 if models.draft is None else models.draft.hidden_size
     return ArbiterConfig(
         features=config.features,
@@ -77,10 +80,15 @@ def _branches(
     shape: ArbiterConfig,
     config: TrainingConfig,
     work: Path,
+    engines: dict[str, str],
 ) -> list[dict[str, Any]]:
+    """Play the branches, but for those that the same settings and engines have played already."""
     weights = weights_of(ArbiterNetwork(shape))
+    lengths = (config.num_draft_tokens, config.max_tokens)
+    setting = (engines, config.features, config.branches, config.seed, *lengths)
+    digest = hashlib.sha256(repr(setting).encode()).hexdigest()[:16]
     jobs = [
-        (task.id, BranchJob(task, config.branches, weights, NEVER, config.seed))
+        (f"{task.id} {digest}", BranchJob(task, config.branches, weights, NEVER, config.seed))
         for task in tasks[: config.warm_items]
     ]
     journal = Journal(work / "branches.jsonl")

@@ -35,6 +35,7 @@ from ..runtime.files import (
     sha256_of,
 )
 from ..runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, to_json
+from .memory import free_disk
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -210,7 +211,7 @@ class BundleWriter:
             written = sum((self.staging / name).lstat().st_size for name in files)
             raise ResourceError(
                 f"{parent}: the disk is full ({format_bytes(written)} of the bundle were written, "
-                f"{format_bytes(_free_bytes(parent))} are free)",
+                f"{format_bytes(free_disk(parent))} are free)",
                 hint="Free some space, or choose an output folder on another disk.",
             ) from error
         # Only for our own folders: a checkpoint that cannot be read has its own error.
@@ -243,11 +244,3 @@ def exchange_folders(first: Path, second: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(second))
-
-
-def _free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that `path` is on, or will be on once it is made."""
-    folder = path.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -126,9 +126,8 @@ def features_a(named: dict[str, torch.Tensor]) -> torch.Tensor:
     """Compute feature set A [k, 13] from the named tensors of a block; see A_FEATURES."""
     target_values, draft_values = named["target.top_values"], named["draft.top_values"]
     target_norm, draft_norm = named["target.logsumexp"], named["draft.logsumexp"]
-    logprob, _ = _lookup(named["draft.top_ids"], draft_values, named["target.token"])
+    logprob, draft_rank = _lookup(named["draft.top_ids"], draft_values, named["target.token"])
     _, target_rank = _lookup(named["target.top_ids"], target_values, named["block.drafted"])
-    _, draft_rank = _lookup(named["draft.top_ids"], draft_values, named["target.token"])
     columns = [
         target_values[:, 0] - target_norm,
         named["target.next_input_logprob"],

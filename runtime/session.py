@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -155,8 +156,13 @@ class Session:
             threshold = 0.5 if entry is None else entry.threshold
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold is {threshold}, but must be from 0 to 1")
-        protected = {*self.manifest.generation.eos_token_ids, *self.codec.special_token_ids}
-        return Referee(arbiter, threshold, frozenset(protected))
+        return Referee(arbiter, threshold, self.protected_tokens)
+
+    @cached_property
+    def protected_tokens(self) -> frozenset[int]:
+        """Tokens that only the target may choose: ends of text and special tokens."""
+        eos = self.manifest.generation.eos_token_ids
+        return frozenset({*eos, *self.codec.special_token_ids})
 
     def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
         """Fill what was not given from the bundle's defaults."""

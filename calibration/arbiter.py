@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..models.arbiter import export_arbiter, save_network
+from ..runtime.bundle import Bundle
 from ..runtime.errors import UsageError
 from .config import TrainingConfig
-from .embed import embed_arbiter
+from .embed import embed_arbiter, measured_on
 from .modes import Mode
 from .quality import play_modes
 from .quality_worker import QualityConfig
 from .summary import Answer, oracle, paired_tests, summarise
 from .tasks.item import Task
 from .tasks.resolve import resolve_tasks
-from .threshold import GRID, Point, fastest_without_loss, most_accurate
+from .threshold import GRID, Point, fastest_near_best, fastest_without_loss
 from .train import train_arbiter
 
 HELD_OUT_SHARE = 5
@@ -62,9 +63,9 @@ def calibrate_arbiter(
     """
     training, validation = split_tasks(request, config.seed)
     say(f"training on {len(training)} tasks, choosing on {len(validation)}")
-    _, network = train_arbiter(
+    network = train_arbiter(
         request.bundle, training, config, request.work, request.processes, say
-    )
+    ).network
     folder = request.work / "arbiter"
     folder.mkdir(exist_ok=True)
     save_network(network, folder / "network.safetensors")
@@ -79,9 +80,11 @@ def calibrate_arbiter(
     )
     answers = play_modes(quality, validation, [*plain, *curve], request.work / "curve.jsonl")
     result = certificate(validation, answers, curve, request, config)
+    result["measured_on"] = measured_on(Bundle.open(request.bundle), graph)
+    (folder / "certificate.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
     (folder / "arbiter.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    embed_arbiter(request.bundle, graph, result["threshold"], result)
+    embed_arbiter(request.bundle, folder)
     return result
 
 
@@ -125,7 +128,7 @@ def certificate(
         )
         for mode in curve
     ]
-    best = most_accurate(points)
+    best = fastest_near_best(points)
     target = [answer.correct for answer in answers["target"]]
     fast = fastest_without_loss(points, target)
     chosen = {

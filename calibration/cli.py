@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ def main() -> None:
 @click.option("--validation-items", type=int, default=1000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--features", type=click.Choice(FEATURES), default="a", show_default=True)
-@click.option("--steps", type=int, help="Updates by policy gradient.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A hyper-parameter, such as steps=10 or learning_rate=1e-3; may be repeated.",
+)
 @click.option("--processes", type=int, default=1, show_default=True, help="One thread each.")
 @click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.")
 @click.option("--max-tokens", type=int, help="Tokens that an answer may take.")
@@ -62,7 +68,7 @@ def arbiter(
     validation_items: int,
     seed: int,
     features: str,
-    steps: int | None,
+    settings: tuple[str, ...],
     processes: int,
     num_draft_tokens: int | None,
     max_tokens: int | None,
@@ -74,13 +80,12 @@ def arbiter(
     The bundle's own engines play; the threshold is chosen on held-out tasks from the whole curve of
     quality and speed, which goes into the bundle's certificate.
     """
-    try:
-        import torch  # noqa: F401 - asked for now, not after the rollouts
-    except ImportError as error:
-        raise MissingExtraError("torch", "calibrate", "Training an arbiter") from error
+    for package in ("torch", "matplotlib"):  # asked for now, not after the rollouts
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "calibrate", "Training an arbiter")
     from ..runtime.bundle import find_bundle
     from .arbiter import CalibrationRequest, calibrate_arbiter
-    from .config import TrainingConfig
+    from .config import TrainingConfig, with_settings
 
     for option, value in (("--processes", processes), ("--validation-items", validation_items)):
         if value < 1:
@@ -92,8 +97,7 @@ def arbiter(
         num_draft_tokens=num_draft_tokens,
         max_tokens=max_tokens,
     )
-    if steps is not None:
-        config = dataclasses.replace(config, steps=steps)
+    config = with_settings(config, settings)
     request = CalibrationRequest(
         bundle=folder,
         tasks=tasks,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from ..models.arbiter import FeatureSet
+from ..runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class TrainingConfig:
             sides votes for the target with the same weight.
         steps: updates by policy gradient.
         prompts: prompts of one update.
+        decisive_share: part of an update's prompts that is drawn from those with a branch that decided
+            between right and wrong.
         group: trajectories of one prompt; each is compared with the mean of the others.
         learning_rate: of the policy gradient.
         speed_weight: reward for the share of target passes saved, paid for right answers only.
@@ -41,6 +45,7 @@ class TrainingConfig:
     tie_weight: float = 0.05
     steps: int = 40
     prompts: int = 48
+    decisive_share: float = 0.5
     group: int = 8
     learning_rate: float = 2e-3
     speed_weight: float = 0.1
@@ -48,3 +53,45 @@ class TrainingConfig:
     kl_weight: float = 2e-2
     num_draft_tokens: int | None = None
     max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what training could not work with.
+
+        Raises:
+            UsageError: names the hyper-parameter.
+        """
+        least = {"width": 0, "warm_items": 1, "branches": 1, "steps": 0, "prompts": 1, "group": 2}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value < low:
+                raise UsageError(f"{name} is {value}, but must be at least {low}")
+        if not 0 <= self.decisive_share <= 1:
+            raise UsageError(f"decisive_share is {self.decisive_share}, but must be from 0 to 1")
+
+
+OWN_OPTIONS = ("features", "seed", "num_draft_tokens", "max_tokens")
+"""Hyper-parameters that the command line has an option of its own for."""
+
+
+def with_settings(config: TrainingConfig, settings: Sequence[str]) -> TrainingConfig:
+    """Return `config` with each NAME=VALUE of `settings` in place.
+
+    Raises:
+        UsageError: no such hyper-parameter, or a value of the wrong kind.
+    """
+    kinds = {
+        field.name: type(field.default) for field in fields(config) if field.name not in OWN_OPTIONS
+    }
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in kinds:
+            raise UsageError(
+                f"there is no hyper-parameter '{name}'", hint=f"there are: {', '.join(kinds)}"
+            )
+        try:
+            value = kinds[name](text)
+        except ValueError:
+            what = "a whole number" if kinds[name] is int else "a number"
+            raise UsageError(f"'{setting}': '{text}' is not {what}") from None
+        config = replace(config, **{name: value})
+    return config

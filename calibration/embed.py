@@ -11,48 +11,40 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from ..export.arbiter_folder import GRAPH, read_arbiter
 from ..export.bundle_writer import BundleWriter
 from ..runtime.bundle import Bundle
 from ..runtime.files import sha256_of
-from ..runtime.manifest import ArbiterEntry
 
-ARBITER_GRAPH = "arbiter/model.onnx"
 CERTIFICATE = "certificate.json"
 
 
-def embed_arbiter(root: Path, graph: Path, threshold: float, quality: dict[str, Any]) -> Path:
-    """Write the bundle at `root` anew with `graph` as its arbiter.
+def embed_arbiter(root: Path, folder: Path) -> Path:
+    """Write the bundle at `root` anew with the arbiter of `folder` and what it is worth.
 
     Args:
         root: the bundle's folder.
-        graph: the arbiter's ONNX graph.
-        threshold: score above which a draft token stays by default.
-        quality: what was measured; the `quality` part of the certificate. The hashes of the files that
-            it was measured on are added.
+        folder: see `export.arbiter_folder`.
 
     Raises:
         BundleError: the bundle is damaged.
-        ResourceError: the folder cannot be written, or another process is writing it.
+        CheckpointError: the folder holds no arbiter.
+        ResourceError: the bundle's folder cannot be written, or another process is writing it.
     """
-    bundle = Bundle.open(root)
+    bundle, arbiter = Bundle.open(root), read_arbiter(folder)
     manifest = bundle.manifest
     with BundleWriter(root, force=True) as writer:
         for entry in manifest.files:
-            if entry.path not in (ARBITER_GRAPH, CERTIFICATE):
+            if entry.path not in (GRAPH, CERTIFICATE):
                 _link(bundle.path(entry.path), writer.path(entry.path))
-        shutil.copy(graph, writer.path(ARBITER_GRAPH))
-        measured = {**measured_files(bundle), ARBITER_GRAPH: sha256_of(graph)}
+        models = replace(manifest.models, arbiter=arbiter.add_to(writer.staging))
         certificate = {}
         if manifest.certificate is not None:
             certificate = json.loads(bundle.path(manifest.certificate).read_text(encoding="utf-8"))
-        certificate["quality"] = {**quality, "measured_on": measured}
+        certificate["quality"] = arbiter.quality_on(writer.staging)
         text = json.dumps(certificate, indent=2) + "\n"
         writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
-        models = replace(
-            manifest.models, arbiter=ArbiterEntry(graph=ARBITER_GRAPH, threshold=threshold)
-        )
         return writer.commit(replace(manifest, models=models, certificate=CERTIFICATE, files=()))
 
 
@@ -63,6 +55,11 @@ def measured_files(bundle: Bundle) -> dict[str, str]:
         for entry in bundle.manifest.files
         if entry.path.startswith(("target/", "draft/"))
     }
+
+
+def measured_on(bundle: Bundle, graph: Path) -> dict[str, str]:
+    """Return the hashes of the decoders' files and of an arbiter's graph, for its certificate."""
+    return {**measured_files(bundle), GRAPH: sha256_of(graph)}
 
 
 def _link(source: Path, destination: Path) -> None:

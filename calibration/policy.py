@@ -83,6 +83,26 @@ class PolicyGradient:
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return everything that the next update depends on, as named tensors."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for index, entry in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in entry.items()}
+        return {name: value.contiguous() for name, value in tensors.items()}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` of a learner of the same configuration returned."""
+        network, optimiser = {}, self._optimiser.state_dict()
+        for name, value in tensors.items():
+            owner, _, rest = name.partition(".")
+            if owner == "network":
+                network[rest] = value
+            else:
+                index, _, entry = rest.partition(".")
+                optimiser["state"].setdefault(int(index), {})[entry] = value
+        self.network.load_state_dict(network)
+        self._optimiser.load_state_dict(optimiser)
+
     def update(self, groups: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
         """Make one step.
 

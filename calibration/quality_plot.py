@@ -17,7 +17,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "Drawing a plot") from error
+        raise MissingExtraError("matplotlib", "calibrate", "Drawing a plot") from error
     return Figure
 
 

@@ -1,7 +1,8 @@
 """Choosing the threshold from the whole curve of quality and speed, on validation items.
 
-Two points of the curve have a use: the most accurate one, and the fastest one that does not lose to the
-target alone. Both are chosen on items that neither training nor the final figures see.
+Two points of the curve have a use: the fastest of those that cannot be told from the most accurate one,
+and the fastest that does not lose to the target alone. Both are chosen on items that neither training
+nor the final figures see.
 """
 
 from __future__ import annotations
@@ -37,9 +38,19 @@ class Point:
         return sum(self.correct) / len(self.correct)
 
 
-def most_accurate(curve: Sequence[Point]) -> Point:
-    """Return the most accurate point; among equals the fastest."""
-    return max(curve, key=lambda point: (point.accuracy, point.tokens_per_target_pass))
+def fastest_near_best(curve: Sequence[Point]) -> Point:
+    """Return the fastest point within one standard error of the most accurate one.
+
+    The one-standard-error rule (Breiman et al., 1984), paired by item: a difference smaller than its
+    own error is no reason to be slower, and the very top of a noisy curve is partly luck.
+    """
+    best = max(curve, key=lambda point: (point.accuracy, point.tokens_per_target_pass))
+    near = []
+    for point in curve:
+        mean, error = paired_difference(point.correct, best.correct)
+        if mean >= -error:
+            near.append(point)
+    return max(near, key=lambda point: point.tokens_per_target_pass)
 
 
 def fastest_without_loss(
@@ -58,9 +69,14 @@ def fastest_without_loss(
 
 def difference_bound(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Return the one-sided 95 % lower bound of the difference in accuracy, paired by item."""
+    mean, error = paired_difference(ours, theirs)
+    return mean - ONE_SIDED_95 * error
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
+    """Return the difference in accuracy and its standard error, paired by item."""
     gained = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n = len(ours)
     mean = (gained - lost) / n
-    variance = (gained + lost) / n - mean**2
-    return mean - ONE_SIDED_95 * math.sqrt(variance / n)
+    return mean, math.sqrt(((gained + lost) / n - mean**2) / n)

@@ -1,16 +1,13 @@
 """Training an arbiter from end to end: branches, warm start, policy gradient.
 
-Everything lands in one work folder: branches in a journal, so that a job that was killed does not play
-them again, and a log of every figure. The updates by gradient start over.
+Everything lands in one work folder, in journals and states that a job which was killed goes on from.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,26 @@ from ..runtime.manifest import Manifest
 from .config import TrainingConfig
 from .counterfactual import NEVER, BranchJob, branch, count_cells
 from .embed import measured_files
+from .improve import decisive_tasks, improve
 from .play import PlayerSetup
-from .policy import PolicyGradient, warm_start, weights_of
-from .reinforce import GroupJob, play_group
+from .policy import warm_start, weights_of
+from .run_log import RunLog
 from .tasks.item import Task
+from .training_plot import plot_training
 from .workers import Journal, Workers, play_all
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made.
+
+    Attributes:
+        warm: the network after the warm start, from supervision alone.
+        network: the same, improved by policy gradient.
+    """
+
+    warm: ArbiterNetwork
+    network: ArbiterNetwork
 
 
 def train_arbiter(
@@ -34,8 +46,8 @@ def train_arbiter(
     work: Path,
     processes: int = 1,
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[ArbiterNetwork, ArbiterNetwork]:
-    """Train on `tasks` and return the warm start and the final network.
+) -> Trained:
+    """Train an arbiter on `tasks`.
 
     Args:
         bundle: folder of the bundle whose engines play.
@@ -45,21 +57,12 @@ def train_arbiter(
         processes: that play at the same time.
         report: called with a line per stage and update.
     """
-    work.mkdir(parents=True, exist_ok=True)
     opened = Bundle.open(bundle)  # hashed here, once for all processes
     shape = arbiter_shape(opened.manifest, config)
-    graph = work / "features.onnx"
-    export_arbiter(ArbiterNetwork(shape), graph)
-    setup = PlayerSetup(bundle, graph, shape, config.max_tokens, config.num_draft_tokens)
-    log = _Log(work / "log.json", config)
-    with Workers(processes, setup) as workers:
-        records = _branches(workers, tasks, shape, config, work, measured_files(opened))
-        cells = count_cells(records)
-        report(f"branches: {cells}")
-        warm, losses = warm_start(records, shape, config)
-        log.add("warm", {"cells": cells, "losses": losses})
-        network = _reinforce(workers, warm, tasks, config, log, report)
-    return warm, network
+    with Workers(processes, player_setup(bundle, shape, config, work)) as workers:
+        journal = Journal(work / "branches.jsonl")
+        records = play_branches(workers, tasks, shape, config, journal, measured_files(opened))
+        return train_from_branches(workers, tasks, records, shape, config, work, report)
 
 
 def arbiter_shape(manifest: Manifest, config: TrainingConfig) -> ArbiterConfig:
@@ -74,15 +77,34 @@ def arbiter_shape(manifest: Manifest, config: TrainingConfig) -> ArbiterConfig:
     )
 
 
-def _branches(
+def player_setup(
+    bundle: Path, shape: ArbiterConfig, config: TrainingConfig, work: Path
+) -> PlayerSetup:
+    """Return how a process makes its player, with the graph that computes the features."""
+    work.mkdir(parents=True, exist_ok=True)
+    graph = work / "features.onnx"
+    export_arbiter(ArbiterNetwork(shape), graph)
+    return PlayerSetup(bundle, graph, shape, config.max_tokens, config.num_draft_tokens)
+
+
+def play_branches(
     workers: Workers,
     tasks: Sequence[Task],
     shape: ArbiterConfig,
     config: TrainingConfig,
-    work: Path,
+    journal: Journal,
     engines: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Play the branches, but for those that the same settings and engines have played already."""
+    """Branch the first `warm_items` tasks, but for those that are in the journal already.
+
+    Args:
+        workers: processes with a `Player` each.
+        tasks: training tasks.
+        shape: of the network; says which features are recorded.
+        config: every hyper-parameter.
+        journal: of finished tasks. Only branches of the same engines and settings count.
+        engines: hashes of the engines' files, from `embed.measured_files`.
+    """
     weights = weights_of(ArbiterNetwork(shape))
     lengths = (config.num_draft_tokens, config.max_tokens)
     setting = (engines, config.features, config.branches, config.seed, *lengths)
@@ -91,56 +113,26 @@ def _branches(
         (f"{task.id} {digest}", BranchJob(task, config.branches, weights, NEVER, config.seed))
         for task in tasks[: config.warm_items]
     ]
-    journal = Journal(work / "branches.jsonl")
     return play_all(workers, branch, jobs, journal, "branches")
 
 
-def _reinforce(
+def train_from_branches(
     workers: Workers,
-    warm: ArbiterNetwork,
     tasks: Sequence[Task],
+    records: Sequence[dict[str, Any]],
+    shape: ArbiterConfig,
     config: TrainingConfig,
-    log: _Log,
+    work: Path,
     report: Callable[[str], None],
-) -> ArbiterNetwork:
-    """Improve a copy of the warm start by policy gradient."""
-    network = ArbiterNetwork(warm.config)
-    network.load_state_dict(warm.state_dict())
-    learner = PolicyGradient(network, config)
-    rng = random.Random(config.seed)  # noqa: S311 - for sampling, not for secrets
-    for step in range(config.steps):
-        weights = weights_of(network)
-        jobs = [
-            GroupJob(task, config.group, weights, config.speed_weight, f"{config.seed}.{step}")
-            for task in rng.sample(list(tasks), config.prompts)
-        ]
-        groups = list(workers.map(play_group, jobs))
-        played = [trajectory for group in groups for trajectory in group]
-        figures = learner.update(groups)
-        figures["accuracy"] = sum(t["correct"] for t in played) / len(played)
-        figures["tokens_per_pass"] = sum(t["tokens"] for t in played) / sum(
-            t["passes"] for t in played
-        )
-        figures["reward"] = sum(t["reward"] for t in played) / len(played)
-        log.add(f"step {step}", figures)
-        report(
-            f"update {step + 1}/{config.steps}: right {figures['accuracy']:.1%}, "
-            f"{figures['tokens_per_pass']:.2f} tokens a pass, kept {figures['keep_rate']:.1%}, "
-            f"KL {figures['kl']:.3f}"
-        )
-    return network
-
-
-class _Log:
-    """Every figure of the run, as one JSON file that is whole at any time."""
-
-    def __init__(self, path: Path, config: TrainingConfig) -> None:
-        self._path = path
-        self._entries: dict[str, Any] = {"config": asdict(config)}
-
-    def add(self, name: str, figures: dict[str, Any]) -> None:
-        """Add a stage's figures and write the file."""
-        self._entries[name] = figures
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._entries, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+) -> Trained:
+    """Fit the warm start to `records`, the branches of the first of `tasks`, and improve it."""
+    log = RunLog(work / "log.json", config)
+    cells = count_cells(records)
+    report(f"branches: {', '.join(f'{count} {cell}' for cell, count in cells.items())}")
+    warm, losses = warm_start(records, shape, config)
+    log.add("warm", {"cells": cells, "losses": losses})
+    decisive = decisive_tasks(tasks, records)
+    network = improve(workers, warm, tasks, decisive, config, work, log, report)
+    if log.updates():
+        plot_training(log.updates(), work / "training.png")
+    return Trained(warm, network)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -84,6 +85,11 @@ class Journal:
                 continue  # cut in the middle by a kill: played again
         return done
 
+    def clear(self) -> None:
+        """Delete the file: what it held is no longer needed."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
     @contextmanager
     def appending(self) -> Iterator[Callable[[str, Any], None]]:
         """Yield a function that writes one finished item, flushed line by line."""
@@ -122,6 +128,7 @@ def play_all(
         total=len(items),
         initial=len(items) - len(missing),
         desc=label,
+        leave=False,
         disable=not sys.stderr.isatty(),
     )
     with journal.appending() as write:
@@ -151,5 +158,7 @@ def _start(setup: Callable[[], Any]) -> None:
         os._exit(1)  # the job was killed: nobody waits for this process's results any more
 
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _state
     _state = setup()

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from cospec.calibration.cli import main
-from cospec.calibration.config import TrainingConfig
 from cospec.calibration.counterfactual import NEVER, BranchJob, branch, count_cells
 from cospec.calibration.policy import weights_of
 from cospec.calibration.tasks.tiny import tiny_tasks
@@ -31,19 +30,11 @@ def bundle(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def calibrated(bundle: Path) -> dict[str, Any]:
     arguments = ["--engine-dir", bundle, "--tasks", "tiny:train", "--items", "10"]
     arguments += ["--validation", "tiny:validation", "--validation-items", "4", "--json"]
-    config = TrainingConfig
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "__init__", _small(config.__init__))
-        done = CliRunner().invoke(main, ["arbiter", *map(str, arguments)])
+    for setting in ("steps=1", "prompts=2", "group=2", "warm_epochs=5"):
+        arguments += ["--set", setting]
+    done = CliRunner().invoke(main, ["arbiter", *map(str, arguments)])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
-
-
-def _small(init):
-    def make(self, **given):
-        init(self, **{"steps": 1, "prompts": 2, "group": 2, "warm_epochs": 5, **given})
-
-    return make
 
 
 def test_the_bundle_holds_the_arbiter_and_its_certificate(bundle, calibrated):
@@ -64,6 +55,38 @@ def test_the_figures_have_the_promised_shape(calibrated):
     assert calibrated["modes"]["strict"]["accuracy"] == calibrated["modes"]["target"]["accuracy"]
     assert len(calibrated["curve"]) == 13
     assert 0 <= calibrated["mcnemar"]["collab_vs_target"] <= 1
+
+
+def test_the_arbiter_s_folder_certifies_an_equal_bundle_only(bundle, calibrated, tmp_path):
+    from cospec.calibration.embed import embed_arbiter
+    from cospec.runtime.cli.run import is_certified
+
+    folder = bundle.with_name("tiny.calibration") / "arbiter"
+    assert (folder.parent / "training.png").read_bytes().startswith(b"\x89PNG")
+    again = Path(shutil.copytree(bundle, tmp_path / "again"))
+    embed_arbiter(again, folder)
+    assert is_certified(again, Bundle.open(again).manifest)
+    certificate = json.loads((folder / "certificate.json").read_text())
+    certificate["measured_on"]["target/model.onnx"] = "0" * 64
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / "certificate.json").write_text(json.dumps(certificate))
+    embed_arbiter(again, other)
+    assert not is_certified(again, Bundle.open(again).manifest)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("speed=1", "no hyper-parameter 'speed'"),
+        ("steps=many", "'many' is not a whole number"),
+        ("group=1", "group is 1, but must be at least 2"),
+    ],
+)
+def test_a_bad_hyper_parameter_is_named(bundle, setting, message):
+    arguments = ["arbiter", "--engine-dir", str(bundle), "--tasks", "tiny:train", "--set", setting]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 def test_the_new_bundle_runs_in_collab_mode(bundle, calibrated):

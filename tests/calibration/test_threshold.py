@@ -7,8 +7,8 @@ import pytest
 from cospec.calibration.threshold import (
     Point,
     difference_bound,
+    fastest_near_best,
     fastest_without_loss,
-    most_accurate,
 )
 
 
@@ -16,9 +16,14 @@ def flags(right: int, n: int = 1000) -> list[bool]:
     return [i < right for i in range(n)]
 
 
-def test_the_most_accurate_wins_and_among_equals_the_fastest():
-    curve = [Point(0.2, flags(800), 3.5), Point(0.5, flags(900), 3.1), Point(0.8, flags(900), 2.9)]
-    assert most_accurate(curve).threshold == 0.5
+def test_the_fastest_of_those_that_cannot_be_told_from_the_best():
+    # 900 against 895 of 1000, all 5 lost: the error is 0.0022, the difference 0.005. Too much.
+    curve = [Point(0.2, flags(895), 3.5), Point(0.5, flags(900), 3.1), Point(0.8, flags(900), 2.9)]
+    assert fastest_near_best(curve).threshold == 0.5
+    # The same difference as 25 gained and 30 lost: its error is 0.0074, so speed decides.
+    mixed = [*flags(870, 900), *([True] * 25), *([False] * 75)]
+    assert sum(mixed) == 895
+    assert fastest_near_best([Point(0.2, mixed, 3.5), *curve[1:]]).threshold == 0.2
 
 
 def test_the_fastest_must_not_lose_to_the_target():

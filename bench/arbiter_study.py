@@ -1,0 +1,241 @@
+"""What the arbiter is worth on the tiny pair: seeds, feature sets, supervision, transfer, rivals.
+
+Trains every network anew from the bundle's own engines, chooses each one's thresholds on validation
+problems, and plays all of them with the plain modes and the rivals on the same held-out test problems,
+taking turns. Hours of work on a small machine; a run that was stopped goes on where it was.
+
+    .venv/bin/python -m bench.arbiter_study --engine-dir models/tiny --work .cache/study --processes 2
+
+Writes `study.json`, `study.md` and `curve.png` into the work folder. The network of the first seed is
+the packaged one, whatever its rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.arbiter_tables import as_markdown, compare
+from cospec.calibration.config import TrainingConfig
+from cospec.calibration.embed import measured_files
+from cospec.calibration.modes import RIVAL_THRESHOLD, Mode
+from cospec.calibration.quality import play_modes
+from cospec.calibration.quality_plot import plot_quality, require_matplotlib
+from cospec.calibration.quality_worker import QualityConfig
+from cospec.calibration.summary import Answer, override_rate, summarise
+from cospec.calibration.tasks.item import Task
+from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
+from cospec.calibration.threshold import Point, fastest_near_best, fastest_without_loss
+from cospec.calibration.train import (
+    arbiter_shape,
+    play_branches,
+    player_setup,
+    train_from_branches,
+)
+from cospec.calibration.workers import Journal, Workers
+from cospec.models.arbiter import A_FEATURES, export_arbiter, save_network
+from cospec.runtime.bundle import Bundle, find_bundle
+
+GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+"""Thresholds that are tried, and of the plotted curve."""
+
+SPLITS = (("word", "mul"), ("chain", "list"))
+"""Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the
+draft is better at (mul, list) and one that the target is better at."""
+
+RIVALS = ("always-draft", "typical:0.3,0.09", "relaxed:3,0.2", "fly:2,0.3", "ensemble:0.5")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of the study.
+
+    Attributes:
+        name: in tables, and of its folder.
+        config: how it is trained.
+        kinds: kinds of problems that it is trained on; None for all.
+    """
+
+    name: str
+    config: TrainingConfig
+    kinds: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Arbiter:
+    """A trained network with its thresholds.
+
+    Attributes:
+        graph: its ONNX graph.
+        threshold: the fastest near the best on validation.
+        speed_first: the fastest that does not lose to the target there, or None.
+    """
+
+    graph: Path
+    threshold: float
+    speed_first: float | None
+
+
+def variants(seeds: Sequence[int], steps: int) -> list[Variant]:
+    """Return all networks: both feature sets for each seed, and two that saw half of the kinds."""
+    config = TrainingConfig(steps=steps, max_tokens=MAX_TOKENS)
+    made = []
+    for seed in seeds:
+        seeded = dataclasses.replace(config, seed=seed)
+        made.append(Variant(f"seed {seed}", seeded))
+        made.append(Variant(f"hidden {seed}", dataclasses.replace(seeded, features="hidden")))
+    for kinds in SPLITS:
+        half = dataclasses.replace(config, seed=seeds[0])
+        made.append(Variant(f"only {'+'.join(kinds)}", half, kinds))
+    return made
+
+
+def train(variant: Variant, bundle: Bundle, items: int, work: Path, processes: int) -> None:
+    """Train one network; leave `model.onnx`, `warm.onnx` and the weights in its folder."""
+    tasks = tiny_tasks("train", items, variant.config.seed)
+    records = _branches(variant, bundle, tasks, work, processes)
+    if variant.kinds is not None:
+        both = [(t, r) for t, r in zip(tasks, records, strict=True) if t.kind in variant.kinds]
+        tasks, records = [task for task, _ in both], [record for _, record in both]
+    shape = arbiter_shape(bundle.manifest, variant.config)
+    folder = work / variant.name
+    setup = player_setup(bundle.root, shape, variant.config, folder)
+    with Workers(processes, setup) as workers:
+        trained = train_from_branches(
+            workers, tasks, records, shape, variant.config, folder, click.echo
+        )
+    for name, network in (("warm", trained.warm), ("model", trained.network)):
+        export_arbiter(network, folder / f"{name}.onnx")
+        save_network(network, folder / f"{name}.safetensors")
+
+
+def _branches(
+    variant: Variant, bundle: Bundle, tasks: list[Task], work: Path, processes: int
+) -> list[dict[str, Any]]:
+    """Play a seed's branches once for both feature sets: `hidden` begins with the columns of `a`."""
+    config = dataclasses.replace(variant.config, features="hidden")
+    shape = arbiter_shape(bundle.manifest, config)
+    folder = work / f"branches {config.seed}"
+    journal = Journal(folder / "branches.jsonl")
+    with Workers(processes, player_setup(bundle.root, shape, config, folder)) as workers:
+        records = play_branches(workers, tasks, shape, config, journal, measured_files(bundle))
+    if variant.config.features == "a":
+        for record in records:
+            for branch in record["branches"]:
+                branch["features"] = branch["features"][: len(A_FEATURES)]
+    return records
+
+
+def choose(
+    graphs: dict[str, tuple[Path, tuple[str, ...] | None]],
+    config: QualityConfig,
+    items: int,
+    results: Path,
+) -> dict[str, Arbiter]:
+    """Choose each graph's thresholds on validation problems of the kinds that it was trained on."""
+    tasks = tiny_tasks("validation", items, seed=0)
+    modes = [
+        Mode(f"{name}@{t:g}", "collab", t, graph)
+        for name, (graph, _) in graphs.items()
+        for t in GRID
+    ]
+    answers = play_modes(config, tasks, [Mode("target", "target"), *modes], results)
+    chosen = {}
+    for name, (graph, kinds) in graphs.items():
+        known = [i for i, task in enumerate(tasks) if kinds is None or task.kind in kinds]
+        curve = []
+        for threshold in GRID:
+            played = [answers[f"{name}@{threshold:g}"][i] for i in known]
+            speed = summarise([None] * len(played), played)["tokens_per_target_pass"]
+            curve.append(Point(threshold, [answer.correct for answer in played], speed))
+        target = [answers["target"][i].correct for i in known]
+        fast = fastest_without_loss(curve, target)
+        best = fastest_near_best(curve)
+        chosen[name] = Arbiter(graph, best.threshold, None if fast is None else fast.threshold)
+    return chosen
+
+
+def test_modes(arbiters: dict[str, Arbiter], curve_of: str) -> list[Mode]:
+    """Return everything that is played on the test problems, but for the random rule."""
+    modes = [Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict")]
+    for name, arbiter in arbiters.items():
+        modes.append(Mode(name, "collab", arbiter.threshold, arbiter.graph))
+        if name.startswith("seed") and arbiter.speed_first is not None and "warm" not in name:
+            fast = Mode(f"{name}, speed first", "collab", arbiter.speed_first, arbiter.graph)
+            modes.append(fast)
+    graph = arbiters[curve_of].graph
+    modes += [Mode(f"collab@{t:g}", "collab", t, graph) for t in GRID]
+    return modes + [Mode(rule, "rival", RIVAL_THRESHOLD, rule=rule) for rule in RIVALS]
+
+
+def play_test(
+    config: QualityConfig,
+    tasks: list[Task],
+    arbiters: dict[str, Arbiter],
+    first: str,
+    results: Path,
+) -> tuple[list[Mode], dict[str, list[Answer]]]:
+    """Play all modes, and then the random rule at the rate at which the `first` arbiter overrides."""
+    modes = test_modes(arbiters, first)
+    answers = play_modes(config, tasks, modes, results)
+    rate = override_rate(answers[first]) or 0.0
+    blind = Mode("random", "rival", RIVAL_THRESHOLD, rule=f"random:{rate:.6f}")
+    answers |= play_modes(config, tasks, [blind], results)
+    return [*modes, blind], answers
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("models/tiny"))
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Arbiter seeds.")
+@click.option("--items", default=2500, show_default=True, help="Training problems of each seed.")
+@click.option("--steps", default=TrainingConfig.steps, show_default=True, help="Updates.")
+@click.option("--validation-items", default=500, show_default=True)
+@click.option("--test-items", default=2000, show_default=True)
+@click.option("--processes", default=1, show_default=True, help="One thread each.")
+def main(
+    engine_dir: Path,
+    work: Path,
+    seeds: str,
+    items: int,
+    steps: int,
+    validation_items: int,
+    test_items: int,
+    processes: int,
+) -> None:
+    """Train, choose, play, compare."""
+    require_matplotlib()  # now, and not after hours of playing
+    bundle = Bundle.open(find_bundle(engine_dir))
+    networks = variants([int(seed) for seed in seeds.split(",")], steps)
+    first = networks[0].name
+    graphs: dict[str, tuple[Path, tuple[str, ...] | None]] = {}
+    for variant in networks:
+        click.echo(f"-- {variant.name}")
+        train(variant, bundle, items, work, processes)
+        graphs[variant.name] = (work / variant.name / "model.onnx", variant.kinds)
+        if variant.name.startswith("seed"):
+            graphs[f"{variant.name}, warm start"] = (work / variant.name / "warm.onnx", None)
+    config = QualityConfig(bundle.root, max_tokens=MAX_TOKENS, processes=processes)
+    arbiters = choose(graphs, config, validation_items, work / "validation.jsonl")
+    tasks = tiny_tasks("test", test_items, seed=0)
+    modes, answers = play_test(config, tasks, arbiters, first, work / "test.jsonl")
+    result = compare(modes, answers, [task.kind for task in tasks], arbiters)
+    (work / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (work / "study.md").write_text(as_markdown(result), encoding="utf-8")
+    shown = {
+        name: figures
+        for name, figures in result["modes"].items()
+        if "@" in name or name in ("target", "draft", "strict", "random", *RIVALS)
+    }
+    plot_quality({"modes": shown, "oracle": result["oracle"]}, work / "curve.png")
+    click.echo(as_markdown(result))
+
+
+if __name__ == "__main__":
+    main()

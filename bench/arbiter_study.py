@@ -31,7 +31,7 @@ from cospec.calibration.quality_worker import QualityConfig
 from cospec.calibration.summary import Answer, override_rate, summarise
 from cospec.calibration.tasks.item import Task
 from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
-from cospec.calibration.threshold import Point, fastest_near_best, fastest_without_loss
+from cospec.calibration.threshold import GRID, Point, fastest_with_gain, fastest_without_loss
 from cospec.calibration.train import (
     arbiter_shape,
     play_branches,
@@ -42,12 +42,12 @@ from cospec.calibration.workers import Journal, Workers
 from cospec.models.arbiter import A_FEATURES, export_arbiter, save_network
 from cospec.runtime.bundle import Bundle, find_bundle
 
-GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-"""Thresholds that are tried, and of the plotted curve."""
-
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the
 draft is better at (mul, list) and one that the target is better at."""
+
+PLOTTED = (0.05, 0.1, 0.2, 0.5, 0.9)
+"""Thresholds of the plotted curve on the test problems."""
 
 RIVALS = ("always-draft", "typical:0.3,0.09", "relaxed:3,0.2", "fly:2,0.3", "ensemble:0.5")
 
@@ -73,7 +73,7 @@ class Arbiter:
 
     Attributes:
         graph: its ONNX graph.
-        threshold: the fastest near the best on validation.
+        threshold: the fastest that keeps most of the gain on validation.
         speed_first: the fastest that does not lose to the target there, or None.
     """
 
@@ -82,17 +82,16 @@ class Arbiter:
     speed_first: float | None
 
 
-def variants(seeds: Sequence[int], steps: int) -> list[Variant]:
-    """Return all networks: both feature sets for each seed, and two that saw half of the kinds."""
+def variants(seeds: Sequence[int], hidden: int, steps: int) -> list[Variant]:
+    """Return all networks: one a seed, two that saw half of the kinds, `hidden` with hidden states."""
     config = TrainingConfig(steps=steps, max_tokens=MAX_TOKENS)
-    made = []
-    for seed in seeds:
-        seeded = dataclasses.replace(config, seed=seed)
-        made.append(Variant(f"seed {seed}", seeded))
-        made.append(Variant(f"hidden {seed}", dataclasses.replace(seeded, features="hidden")))
+    seeded = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    made = [Variant(f"seed {config.seed}", config) for config in seeded]
     for kinds in SPLITS:
-        half = dataclasses.replace(config, seed=seeds[0])
-        made.append(Variant(f"only {'+'.join(kinds)}", half, kinds))
+        made.append(Variant(f"only {'+'.join(kinds)}", seeded[0], kinds))
+    for config in seeded[:hidden]:
+        with_hidden = dataclasses.replace(config, features="hidden")
+        made.append(Variant(f"hidden {config.seed}", with_hidden))
     return made
 
 
@@ -132,33 +131,28 @@ def _branches(
     return records
 
 
-def choose(
-    graphs: dict[str, tuple[Path, tuple[str, ...] | None]],
-    config: QualityConfig,
-    items: int,
-    results: Path,
-) -> dict[str, Arbiter]:
-    """Choose each graph's thresholds on validation problems of the kinds that it was trained on."""
-    tasks = tiny_tasks("validation", items, seed=0)
-    modes = [
-        Mode(f"{name}@{t:g}", "collab", t, graph)
-        for name, (graph, _) in graphs.items()
-        for t in GRID
+def play_validation(
+    graphs: dict[str, Path], config: QualityConfig, tasks: list[Task], results: Path
+) -> tuple[list[Mode], dict[str, list[Answer]]]:
+    """Play the plain modes and the whole curve of every graph."""
+    modes = [Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict")]
+    modes += [
+        Mode(f"{name}@{t:g}", "collab", t, graph) for name, graph in graphs.items() for t in GRID
     ]
-    answers = play_modes(config, tasks, [Mode("target", "target"), *modes], results)
-    chosen = {}
-    for name, (graph, kinds) in graphs.items():
-        known = [i for i, task in enumerate(tasks) if kinds is None or task.kind in kinds]
-        curve = []
-        for threshold in GRID:
-            played = [answers[f"{name}@{threshold:g}"][i] for i in known]
-            speed = summarise([None] * len(played), played)["tokens_per_target_pass"]
-            curve.append(Point(threshold, [answer.correct for answer in played], speed))
-        target = [answers["target"][i].correct for i in known]
-        fast = fastest_without_loss(curve, target)
-        best = fastest_near_best(curve)
-        chosen[name] = Arbiter(graph, best.threshold, None if fast is None else fast.threshold)
-    return chosen
+    return modes, play_modes(config, tasks, modes, results)
+
+
+def choose(name: str, graph: Path, answers: dict[str, list[Answer]]) -> Arbiter:
+    """Choose a graph's thresholds from what was played on the validation problems."""
+    curve = []
+    for threshold in GRID:
+        played = answers[f"{name}@{threshold:g}"]
+        speed = summarise([None] * len(played), played)["tokens_per_target_pass"]
+        curve.append(Point(threshold, [answer.correct for answer in played], speed))
+    target = [answer.correct for answer in answers["target"]]
+    fast = fastest_without_loss(curve, target)
+    best = fastest_with_gain(curve, target)
+    return Arbiter(graph, best.threshold, None if fast is None else fast.threshold)
 
 
 def test_modes(arbiters: dict[str, Arbiter], curve_of: str) -> list[Mode]:
@@ -166,11 +160,11 @@ def test_modes(arbiters: dict[str, Arbiter], curve_of: str) -> list[Mode]:
     modes = [Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict")]
     for name, arbiter in arbiters.items():
         modes.append(Mode(name, "collab", arbiter.threshold, arbiter.graph))
-        if name.startswith("seed") and arbiter.speed_first is not None and "warm" not in name:
+        if arbiter.speed_first is not None:
             fast = Mode(f"{name}, speed first", "collab", arbiter.speed_first, arbiter.graph)
             modes.append(fast)
     graph = arbiters[curve_of].graph
-    modes += [Mode(f"collab@{t:g}", "collab", t, graph) for t in GRID]
+    modes += [Mode(f"collab@{t:g}", "collab", t, graph) for t in PLOTTED]
     return modes + [Mode(rule, "rival", RIVAL_THRESHOLD, rule=rule) for rule in RIVALS]
 
 
@@ -194,15 +188,17 @@ def play_test(
 @click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("models/tiny"))
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Arbiter seeds.")
+@click.option("--hidden", default=1, show_default=True, help="Seeds with hidden states too.")
 @click.option("--items", default=2500, show_default=True, help="Training problems of each seed.")
 @click.option("--steps", default=TrainingConfig.steps, show_default=True, help="Updates.")
-@click.option("--validation-items", default=500, show_default=True)
+@click.option("--validation-items", default=300, show_default=True)
 @click.option("--test-items", default=2000, show_default=True)
 @click.option("--processes", default=1, show_default=True, help="One thread each.")
 def main(
     engine_dir: Path,
     work: Path,
     seeds: str,
+    hidden: int,
     items: int,
     steps: int,
     validation_items: int,
@@ -212,28 +208,41 @@ def main(
     """Train, choose, play, compare."""
     require_matplotlib()  # now, and not after hours of playing
     bundle = Bundle.open(find_bundle(engine_dir))
-    networks = variants([int(seed) for seed in seeds.split(",")], steps)
+    networks = variants([int(seed) for seed in seeds.split(",")], hidden, steps)
     first = networks[0].name
-    graphs: dict[str, tuple[Path, tuple[str, ...] | None]] = {}
+    graphs: dict[str, Path] = {}
     for variant in networks:
         click.echo(f"-- {variant.name}")
         train(variant, bundle, items, work, processes)
-        graphs[variant.name] = (work / variant.name / "model.onnx", variant.kinds)
+        graphs[variant.name] = work / variant.name / "model.onnx"
         if variant.name.startswith("seed"):
-            graphs[f"{variant.name}, warm start"] = (work / variant.name / "warm.onnx", None)
+            graphs[f"{variant.name}, warm start"] = work / variant.name / "warm.onnx"
     config = QualityConfig(bundle.root, max_tokens=MAX_TOKENS, processes=processes)
-    arbiters = choose(graphs, config, validation_items, work / "validation.jsonl")
-    tasks = tiny_tasks("test", test_items, seed=0)
-    modes, answers = play_test(config, tasks, arbiters, first, work / "test.jsonl")
-    result = compare(modes, answers, [task.kind for task in tasks], arbiters)
+    known = tiny_tasks("validation", validation_items, seed=0)
+    tried, curves = play_validation(graphs, config, known, work / "validation.jsonl")
+    arbiters = {
+        name: choose(name, graph, curves)
+        for name, graph in graphs.items()
+        if name in {f"seed {seed}" for seed in seeds.split(",")}
+    }
+    held_out = tiny_tasks("test", test_items, seed=0)
+    modes, answers = play_test(config, held_out, arbiters, first, work / "test.jsonl")
+    result = {
+        "test": compare(modes, answers, [task.kind for task in held_out]),
+        "validation": compare(tried, curves, [task.kind for task in known]),
+        "arbiters": {
+            name: {"threshold": arbiter.threshold, "speed_first": arbiter.speed_first}
+            for name, arbiter in arbiters.items()
+        },
+    }
     (work / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (work / "study.md").write_text(as_markdown(result), encoding="utf-8")
     shown = {
         name: figures
-        for name, figures in result["modes"].items()
-        if "@" in name or name in ("target", "draft", "strict", "random", *RIVALS)
+        for name, figures in result["test"]["modes"].items()
+        if not name.startswith("seed")
     }
-    plot_quality({"modes": shown, "oracle": result["oracle"]}, work / "curve.png")
+    plot_quality({"modes": shown, "oracle": result["test"]["oracle"]}, work / "curve.png")
     click.echo(as_markdown(result))
 
 

@@ -11,12 +11,17 @@ from cospec.calibration.statistics import mcnemar
 from cospec.calibration.summary import Answer, oracle, summarise
 from cospec.calibration.threshold import difference_bound
 
+_HEAD = (
+    "| mode | threshold | right % | of headroom | p against target | tokens a pass | to strict "
+    "| tokens/s | to strict | ms an item | item to strict, median | kept % |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+)
+
 
 def compare(
     modes: Sequence[Mode],
     answers: Mapping[str, list[Answer]],
     kinds: Sequence[str | None],
-    arbiters: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the figures of every mode, against the target and against strict, item by item.
 
@@ -24,7 +29,6 @@ def compare(
         modes: as played.
         answers: by mode, in the order of `kinds`.
         kinds: of the items.
-        arbiters: by name, with `threshold` and `speed_first`.
     """
     target = [answer.correct for answer in answers["target"]]
     either = oracle(dict(answers))["accuracy"]
@@ -52,15 +56,7 @@ def compare(
             "item_speed_vs_strict_median": statistics.median(seconds),
             "by_kind": _by_kind(kinds, played),
         }
-    return {
-        "n": len(target),
-        "modes": rows,
-        "oracle": {"accuracy": either},
-        "arbiters": {
-            name: {"threshold": a.threshold, "speed_first": a.speed_first}
-            for name, a in arbiters.items()
-        },
-    }
+    return {"n": len(target), "modes": rows, "oracle": {"accuracy": either}}
 
 
 def _by_kind(kinds: Sequence[str | None], played: Sequence[Answer]) -> dict[str, dict[str, float]]:
@@ -73,31 +69,31 @@ def _by_kind(kinds: Sequence[str | None], played: Sequence[Answer]) -> dict[str,
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """Return the tables as text."""
-    rows = result["modes"]
-    kinds = sorted(rows["target"]["by_kind"])
-    curve = [name for name in rows if "@" in name]
-    study = [name for name in rows if name not in curve]
-    lines = [
-        f"{result['n']} test problems; either model alone is right on "
-        f"{result['oracle']['accuracy']:.2%}.",
-        "",
-        "| mode | threshold | right % | of headroom | p against target | tokens a pass | to strict "
-        "| tokens/s | to strict | ms an item | item to strict, median | kept % |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [_row(name, rows[name]) for name in study]
-    lines += ["", f"The curve of {next(iter(result['arbiters']))}:", "", *lines[2:4]]
-    lines += [_row(name, rows[name]) for name in curve]
-    lines += ["", "By kind, right % and tokens a pass:", ""]
-    lines += ["| mode | " + " | ".join(kinds) + " |", "|---|" + "---:|" * len(kinds)]
-    for name in study:
-        cells = [
-            f"{100 * row['accuracy']:.1f}, {row['tokens_per_target_pass']:.2f}"
-            for row in (rows[name]["by_kind"][kind] for kind in kinds)
+    """Return the tables of `arbiter_study` as text."""
+    lines = []
+    for split in ("test", "validation"):
+        part = result[split]
+        kinds = sorted(part["modes"]["target"]["by_kind"])
+        lines += [
+            f"{part['n']} {split} problems; either model alone is right on "
+            f"{part['oracle']['accuracy']:.2%}.",
+            "",
+            *_HEAD,
+            *(_row(name, row) for name, row in part["modes"].items()),
+            "",
+            "By kind, right % and tokens a pass:",
+            "",
+            "| mode | " + " | ".join(kinds) + " |",
+            "|---|" + "---:|" * len(kinds),
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for name, row in part["modes"].items():
+            cells = [
+                f"{100 * of_kind['accuracy']:.1f}, {of_kind['tokens_per_target_pass']:.2f}"
+                for of_kind in (row["by_kind"][kind] for kind in kinds)
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _row(name: str, row: dict[str, Any]) -> str:

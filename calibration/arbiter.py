@@ -19,7 +19,7 @@ from .quality_worker import QualityConfig
 from .summary import Answer, oracle, paired_tests, summarise
 from .tasks.item import Task
 from .tasks.resolve import resolve_tasks
-from .threshold import GRID, Point, fastest_near_best, fastest_without_loss
+from .threshold import GRID, Point, fastest_with_gain, fastest_without_loss
 from .train import train_arbiter
 
 HELD_OUT_SHARE = 5
@@ -96,7 +96,9 @@ def split_tasks(request: CalibrationRequest, seed: int) -> tuple[list[Task], lis
     training = resolve_tasks(request.tasks, items=items, seed=seed)
     if request.validation is not None:
         validation = resolve_tasks(request.validation, items=request.validation_items, seed=seed)
-        shared = {task.id for task in training} & {task.id for task in validation}
+        # By what is asked: ids count the lines of a file, and two files may both begin with 1.
+        asked = {repr(task.prompt) for task in training}
+        shared = [task.id for task in validation if repr(task.prompt) in asked]
         if shared:
             raise UsageError(
                 f"{len(shared)} tasks are in --tasks and in --validation, such as {min(shared)}",
@@ -128,8 +130,8 @@ def certificate(
         )
         for mode in curve
     ]
-    best = fastest_near_best(points)
     target = [answer.correct for answer in answers["target"]]
+    best = fastest_with_gain(points, target)
     fast = fastest_without_loss(points, target)
     chosen = {
         **{name: answers[name] for name in ("target", "strict", "draft")},

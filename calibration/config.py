@@ -43,12 +43,12 @@ class TrainingConfig:
     warm_learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     tie_weight: float = 0.05
-    steps: int = 40
+    steps: int = 24
     prompts: int = 48
     decisive_share: float = 0.5
     group: int = 8
-    learning_rate: float = 2e-3
-    speed_weight: float = 0.1
+    learning_rate: float = 4e-3
+    speed_weight: float = 0.4
     entropy_weight: float = 1e-3
     kl_weight: float = 2e-2
     num_draft_tokens: int | None = None

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.arbiter import ArbiterConfig, ArbiterNetwork
-from ..runtime.arbitration.learned import LearnedArbiter
+from ..runtime.arbitration.learned import BlockGraph
 from ..runtime.arbitration.protocol import Block
 from ..runtime.arbitration.referee import Referee
 from ..runtime.engines.onnxruntime import OrtOptions
@@ -74,18 +74,18 @@ def score_with(network: ArbiterNetwork) -> Score:
 
 
 class PolicyArbiter:
-    """Features from an arbiter graph, scores from the policy in training."""
+    """Features from a graph of `export_features`, scores from the policy in training."""
 
-    def __init__(self, graph: LearnedArbiter, score: Score) -> None:
-        self._graph = graph
+    def __init__(self, graph: Path, score: Score) -> None:
+        self._graph = BlockGraph(graph, "features")
         self.policy = score
-        self.target_outputs = graph.target_outputs
-        self.draft_outputs = graph.draft_outputs
+        self.target_outputs = self._graph.target_outputs
+        self.draft_outputs = self._graph.draft_outputs
         self.features: NDArray[Any] = np.empty((0, 0), dtype=np.float32)
 
     def score(self, block: Block) -> NDArray[np.float32]:
         """Return scores [k]; the features stay readable until the next block."""
-        _, self.features = self._graph.score_with_features(block)
+        self.features = self._graph.run(block)
         return self.policy(self.features)
 
 
@@ -129,7 +129,7 @@ class Player:
 
     Args:
         bundle: the bundle's folder.
-        graph: an arbiter graph; its features are recorded, its scores are not used.
+        graph: computes the features, from `export_features`.
         network: the policy; `use` gives it new weights.
         max_tokens: tokens that an answer may take; None for the bundle's default.
         num_draft_tokens: tokens to draft a round; None for the bundle's default.
@@ -146,7 +146,7 @@ class Player:
         # One thread a process: processes share the work, and small models gain nothing from threads.
         self.session = load(bundle, options=OrtOptions(threads=1), verify=False)
         self.network = network
-        self.arbiter = PolicyArbiter(LearnedArbiter(graph), score_with(network))
+        self.arbiter = PolicyArbiter(graph, score_with(network))
         manifest = self.session.manifest
         self._max_tokens = max_tokens or manifest.generation.max_tokens
         self._num_draft_tokens = num_draft_tokens

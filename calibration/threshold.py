@@ -1,8 +1,8 @@
 """Choosing the threshold from the whole curve of quality and speed, on validation items.
 
-Two points of the curve have a use: the fastest of those that cannot be told from the most accurate one,
-and the fastest that does not lose to the target alone. Both are chosen on items that neither training
-nor the final figures see.
+Two points of the curve have a use: the fastest that keeps most of what collaboration gains, and the
+fastest that does not lose to the target alone. Both are chosen on items that neither training nor the
+final figures see.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GRID = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+GRID = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Thresholds that are tried."""
+
+KEPT_GAIN = 0.75
+"""Share of the most accurate threshold's gain over the target that the default one keeps."""
 
 ONE_SIDED_95 = 1.6449
 """Standard errors of a one-sided 95 % bound."""
@@ -38,19 +41,22 @@ class Point:
         return sum(self.correct) / len(self.correct)
 
 
-def fastest_near_best(curve: Sequence[Point]) -> Point:
-    """Return the fastest point within one standard error of the most accurate one.
+def fastest_with_gain(curve: Sequence[Point], target: Sequence[bool]) -> Point:
+    """Return the fastest point that keeps KEPT_GAIN of the most accurate one's gain over the target.
 
-    The one-standard-error rule (Breiman et al., 1984), paired by item: a difference smaller than its
-    own error is no reason to be slower, and the very top of a noisy curve is partly luck.
+    The very top of a curve is slow, and partly luck. Where no point gains, it is the most accurate one.
+
+    Args:
+        curve: the points.
+        target: per item, whether the target alone was right.
     """
     best = max(curve, key=lambda point: (point.accuracy, point.tokens_per_target_pass))
-    near = []
-    for point in curve:
-        mean, error = paired_difference(point.correct, best.correct)
-        if mean >= -error:
-            near.append(point)
-    return max(near, key=lambda point: point.tokens_per_target_pass)
+    alone = sum(target) / len(target)
+    if best.accuracy <= alone:
+        return best
+    bar = alone + KEPT_GAIN * (best.accuracy - alone)
+    kept = [point for point in curve if point.accuracy >= bar]
+    return max(kept, key=lambda point: point.tokens_per_target_pass)
 
 
 def fastest_without_loss(
@@ -69,14 +75,9 @@ def fastest_without_loss(
 
 def difference_bound(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Return the one-sided 95 % lower bound of the difference in accuracy, paired by item."""
-    mean, error = paired_difference(ours, theirs)
-    return mean - ONE_SIDED_95 * error
-
-
-def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
-    """Return the difference in accuracy and its standard error, paired by item."""
     gained = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n = len(ours)
     mean = (gained - lost) / n
-    return mean, math.sqrt(((gained + lost) / n - mean**2) / n)
+    variance = (gained + lost) / n - mean**2
+    return mean - ONE_SIDED_95 * math.sqrt(variance / n)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.arbiter import ArbiterConfig, ArbiterNetwork, export_arbiter
+from ..models.arbiter import ArbiterConfig, ArbiterNetwork, export_features
 from ..runtime.bundle import Bundle
 from ..runtime.manifest import Manifest
 from .config import TrainingConfig
@@ -83,7 +83,7 @@ def player_setup(
     """Return how a process makes its player, with the graph that computes the features."""
     work.mkdir(parents=True, exist_ok=True)
     graph = work / "features.onnx"
-    export_arbiter(ArbiterNetwork(shape), graph)
+    export_features(shape, graph)
     return PlayerSetup(bundle, graph, shape, config.max_tokens, config.num_draft_tokens)
 
 

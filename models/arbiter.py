@@ -1,9 +1,8 @@
 """The arbiter network: from what both models saw at a drafted token to whether it should stay.
 
-A graph of named tensors, like the decoders: its inputs are called after what they are
-(`target.entropy`, `draft.top_ids`, `block.position`), and the runtime binds them by name, so a new
-feature needs no change there. Features are computed inside the graph, which therefore means the same
-in training and in decoding.
+Its inputs are called after what they are (`target.entropy`, `draft.top_ids`, `block.position`), and the
+runtime binds them by name, so a new feature needs no change there. `features_a` says what the features
+are: training traces it, and `arbiter_graph.py` folds it into the network for decoding.
 
 Feature set A is what log-probabilities, margins, entropies and ranks of the two candidates say; the set
 `hidden` adds a projection of both models' last hidden states.
@@ -14,14 +13,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from .arbiter_graph import OPSET, is_token, row_shape, score_model
 from .tracing import quiet_tracing
 
 FeatureSet = Literal["a", "hidden"]
+
+SUMMARY_TOP = 8
+"""Candidates in a row of `top_values` and `top_ids`, as decoders are exported by default."""
 
 A_INPUTS = (
     "target.token",
@@ -76,6 +79,11 @@ class ArbiterConfig:
     target_hidden: int = 0
     draft_hidden: int = 0
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the features are computed from, in order."""
+        return A_INPUTS + (HIDDEN_INPUTS if self.features == "hidden" else ())
+
 
 class ArbiterNetwork(nn.Module):  # type: ignore[misc]
     """Scores drafted tokens: sigmoid(MLP(standardised features)).
@@ -100,11 +108,6 @@ class ArbiterNetwork(nn.Module):  # type: ignore[misc]
             self.head = nn.Identity()
             self.out = nn.Linear(count, 1)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the graph's inputs in order."""
-        return A_INPUTS + (HIDDEN_INPUTS if self.config.features == "hidden" else ())
-
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Return the log-odds [n] of rows of `features` [n, F], hidden states behind set A."""
         count = len(A_FEATURES)
@@ -113,13 +116,11 @@ class ArbiterNetwork(nn.Module):  # type: ignore[misc]
             parts.append(torch.tanh(self.project(features[:, count:])))
         return self.out(self.head(torch.cat(parts, dim=1))).squeeze(1)
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `score` [k] and `features` [k, F] of a block, given `inputs` in order."""
-        named = dict(zip(self.inputs, inputs, strict=True))
-        features = features_a(named)
-        if self.config.features == "hidden":
-            features = torch.cat([features, *(named[name] for name in HIDDEN_INPUTS)], dim=1)
-        return torch.sigmoid(self.logits(features)), features
+
+def all_features(named: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Compute the features [k, F]: set A, and behind it the hidden states if `named` has them."""
+    hidden = [named[name] for name in HIDDEN_INPUTS if name in named]
+    return torch.cat([features_a(named), *hidden], dim=1)
 
 
 def features_a(named: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -158,26 +159,50 @@ def _lookup(
     return value, rank
 
 
-def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = 8) -> None:
-    """Write `network` as an ONNX graph with the outputs `score` [k] and `features` [k, F]."""
+def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = SUMMARY_TOP) -> None:
+    """Write `network` as an ONNX graph with the one output `score` [k], for decoding."""
+    import onnx_ir
+
+    onnx_ir.save(score_model(network, summary_top), path)
+
+
+def export_features(shape: ArbiterConfig, path: Path, summary_top: int = SUMMARY_TOP) -> None:
+    """Write an ONNX graph with the one output `features` [k, F], for training a network of `shape`."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    example = tuple(_example(name, network.config, summary_top) for name in network.inputs)
+    example = tuple(_example(name, shape, summary_top) for name in shape.inputs)
     block = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), quiet_tracing():
         program = torch.onnx.export(
-            network.eval(),
+            _Features(shape.inputs),
             example,
             dynamo=True,
             verbose=False,
-            opset_version=18,
-            input_names=list(network.inputs),
-            output_names=["score", "features"],
+            opset_version=OPSET,
+            input_names=list(shape.inputs),
+            output_names=["features"],
             dynamic_shapes=(tuple(block for _ in example),),
         )
     # Stack traces of the machine that exported have no place in a file that travels.
     ClearMetadataAndDocStringPass()(program.model)
     program.save(str(path), external_data=False)
+
+
+class _Features(nn.Module):  # type: ignore[misc]
+    """`all_features` as the exporter wants it."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._names = names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return all_features(dict(zip(self._names, inputs, strict=True)))
+
+
+def _example(name: str, shape: ArbiterConfig, summary_top: int) -> torch.Tensor:
+    """Return a tensor like the input `name` for a block of three."""
+    dtype = torch.int64 if is_token(name) else torch.float32
+    return torch.zeros(3, *row_shape(name, shape, summary_top), dtype=dtype)
 
 
 def save_network(network: ArbiterNetwork, path: Path) -> None:
@@ -197,18 +222,3 @@ def load_network(path: Path) -> ArbiterNetwork:
         network = ArbiterNetwork(config)
         network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return network
-
-
-def _example(name: str, config: ArbiterConfig, summary_top: int) -> Any:
-    """Return a tensor of the input's shape for a block of three."""
-    k = 3
-    model, _, what = name.partition(".")
-    if what in ("token", "drafted"):
-        return torch.zeros(k, dtype=torch.int64)
-    if what == "top_ids":
-        return torch.arange(k * summary_top).reshape(k, summary_top)
-    if what == "top_values":
-        return torch.randn(k, summary_top)
-    if what == "hidden":
-        return torch.randn(k, config.target_hidden if model == "target" else config.draft_hidden)
-    return torch.zeros(k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from .protocol import Block
 _BLOCK = ("drafted", "position", "mismatches", "run")
 
 
-class LearnedArbiter:
-    """Scores blocks with an arbiter graph; see `models/arbiter.py` for what is inside.
+class BlockGraph:
+    """An ONNX graph over a block of k drafted tokens; see `models/arbiter_graph.py` for what is inside.
 
     Args:
-        graph: path of the arbiter's `model.onnx`.
+        graph: path of the graph.
+        output: the output that is wanted, [k, ...]; others are left alone.
 
     Raises:
         BackendError: ONNX Runtime cannot load it.
-        BundleError: it wants an input that the decoders do not provide.
+        BundleError: it lacks the output, or wants an input that the decoders do not provide.
     """
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, output: str) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -42,26 +44,76 @@ class LearnedArbiter:
             ) from error
         self._inputs = [value.name for value in self._session.get_inputs()]
         check_inputs(self._inputs, str(graph))
-        self.target_outputs = _outputs_of("target", self._inputs)
-        self.draft_outputs = _outputs_of("draft", self._inputs)
+        self._output, self._row = output, self._row_of(output, str(graph))
+        self._bindings: dict[int, _Binding] = {}
+        self.target_outputs = outputs_of("target", self._inputs)
+        self.draft_outputs = outputs_of("draft", self._inputs)
+
+    def run(self, block: Block) -> NDArray[np.float32]:
+        """Return the graph's output for `block`."""
+        k = len(block.drafted)
+        binding = self._bindings.get(k)
+        if binding is None:
+            binding = _Binding(self._session, self._inputs, block, self._output, (k, *self._row))
+            self._bindings[k] = binding
+        binding.fill(block)
+        self._session.run_with_iobinding(binding.io)
+        output: NDArray[np.float32] = binding.output.copy()  # the next block overwrites the buffer
+        return output
+
+    def _row_of(self, output: str, graph: str) -> tuple[int, ...]:
+        """Return the shape of the output behind k."""
+        for value in self._session.get_outputs():
+            if value.name == output:
+                return tuple(value.shape[1:])
+        raise BundleError(f"the arbiter {graph} has no output '{output}'", hint=_OTHER_VERSION)
+
+
+class LearnedArbiter:
+    """Scores blocks with the arbiter graph of a bundle.
+
+    Args:
+        graph: path of the arbiter's `model.onnx`.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load it.
+        BundleError: it is no arbiter of this version of CoSpec.
+    """
+
+    def __init__(self, graph: Path) -> None:
+        self._graph = BlockGraph(graph, "score")
+        self.target_outputs = self._graph.target_outputs
+        self.draft_outputs = self._graph.draft_outputs
 
     def score(self, block: Block) -> NDArray[np.float32]:
         """Return the score [k] of each position of `block`."""
-        scores: NDArray[np.float32] = self._session.run(["score"], self._feeds(block))[0]
-        return scores
+        return self._graph.run(block)
 
-    def score_with_features(self, block: Block) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return scores [k] and the features [k, F] that they were computed from, for training."""
-        scores, features = self._session.run(["score", "features"], self._feeds(block))
-        return scores, features
 
-    def _feeds(self, block: Block) -> dict[str, Any]:
-        sources = {"block": block, "target": block.target, "draft": block.draft}
-        feeds = {}
-        for name in self._inputs:
-            source, _, what = name.partition(".")
-            feeds[name] = getattr(sources[source], what)
-        return feeds
+class _Binding:
+    """The buffers of one k: binding arrays anew in each call would take longer than copying them."""
+
+    def __init__(
+        self, session: Any, inputs: list[str], block: Block, output: str, shape: tuple[int, ...]
+    ) -> None:
+        self.io = session.io_binding()
+        self.output: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._inputs: list[tuple[attrgetter[Any], NDArray[Any]]] = []
+        for name in inputs:
+            read = attrgetter(name.removeprefix("block."))
+            array = np.zeros_like(read(block), order="C")
+            self._inputs.append((read, array))
+            self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        address = self.output.ctypes.data
+        self.io.bind_output(output, "cpu", 0, np.float32, self.output.shape, address)
+
+    def fill(self, block: Block) -> None:
+        """Copy what the graph reads."""
+        for read, array in self._inputs:
+            array[...] = read(block)
+
+
+_OTHER_VERSION = "it was made for another version of CoSpec; calibrate it again"
 
 
 def check_inputs(names: list[str], graph: str) -> None:
@@ -76,14 +128,15 @@ def check_inputs(names: list[str], graph: str) -> None:
         if name not in known:
             raise BundleError(
                 f"the arbiter {graph} wants the input '{name}', which the decoders do not provide",
-                hint="it was made for another version of CoSpec; calibrate it again",
+                hint=_OTHER_VERSION,
             )
+
+
+def outputs_of(model: str, names: list[str]) -> tuple[str, ...]:
+    """Return what an arbiter with the inputs `names` wants of `model`, `target` or `draft`."""
+    prefix = f"{model}."
+    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def _provided() -> set[str]:
     return set(StepOutput.__dataclass_fields__)
-
-
-def _outputs_of(model: str, names: list[str]) -> tuple[str, ...]:
-    prefix = f"{model}."
-    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))

@@ -16,6 +16,8 @@ import numpy as np
 from ..engines.protocol import StepOutput
 from .protocol import Arbiter, Block
 
+_ARRAYS = tuple(array.name for array in fields(StepOutput))
+
 
 @dataclass(frozen=True)
 class Caps:
@@ -70,51 +72,42 @@ class Referee:
             draft: the draft's rows [k].
             verified: the target's rows, the last k+1 of which belong to the block.
         """
-        target = _rows(verified, slice(-len(drafted) - 1, -1))
-        block = self._block(drafted, draft, target)
-        keep = block.matches.copy()
-        if self.threshold < 1 and not keep.all():
-            scores = self.arbiter.score(block)
-            for i in np.flatnonzero(~keep).tolist():
-                # A rejected position ends the block; what lies behind it was never reached.
-                if self._forbidden(block, i, tokens) or not self.decide(i, float(scores[i])):
-                    break
-                keep[i] = True
-        return list(keep.tolist())
+        chosen = verified.token[-len(drafted) - 1 : -1].tolist()
+        keep = [proposed == wanted for proposed, wanted in zip(drafted, chosen, strict=True)]
+        if self.threshold >= 1:
+            return keep
+        scores = None
+        run = overrides = 0  # draft tokens kept against the target: side by side, and in all
+        for i, match in enumerate(keep):
+            if match:
+                run = 0
+                continue
+            # A rejected position ends the block; what lies behind it is never reached.
+            if not self.protected.isdisjoint((drafted[i], chosen[i])):
+                break
+            if self._capped(
+                run, overrides, [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
+            ):
+                break
+            if scores is None:  # not asked before it may decide
+                scores = self.arbiter.score(_block(drafted, keep, draft, verified))
+            if not self.decide(i, float(scores[i])):
+                break
+            keep[i] = True
+            run, overrides = run + 1, overrides + 1
+        return keep
 
     def decide(self, i: int, score: float) -> bool:
         """Say whether the draft's token stays at position i of the block; training overrides this."""
         return score > self.threshold or self.threshold == 0  # a score may underflow to 0
 
-    def _block(self, drafted: list[int], draft: StepOutput, target: StepOutput) -> Block:
-        ids = np.asarray(drafted, dtype=np.int64)
-        matches = target.token == ids
-        mismatch = (~matches).astype(np.float32)
-        run = np.empty(len(ids), dtype=np.float32)
-        length = 0  # each block begins behind a token of the target: a correction or a bonus
-        for i, match in enumerate(matches.tolist()):
-            run[i] = length
-            length = 0 if match else length + 1
-        return Block(
-            drafted=ids,
-            matches=matches,
-            mismatches=np.cumsum(mismatch, dtype=np.float32) - mismatch,
-            run=run,
-            position=np.arange(len(ids), dtype=np.float32),
-            draft=draft,
-            target=target,
-        )
-
-    def _forbidden(self, block: Block, i: int, tokens: Sequence[int]) -> bool:
-        """Say whether position i is beyond the arbiter, and count which cap forbids it."""
-        if not self.protected.isdisjoint((int(block.drafted[i]), int(block.target.token[i]))):
-            return True
-        caps = self.caps
-        if block.run[i] >= caps.in_a_row:
+    def _capped(self, run: int, overrides: int, tail: list[int]) -> bool:
+        """Say whether a cap forbids to keep the last token of `tail`, and count which."""
+        if run >= self.caps.in_a_row:
             self.num_capped["in_a_row"] += 1
-        elif block.mismatches[i] >= caps.per_block:
+        elif overrides >= self.caps.per_block:
             self.num_capped["per_block"] += 1
-        elif _repeats([*tokens[-caps.repeat_window :], *block.drafted[: i + 1].tolist()], caps):
+        elif _repeats(tail, self.caps):
             self.num_capped["repetition"] += 1
         else:
             return False
@@ -128,8 +121,30 @@ def _repeats(tail: list[int], caps: Caps) -> bool:
     return any(tail[start : start + n] == last for start in range(len(tail) - n))
 
 
+def _block(
+    drafted: list[int], matches: list[bool], draft: StepOutput, verified: StepOutput
+) -> Block:
+    """Lay out for the arbiter what both models saw, and how each position will have been reached."""
+    run, mismatches = (
+        [0],
+        [0],
+    )  # a block begins behind a token of the target: a correction or a bonus
+    for match in matches[:-1]:
+        run.append(0 if match else run[-1] + 1)
+        mismatches.append(mismatches[-1] + (not match))
+    k = len(drafted)
+    return Block(
+        drafted=np.array(drafted, dtype=np.int64),
+        matches=np.array(matches, dtype=np.bool_),
+        mismatches=np.array(mismatches, dtype=np.float32),
+        run=np.array(run, dtype=np.float32),
+        position=np.arange(k, dtype=np.float32),
+        draft=draft,
+        target=_rows(verified, slice(-k - 1, -1)),
+    )
+
+
 def _rows(output: StepOutput, rows: slice) -> StepOutput:
     """Return the same view restricted to `rows`."""
-    arrays = {field.name: getattr(output, field.name) for field in fields(output)}
-    cut: dict[str, Any] = {name: a[rows] for name, a in arrays.items() if a is not None}
-    return StepOutput(**cut)
+    arrays: dict[str, Any] = {name: getattr(output, name) for name in _ARRAYS}
+    return StepOutput(**{name: a[rows] for name, a in arrays.items() if a is not None})

@@ -14,6 +14,7 @@ from cospec.calibration.cli import main
 from cospec.calibration.counterfactual import NEVER, BranchJob, branch, count_cells
 from cospec.calibration.policy import weights_of
 from cospec.calibration.tasks.tiny import tiny_tasks
+from cospec.calibration.threshold import GRID
 from cospec.calibration.workers import Journal
 from cospec.models import tiny_pair
 from cospec.models.arbiter import ArbiterConfig, ArbiterNetwork
@@ -53,7 +54,7 @@ def test_the_bundle_holds_the_arbiter_and_its_certificate(bundle, calibrated):
 def test_the_figures_have_the_promised_shape(calibrated):
     assert set(calibrated["modes"]) == {"target", "strict", "draft", "collab"}
     assert calibrated["modes"]["strict"]["accuracy"] == calibrated["modes"]["target"]["accuracy"]
-    assert len(calibrated["curve"]) == 13
+    assert [point["threshold"] for point in calibrated["curve"]] == list(GRID)
     assert 0 <= calibrated["mcnemar"]["collab_vs_target"] <= 1
 
 
@@ -102,10 +103,10 @@ def test_the_new_bundle_runs_in_collab_mode(bundle, calibrated):
 
 def test_a_branch_is_played_both_ways(bundle, tmp_path):
     from cospec.calibration.play import Player
-    from cospec.models.arbiter import export_arbiter
+    from cospec.models.arbiter import export_features
 
     network = ArbiterNetwork(ArbiterConfig())
-    export_arbiter(network, tmp_path / "graph.onnx")
+    export_features(ArbiterConfig(), tmp_path / "graph.onnx")
     player = Player(bundle, tmp_path / "graph.onnx", network, max_tokens=96)
     weights = weights_of(network)
     tasks = tiny_tasks("train", 6, seed=5)

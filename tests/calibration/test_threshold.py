@@ -7,7 +7,7 @@ import pytest
 from cospec.calibration.threshold import (
     Point,
     difference_bound,
-    fastest_near_best,
+    fastest_with_gain,
     fastest_without_loss,
 )
 
@@ -16,14 +16,16 @@ def flags(right: int, n: int = 1000) -> list[bool]:
     return [i < right for i in range(n)]
 
 
-def test_the_fastest_of_those_that_cannot_be_told_from_the_best():
-    # 900 against 895 of 1000, all 5 lost: the error is 0.0022, the difference 0.005. Too much.
-    curve = [Point(0.2, flags(895), 3.5), Point(0.5, flags(900), 3.1), Point(0.8, flags(900), 2.9)]
-    assert fastest_near_best(curve).threshold == 0.5
-    # The same difference as 25 gained and 30 lost: its error is 0.0074, so speed decides.
-    mixed = [*flags(870, 900), *([True] * 25), *([False] * 75)]
-    assert sum(mixed) == 895
-    assert fastest_near_best([Point(0.2, mixed, 3.5), *curve[1:]]).threshold == 0.2
+def test_the_fastest_that_keeps_three_quarters_of_the_gain():
+    curve = [Point(0.1, flags(870), 3.6), Point(0.2, flags(876), 3.4), Point(0.9, flags(900), 2.9)]
+    assert fastest_with_gain(curve, flags(800)).threshold == 0.2  # the bar is at 875
+    assert fastest_with_gain(curve, flags(770)).threshold == 0.1  # at 867.5
+    assert fastest_with_gain(curve, flags(890)).threshold == 0.9  # at 897.5
+
+
+def test_without_a_gain_the_most_accurate_and_among_equals_the_fastest():
+    curve = [Point(0.1, flags(800), 3.6), Point(0.5, flags(850), 3.0), Point(0.9, flags(850), 2.9)]
+    assert fastest_with_gain(curve, flags(850)).threshold == 0.5
 
 
 def test_the_fastest_must_not_lose_to_the_target():

@@ -69,6 +69,31 @@ def test_every_token_of_500_answers_is_the_targets_own(answers, module):
         assert argmax_after(module, answer) == answer.completion.tokens
 
 
+def test_threshold_one_is_strict_in_500_answers(bundle, answers):
+    session = load(bundle)
+    for answer in answers:
+        stream = session.continue_tokens(
+            answer.prompt, session._referee("collab", 1.0, None), max_tokens=MAX_TOKENS
+        )
+        assert stream.completion().tokens == answer.completion.tokens
+
+
+def test_acceptance_falls_as_the_threshold_rises(bundle, answers):
+    session = load(bundle)
+    rates = []
+    for threshold in (0.0, 0.25, 0.5, 0.75, 1.0):
+        played = [
+            session.continue_tokens(
+                answer.prompt, session._referee("collab", threshold, None), max_tokens=MAX_TOKENS
+            ).completion()
+            for answer in answers[:40]
+        ]
+        accepted = sum(completion.stats.num_accepted_tokens for completion in played)
+        rates.append(accepted / sum(completion.stats.num_draft_tokens for completion in played))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[-1]
+
+
 def test_answers_equal_generate(answers, module):
     eos = module.generation_config.eos_token_id
     assert {answer.completion.finish_reason for answer in answers} <= {"eos", "length"}

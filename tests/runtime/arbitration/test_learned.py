@@ -12,9 +12,15 @@ import torch
 from arbiters import bundle_with_arbiter, untrained_network
 from numpy.typing import NDArray
 
-from cospec.models.arbiter import A_FEATURES, ArbiterNetwork, export_arbiter
+from cospec.models.arbiter import (
+    A_FEATURES,
+    ArbiterNetwork,
+    all_features,
+    export_arbiter,
+    export_features,
+)
 from cospec.models.tiny_pair.tasks import distinct
-from cospec.runtime.arbitration.learned import LearnedArbiter
+from cospec.runtime.arbitration.learned import BlockGraph, LearnedArbiter
 from cospec.runtime.arbitration.protocol import Block
 from cospec.runtime.arbitration.rivals import AlwaysDraft
 from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtOptions
@@ -51,16 +57,16 @@ def graph(network: ArbiterNetwork, tmp_path_factory: pytest.TempPathFactory) -> 
 class Recorder:
     """Passes blocks to an arbiter, and keeps copies of them with the logits of both models."""
 
-    def __init__(self, arbiter: LearnedArbiter) -> None:
+    def __init__(self, arbiter: LearnedArbiter, features: BlockGraph) -> None:
         self._arbiter = arbiter
+        self._features = features
         self.target_outputs = (*arbiter.target_outputs, "logits")
         self.draft_outputs = (*arbiter.draft_outputs, "logits")
         self.seen: list[tuple[Block, NDArray[Any], NDArray[Any]]] = []
 
     def score(self, block: Block) -> NDArray[np.float32]:
-        scores, features = self._arbiter.score_with_features(block)
-        assert (self._arbiter.score(block) == scores).all()
-        self.seen.append((copied(block), scores, features))
+        scores = self._arbiter.score(block)
+        self.seen.append((copied(block), scores, self._features.run(block)))
         return scores
 
 
@@ -77,9 +83,11 @@ def copied(view: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def recorded(
-    session: Session, prompts: list[Any], graph: Path
+    session: Session, prompts: list[Any], network: ArbiterNetwork, graph: Path
 ) -> list[tuple[Block, NDArray[Any], NDArray[Any]]]:
-    recorder = Recorder(LearnedArbiter(graph))
+    path = graph.with_name("features.onnx")
+    export_features(network.config, path)
+    recorder = Recorder(LearnedArbiter(graph), BlockGraph(path, "features"))
     for prompt in prompts[:20]:
         session.generate(prompt, max_tokens=64, num_draft_tokens=5, mode="collab", arbiter=recorder)
     assert len(recorder.seen) > 50
@@ -105,12 +113,12 @@ def test_threshold_one_is_strict_on_sixty_problems(session, prompts, graph):
 def test_the_graph_scores_as_torch_does(network, recorded):
     for block, scores, _ in recorded:
         sources = {"block": block, "target": block.target, "draft": block.draft}
-        inputs = []
-        for name in network.inputs:
+        named = {}
+        for name in network.config.inputs:
             source, _, what = name.partition(".")
-            inputs.append(torch.from_numpy(getattr(sources[source], what)))
+            named[name] = torch.from_numpy(getattr(sources[source], what))
         with torch.no_grad():
-            expected, _ = network(*inputs)
+            expected = torch.sigmoid(network.logits(all_features(named)))
         assert scores == pytest.approx(expected.numpy(), abs=1e-5)
     every = np.concatenate([scores for _, scores, _ in recorded])
     assert every.min() < 0.5 < every.max()
@@ -216,19 +224,44 @@ def test_an_input_that_nobody_provides_is_refused(name, tmp_path):
     assert "calibrate it again" in str(caught.value)
 
 
-def graph_with_input(name: str, path: Path) -> Path:
+def graph_with_input(name: str, path: Path, outputs: tuple[str, ...] = ("score",)) -> Path:
+    """A graph whose outputs are all the sigmoid of its input."""
     import onnx
     from onnx import TensorProto, helper
 
-    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["k"])
-    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["k"])
-    node = helper.make_node("Sigmoid", [name], ["score"])
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["k"])
+
+    nodes = [helper.make_node("Sigmoid", [name], [output]) for output in outputs]
+    graph = helper.make_graph(nodes, "arbiter", [value(name)], [value(o) for o in outputs])
     opset = [helper.make_opsetid("", 18)]
-    model = helper.make_model(
-        helper.make_graph([node], "arbiter", [value], [score]), opset_imports=opset, ir_version=10
-    )
-    onnx.save(model, str(path))
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
     return path
+
+
+def test_an_output_beside_the_score_is_left_alone(recorded, tmp_path):
+    path = graph_with_input("target.entropy", tmp_path / "model.onnx", ("features", "score"))
+    arbiter = LearnedArbiter(path)
+    assert (arbiter.target_outputs, arbiter.draft_outputs) == (("entropy",), ())
+    for block, _, _ in recorded[:5]:
+        expected = 1 / (1 + np.exp(-block.target.entropy))
+        assert arbiter.score(block) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_graph_without_a_score_is_refused(tmp_path):
+    path = graph_with_input("target.entropy", tmp_path / "model.onnx", ("features",))
+    with pytest.raises(BundleError, match="has no output 'score'") as caught:
+        LearnedArbiter(path)
+    assert "calibrate it again" in str(caught.value)
+
+
+def test_scores_outlive_the_next_block(recorded, graph):
+    arbiter = LearnedArbiter(graph)
+    first = arbiter.score(recorded[0][0])
+    before = first.copy()
+    for block, _, _ in recorded:
+        arbiter.score(block)
+    assert (first == before).all()
 
 
 def test_a_damaged_graph_is_refused(tmp_path):

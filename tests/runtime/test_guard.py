@@ -1,0 +1,112 @@
+"""The guard: the best draft length against an exhaustive search, and never slower than plain."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cospec.runtime.guard import Costs, Guard, best_length, expected_tokens
+
+probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=5)
+seconds = st.floats(1e-4, 1)
+
+
+def tokens_by_enumeration(acceptance: list[float]) -> float:
+    """Every way a round can go, with its probability: the first rejection is at position i."""
+    total, reached = 0.0, 1.0
+    for i, probability in enumerate(acceptance):
+        total += reached * (1 - probability) * (i + 1)
+        reached *= probability
+    return total + reached * (len(acceptance) + 1)
+
+
+@given(acceptance=probabilities)
+def test_expected_tokens_equal_the_enumeration(acceptance):
+    expected = expected_tokens(acceptance)
+    for k in range(len(acceptance) + 1):
+        assert expected[k] == pytest.approx(tokens_by_enumeration(acceptance[:k]))
+
+
+@given(acceptance=probabilities, draft=seconds, verify=st.lists(seconds, min_size=6, max_size=6))
+def test_the_length_is_the_best_of_all(acceptance, draft, verify):
+    costs = Costs(draft, verify)
+    rates = [
+        tokens_by_enumeration(acceptance[:k]) / (k * draft + verify[k])
+        for k in range(len(acceptance) + 1)
+    ]
+    chosen = best_length(costs, acceptance, margin=1)
+    assert rates[chosen] == pytest.approx(max(rates))
+
+
+def test_a_gain_within_the_margin_is_not_worth_it():
+    costs = Costs(0.5, [1.0, 1.0])
+    assert best_length(costs, [0.51]) == 0  # 1.51 tokens for 1.5: 0.7 % more
+    assert best_length(costs, [0.6]) == 1
+
+
+class Machine:
+    """Plays rounds of a pair with a known acceptance and known costs."""
+
+    def __init__(self, acceptance: float, draft: float, verify: list[float], seed: int = 0) -> None:
+        self.acceptance, self.costs = acceptance, Costs(draft, verify)
+        self.rng = random.Random(seed)
+        self.seconds = 0.0
+        self.tokens = 0
+        self.drafted: list[int] = []
+
+    def play(self, guard: Guard, tokens: int) -> float:
+        """Decode so many tokens and return the seconds of each."""
+        seconds, done = self.seconds, self.tokens
+        while self.tokens - done < tokens:
+            k = guard.length()
+            accepted = 0
+            while accepted < k and self.rng.random() < self.acceptance:
+                accepted += 1
+            draft, verify = k * self.costs.draft_step, self.costs.verify[k]
+            guard.record(k, accepted, draft, k + 1, verify)
+            self.seconds += draft + verify
+            self.tokens += accepted + 1
+            self.drafted.append(k)
+        return (self.seconds - seconds) / (self.tokens - done)
+
+    def best(self, longest: int) -> float:
+        """Return the seconds a token of the best fixed length."""
+        expected = expected_tokens([self.acceptance] * longest)
+        return min(self.costs.of_round(k) / expected[k] for k in range(longest + 1))
+
+
+@pytest.mark.parametrize("acceptance", [0.05, 0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("draft", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("slope", [0.0, 0.15, 1.0])
+def test_it_is_nearly_as_fast_as_the_best_fixed_length(acceptance, draft, slope):
+    verify = [1 + slope * w for w in range(5)]
+    machine = Machine(acceptance, draft, verify)
+    per_token = machine.play(Guard(longest=4), 4000)
+    assert per_token <= 1.06 * machine.best(4)
+    assert per_token <= 1.03 * verify[0], "slower than the target alone"
+
+
+def test_it_comes_back_when_the_draft_becomes_good():
+    machine = Machine(0.05, 0.3, [1.0, 1.05, 1.1, 1.15, 1.2])
+    guard = Guard(longest=4)
+    machine.play(guard, 1000)
+    assert set(machine.drafted[-10:]) == {0}
+    machine.acceptance = 0.95
+    machine.drafted.clear()
+    machine.play(guard, 3000)
+    assert machine.drafted[-1] == 4
+    assert next(i for i, k in enumerate(machine.drafted) if k) <= 500
+
+
+def test_a_slow_pass_now_and_then_changes_nothing():
+    machine = Machine(0.9, 0.05, [1.0, 1.02, 1.04, 1.06, 1.08])
+    guard = Guard(longest=4)
+    machine.play(guard, 200)
+    machine.drafted.clear()
+    for _ in range(3):
+        guard.record(4, 4, 0.2, 5, 60.0)
+    machine.play(guard, 40)
+    assert 0 not in machine.drafted

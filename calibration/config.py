@@ -79,7 +79,7 @@ def with_settings(config: TrainingConfig, settings: Sequence[str]) -> TrainingCo
     Raises:
         UsageError: no such hyper-parameter, or a value of the wrong kind.
     """
-    kinds = {
+    kinds: dict[str, type] = {
         field.name: type(field.default) for field in fields(config) if field.name not in OWN_OPTIONS
     }
     for setting in settings:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def branch(player: Player, job: BranchJob) -> dict[str, Any]:
     return {"correct": correct, "branches": branches}
 
 
-def count_cells(records: list[dict[str, Any]]) -> dict[str, int]:
+def count_cells(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Return how many branches fall into each of CELLS."""
     found = Counter(2 * b["draft"] + b["target"] for record in records for b in record["branches"])
     return {cell: found[i] for i, cell in enumerate(CELLS)}

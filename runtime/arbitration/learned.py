@@ -57,7 +57,10 @@ class BlockGraph:
             binding = _Binding(self._session, self._inputs, block, self._output, (k, *self._row))
             self._bindings[k] = binding
         binding.fill(block)
-        self._session.run_with_iobinding(binding.io)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed in the arbiter: {error}") from error
         output: NDArray[np.float32] = binding.output.copy()  # the next block overwrites the buffer
         return output
 

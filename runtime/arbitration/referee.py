@@ -85,9 +85,8 @@ class Referee:
             # A rejected position ends the block; what lies behind it is never reached.
             if not self.protected.isdisjoint((drafted[i], chosen[i])):
                 break
-            if self._capped(
-                run, overrides, [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
-            ):
+            tail = [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
+            if self._capped(run, overrides, tail):
                 break
             if scores is None:  # not asked before it may decide
                 scores = self.arbiter.score(_block(drafted, keep, draft, verified))
@@ -125,10 +124,7 @@ def _block(
     drafted: list[int], matches: list[bool], draft: StepOutput, verified: StepOutput
 ) -> Block:
     """Lay out for the arbiter what both models saw, and how each position will have been reached."""
-    run, mismatches = (
-        [0],
-        [0],
-    )  # a block begins behind a token of the target: a correction or a bonus
+    run, mismatches = [0], [0]  # a block begins behind a token of the target
     for match in matches[:-1]:
         run.append(0 if match else run[-1] + 1)
         mismatches.append(mismatches[-1] + (not match))

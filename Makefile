@@ -12,10 +12,10 @@ DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test quick lint types format bench clean
+.PHONY: help env demo test test-trt quick lint types format bench clean
 
 help:           ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 env: $(STAMP)   ## build the environment: .venv with everything for development, pinned
 
@@ -34,6 +34,10 @@ demo: env       ## export the tiny pair and solve problems with it, strictly and
 
 test: env types lint ## whole suite, lint and types
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+
+test-trt: env   ## all families through TensorRT's parser and builder, and the table in docs/
+	cd tests && ../$(BIN)/python -W ignore tensorrt_matrix.py && ../$(BIN)/python tensorrt_table.py
+	$(BIN)/pytest tests/runtime/tensorrt tests/export/test_tensorrt.py tests/export/test_tensorrt_families.py
 
 quick: env      ## the suite without what takes minutes or downloads
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow and not wheel"

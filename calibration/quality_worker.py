@@ -15,7 +15,8 @@ from ..runtime.completion import Completion
 from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ..runtime.errors import UsageError
 from ..runtime.manifest import Models
-from ..runtime.session import Session, graph_shape, load
+from ..runtime.placement import graph_shape
+from ..runtime.session import Session, load
 from .modes import Mode
 from .summary import Answer
 from .tasks.checkers import check

@@ -215,7 +215,7 @@ def _lower_scatter(a: _Attention) -> _Result:
         a.query.shape,
         dtype,
         24,
-        {"scale": a.scale, "is_causal": 0, "softmax_precision": 1},
+        {"scale": a.scale, "is_causal": 0},
     )
     return out.transpose(1, 2), (key, value)
 

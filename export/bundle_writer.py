@@ -34,7 +34,7 @@ from ..runtime.files import (
     problem_with_path,
     sha256_of,
 )
-from ..runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, to_json
+from ..runtime.manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
 from .memory import free_disk
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class BundleWriter:
     def _hash_staging(self, progress: bool | None) -> tuple[FileEntry, ...]:
         sizes: dict[str, int] = {}
         for relative in list_files(self.staging):
+            if relative.split("/")[0] == ENGINES_FOLDER:
+                continue  # derived, with hashes of their own
             problem, size = problem_with_path(self.staging, relative)
             if size is None:
                 raise ResourceError(

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..runtime.cli.common import CospecCommand, json_option, print_json
-from ..runtime.errors import MissingExtraError
+from ..runtime.errors import MissingExtraError, UsageError
+from ..runtime.tensorrt.progress import build_bars
 
 if TYPE_CHECKING:
+    from ..runtime.tensorrt.memory import DeviceMemory
     from .pipeline import ExportOptions
+    from .tensorrt import EngineExport
 
 EPILOG = """
 \b
@@ -23,13 +27,14 @@ Examples:
   cospec-export --target llama-8b --draft llama-1b --precision fp16
   cospec-export --target ./my-checkpoint --draft ./my-draft --output bundles/mine
   cospec-export --target ./model.gguf --draft none
+  cospec-export --target llama-8b --trt --device agx-orin-jp6
+  cospec-export --build-only models/llama-8b
 """
 
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.option(
     "--target",
-    required=True,
     metavar="NAME",
     help="Preset, Hugging Face folder, hub id (org/name) or GGUF file.",
 )
@@ -66,11 +71,23 @@ Examples:
     help="Folder of an arbiter for this pair (model.onnx, arbiter.json), or 'none'. Default: the "
     "preset's own, if it has one.",
 )
-@click.option("--trt", is_flag=True, help="Export graphs for TensorRT.")
+@click.option("--trt", is_flag=True, help="Export for TensorRT, and build where that is possible.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="What the engines are for, with --trt or --build-only: agx-orin-jp6, thor-jp7.2, rtx-4090 "
+    "and others; an unknown name lists them. Default: this machine.",
+)
+@click.option(
+    "--build-only",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Build the engines of the bundle DIR for this machine, and export nothing.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @json_option
 def main(
-    target: str,
+    target: str | None,
     draft: str | None,
     output: Path | None,
     lowering: str | None,
@@ -79,23 +96,34 @@ def main(
     num_draft_tokens: int | None,
     arbiter: str | None,
     trt: bool,
+    device: str | None,
+    build_only: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export a draft and a target model to one sealed bundle of ONNX graphs.
 
     Every graph is compared with its checkpoint before the bundle gets its name; if one differs,
-    nothing is left behind.
+    nothing is left behind. With --trt, TensorRT reads every graph too, and must read it as meant.
     """
     try:
         from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "cospec-export") from error
 
+    if build_only is not None:
+        _refuse_what_is_for_exports(click.get_current_context())
+        _build(build_only, device, as_json=as_json)
+        return
+    if target is None:
+        raise click.MissingParameter(param_hint="--target", param_type="option")
+    if device is not None and not trt:
+        raise UsageError("--device is for TensorRT", hint="add --trt")
+    engines = _engines(device, lowering, precision, as_json=as_json) if trt else None
     options = ExportOptions(
         target=target,
         draft=draft,
-        lowering=lowering or ("scatter" if trt else "gqa"),  # type: ignore[arg-type]
+        lowering=lowering or (engines.device.lowering if engines else "gqa"),  # type: ignore[arg-type]
         precision=precision or ("fp16" if trt else "fp32"),  # type: ignore[arg-type]
         capacity=capacity,
         num_draft_tokens=(
@@ -106,24 +134,76 @@ def main(
     )
     started = time.monotonic()
     output = output or _default_output(target)
-    with _StageBar(options) as bar:
-        bundle = export_bundle(options, output, bar.begin)
+    with _StageBar(options, engines=trt) as bar:
+        bundle = export_bundle(options, output, bar.begin, engines)
     seconds = time.monotonic() - started
-    engines = (
-        "not built: this version writes the TensorRT-ready graphs and builds no engines yet"
-        if trt
-        else None
-    )
     if as_json:
         result: dict[str, Any] = {"bundle": str(bundle), "seconds": round(seconds, 3)}
-        if trt:
-            result["engines"] = engines
+        if engines is not None:
+            result["engines"] = engines.to_json()
         print_json(result)
         return
     click.echo(f"{output} written in {seconds:.0f} s; every graph agrees with its checkpoint.")
-    if engines:
-        click.echo(f"TensorRT engines: {engines}.")
+    for line in engines.summary(output) if engines else ():
+        click.echo(line)
     click.echo(f'Try it:  cospec-run --engine-dir {output} "your prompt"')
+
+
+def _engines(
+    device: str | None, lowering: str | None, precision: str | None, *, as_json: bool
+) -> EngineExport:
+    """Choose the device and check what was asked for against it."""
+    from .target_device import check_form, choose_device
+    from .tensorrt import EngineExport
+
+    chosen, note = choose_device(device)
+    check_form(chosen, lowering or chosen.lowering, precision or "fp16")
+    if note and not as_json:
+        click.echo(f"note: {note}.")
+
+    def announce(memory: DeviceMemory) -> None:
+        if not as_json:
+            click.echo("\n".join(memory.lines()))
+
+    return EngineExport(chosen, announce)
+
+
+def _refuse_what_is_for_exports(context: click.Context) -> None:
+    """Refuse options that `--build-only` would not look at.
+
+    Raises:
+        UsageError: names them.
+    """
+    looked_at = {"build_only", "device", "as_json"}
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in looked_at
+        and context.get_parameter_source(str(parameter.name)) == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError("--build-only exports nothing", hint=f"leave {', '.join(given)} out")
+
+
+def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
+    """Build the engines of a bundle that is there."""
+    from ..runtime.bundle import Bundle, find_bundle
+    from ..runtime.tensorrt.devices import resolve_device
+    from .build_only import build_bundle
+
+    started = time.monotonic()
+    bundle = Bundle.open(find_bundle(folder))
+    chosen = resolve_device(device) if device else None
+    with build_bars() as begin:
+        built, sm = build_bundle(bundle, chosen, begin)
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json({"bundle": str(bundle.root), "seconds": round(seconds, 3), "built": built})
+        return
+    if built:
+        click.echo(f"Engines for SM {sm} built in {seconds:.0f} s: {', '.join(built)}.")
+    else:
+        click.echo(f"Every engine for SM {sm} was there already.")
 
 
 def _default_output(target: str) -> Path:
@@ -136,8 +216,9 @@ def _default_output(target: str) -> Path:
 class _StageBar:
     """A progress bar over the stages of an export; silent when stderr is not a terminal."""
 
-    def __init__(self, options: ExportOptions) -> None:
+    def __init__(self, options: ExportOptions, *, engines: bool) -> None:
         self._options = options
+        self._engines = engines
         self._bar: Any = None
 
     def __enter__(self) -> _StageBar:
@@ -151,7 +232,7 @@ class _StageBar:
             from .pipeline import stages
 
             self._bar = tqdm(
-                total=stages(self._options),
+                total=stages(self._options, engines=self._engines),
                 disable=not sys.stderr.isatty(),
                 bar_format="{desc:<32} {bar} {n}/{total} [{elapsed}]",
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +13,13 @@ from typing import Any
 from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
 from ..models.presets import resolve_arbiter, resolve_pair
 from ..models.vocabulary import shared_vocabulary, tokenizer_json
-from ..runtime.arbitration.learned import LearnedArbiter
-from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.manifest import ArbiterEntry, GenerationDefaults, Manifest, ModelEntry, Models
+from ..runtime.errors import UsageError
+from ..runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
 from .bundle_writer import BundleWriter
 from .memory import MIN_CAPACITY, ensure_fits, plan
+from .tensorrt import EngineExport
 
 DEFAULT_CAPACITY = 2048
 """Tokens of context, unless the models are made for less."""
@@ -64,6 +64,7 @@ def export_bundle(
     options: ExportOptions,
     output: Path,
     report: Callable[[str], None] = lambda stage: None,
+    engines: EngineExport | None = None,
 ) -> Path:
     """Export draft and target, check both graphs, and write the bundle at `output`.
 
@@ -73,12 +74,13 @@ def export_bundle(
         options: what and how.
         output: the bundle's folder.
         report: called with the name of each stage as it begins; see `stages`.
+        engines: what to do for TensorRT, or None for graphs alone.
 
     Raises:
         CheckpointError: a checkpoint cannot be had, is damaged, unsupported, or does not fit.
         UsageError: an option that the models cannot honour.
         ResourceError: no room, no permission, another writer, or a bundle that is there already.
-        GateError: a graph does not compute what its checkpoint computes.
+        GateError: a graph does not compute what its checkpoint computes, or TensorRT does not take it.
     """
     if not 0 <= options.num_draft_tokens <= 64:
         raise UsageError(f"--num-draft-tokens is {options.num_draft_tokens}; 0 to 64 is possible")
@@ -86,10 +88,22 @@ def export_bundle(
     report("reading the checkpoints")
     target = open_checkpoint(target_source)
     draft = open_checkpoint(draft_source) if draft_source else None
+    arbiter = _arbiter(options, has_draft=draft is not None)
     vocabulary = shared_vocabulary(target, draft)
     checkpoints = {"target": target, **({"draft": draft} if draft else {})}
     capacity = _capacity(options.capacity, list(checkpoints.values()))
     ensure_fits(plan(list(checkpoints.values()), options.precision, capacity, output))
+    prefill_chunk = min(PREFILL_CHUNK, capacity)
+    if engines is not None:
+        engines.plan_memory(
+            checkpoints,
+            options.lowering,
+            options.precision,
+            capacity,
+            vocabulary.size,
+            widest=max(prefill_chunk, options.num_draft_tokens + 1),
+            arbiter=arbiter.graph if arbiter else None,
+        )
     with BundleWriter(output, force=options.force) as writer:
         entries: dict[str, ModelEntry] = {}
         parity: dict[str, Any] = {}
@@ -97,14 +111,10 @@ def export_bundle(
             entries[role], parity[role] = _export_model(
                 writer, role, checkpoint, options, capacity, vocabulary.size, report
             )
-        arbiter = _add_arbiter(writer, options, has_draft=draft is not None)
+        arbiter_entry = None if arbiter is None else arbiter.add_to(writer.staging)
         writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
         if target.chat_template is not None:
             writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
-        certificate = {"environment": _versions(), "parity": parity}
-        writer.path("certificate.json").write_text(
-            json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
-        )
         manifest = Manifest(
             name=writer.destination.name,
             created_by=_versions(),
@@ -113,26 +123,37 @@ def export_bundle(
             capacity=capacity,
             vocab_size=vocabulary.size,
             summary_top=_summary_top(vocabulary.size),
-            models=Models(entries["target"], entries.get("draft"), arbiter),
+            models=Models(entries["target"], entries.get("draft"), arbiter_entry),
             generation=GenerationDefaults(
                 bos_token_id=target.bos_id,
                 eos_token_ids=target.eos_ids,
                 num_draft_tokens=options.num_draft_tokens,
                 max_tokens=min(DEFAULT_MAX_TOKENS, capacity),
-                prefill_chunk=min(PREFILL_CHUNK, capacity),
+                prefill_chunk=prefill_chunk,
             ),
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja" if target.chat_template is not None else None,
             certificate="certificate.json",
+            engines=engines.entry if engines else None,
+        )
+        certificate: dict[str, Any] = {"environment": _versions(), "parity": parity}
+        if engines is not None:
+            engines.check(writer.staging, manifest, report)
+            certificate["engines"] = engines.checks
+        if arbiter is not None:
+            certificate["quality"] = arbiter.quality_on(writer.staging)
+        writer.path("certificate.json").write_text(
+            json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
         )
         report("sealing the bundle")
         return writer.commit(manifest)
 
 
-def stages(options: ExportOptions) -> int:
-    """Return how often `export_bundle` will call `report`."""
+def stages(options: ExportOptions, *, engines: bool = False) -> int:
+    """Return how often `export_bundle` will call `report`, with or without TensorRT `engines`."""
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
-    return 2 + models * 5
+    arbiters = 0 if resolve_arbiter(options.target, options.draft, options.arbiter) is None else 1
+    return 2 + models * 5 + (models + arbiters if engines else 0)
 
 
 def _export_model(
@@ -147,7 +168,8 @@ def _export_model(
     """Write one graph and pass it through the gate; return its entry and the gate's report."""
     import torch
 
-    from ..runtime.engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
+    from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
+    from ..runtime.engines.protocol import GraphShape
     from . import gate, graph
 
     report(f"{role}: loading the weights")
@@ -194,10 +216,8 @@ def _export_model(
     return entry, measured.to_json()
 
 
-def _add_arbiter(
-    writer: BundleWriter, options: ExportOptions, *, has_draft: bool
-) -> ArbiterEntry | None:
-    """Copy the arbiter that goes with this pair into the bundle, if there is one.
+def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None:
+    """Return the arbiter that goes with this pair, if there is one.
 
     Raises:
         CheckpointError: what was named is no arbiter.
@@ -208,17 +228,7 @@ def _add_arbiter(
         return None
     if not has_draft:
         raise UsageError("an arbiter needs a draft model", hint="name one with --draft")
-    graph, settings = folder / "model.onnx", folder / "arbiter.json"
-    try:
-        threshold = float(json.loads(settings.read_text(encoding="utf-8"))["threshold"])
-        shutil.copy(graph, writer.path("arbiter/model.onnx"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no arbiter: {error}",
-            hint="an arbiter is a folder with model.onnx and arbiter.json, as cospec-calibrate writes",
-        ) from error
-    LearnedArbiter(writer.path("arbiter/model.onnx"))  # refuses what no decoder could feed
-    return ArbiterEntry(graph="arbiter/model.onnx", threshold=threshold)
+    return read_arbiter(folder)
 
 
 def _capacity(wanted: int | None, checkpoints: list[Checkpoint]) -> int:

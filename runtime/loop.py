@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Literal
 
 from .arbitration.referee import Referee
 from .drafting.protocol import Drafter
 from .engines.protocol import Decoder
+from .guard import Guard
 from .prefill import prefill
 
 Provenance = Literal["agreed", "draft", "target", "bonus"]
@@ -69,6 +71,7 @@ def decode(
     tokens: list[int],
     limits: Limits,
     referee: Referee | None = None,
+    guard: Guard | None = None,
 ) -> Iterator[Round]:
     """Extend `tokens` in place, one verify pass at a time.
 
@@ -81,6 +84,7 @@ def decode(
         tokens: the prompt, at least one token and at most the capacity.
         limits: when to stop.
         referee: decides at mismatches; None leaves them to the target.
+        guard: chooses how many tokens to draft, within the limits; None drafts as many as they allow.
 
     Raises:
         BackendError: a backend failed; `tokens` holds what was committed before.
@@ -90,18 +94,25 @@ def decode(
     finish: FinishReason | None = None
     while finish is None:
         context = len(tokens)
+        wanted = limits.num_draft_tokens if guard is None else guard.length()
         # The pass itself yields one token, and its tokens must fit the cache.
-        room = min(limits.num_draft_tokens, end - context - 1, target.capacity - context)
+        room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
+        started = perf_counter()
         drafted = drafter.propose(tokens, room) if room > 0 else []
         drafted = _through_eos(drafted, limits.eos_token_ids)
 
-        rows = target.step(tokens[target.length :] + drafted)
+        drafting = perf_counter() - started
+        block = tokens[target.length :] + drafted
+        rows = target.step(block)
+        verifying = perf_counter() - started - drafting
         verified = rows.token.tolist()[-len(drafted) - 1 :]
         matches = [proposed == chosen for proposed, chosen in zip(drafted, verified, strict=False)]
         keep = matches
         if referee is not None and not all(matches):
             keep = referee.keep(tokens, drafted, drafter.evidence(len(drafted)), rows)
         accepted = keep.index(False) if False in keep else len(keep)
+        if guard is not None:
+            guard.record(len(drafted), accepted, drafting, len(block), verifying)
         emitted = _through_eos([*drafted[:accepted], verified[accepted]], limits.eos_token_ids)
 
         tokens += emitted

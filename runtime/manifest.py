@@ -95,6 +95,19 @@ class ArbiterEntry(Checked):
     threshold: Annotated[float, Within(0, 1)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnginesEntry(Checked):
+    """What the bundle was exported for: TensorRT engines that are built where they will run.
+
+    `sm` is the compute capability (87 for 8.7); None stands for the machine that builds.
+    """
+
+    device: Name
+    flavour: Literal["tensorrt", "rtx"]
+    trt_version: Name
+    sm: Annotated[int, Within(50, 200)] | None = None
+
+
 @dataclass(frozen=True)
 class Models(Checked):
     """The models by role. Without a draft model n-grams are looked up; an arbiter needs a draft."""
@@ -137,6 +150,7 @@ class Manifest(Checked):
     tokenizer: RelativePath
     chat_template: RelativePath | None = None
     certificate: RelativePath | None = None
+    engines: EnginesEntry | None = None
     files: Annotated[tuple[FileEntry, ...], Within(0, MAX_FILES)] = ()
 
     def __post_init__(self) -> None:
@@ -147,7 +161,7 @@ class Manifest(Checked):
     @property
     def seal(self) -> str:
         """The fingerprint of the bundle: SHA-256 over the canonical JSON of this manifest."""
-        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+        return hashlib.sha256(_canonical(_as_object(self))).hexdigest()
 
     def named_files(self) -> dict[str, str]:
         """Return the files that the manifest refers to by role: field -> path."""
@@ -191,7 +205,7 @@ def to_json(manifest: Manifest) -> bytes:
         BundleError: a file that the manifest refers to is not in its `files`.
     """
     _check_complete(manifest)
-    return _canonical({**asdict(manifest), "seal": manifest.seal})
+    return _canonical({**_as_object(manifest), "seal": manifest.seal})
 
 
 def from_json(data: bytes) -> Manifest:
@@ -208,7 +222,7 @@ def from_json(data: bytes) -> Manifest:
             raise BundleError("its seal does not match: it was changed after it was written")
         if _canonical({**raw, "seal": seal}) != data:
             raise BundleError("its layout was changed after it was written")
-        manifest: Manifest = convert(Manifest, raw, "")
+        manifest: Manifest = convert(Manifest, {"engines": None, **raw}, "")
         _check_complete(manifest)
     except BundleError as error:
         hint = error.hint or EXPORT_OR_COPY_AGAIN
@@ -223,6 +237,12 @@ def _check_complete(manifest: Manifest) -> None:
             refuse(field, f"'{path}' is not among the bundle's files")
 
 
+def folder_bytes(manifest: Manifest, graph: str) -> int:
+    """Return the bytes of a graph and of its external data, which share a folder."""
+    folder = graph.rpartition("/")[0] + "/"
+    return sum(entry.size for entry in manifest.files if entry.path.startswith(folder))
+
+
 def _check_version(raw: dict[str, Any]) -> None:
     version = raw.get("schema_version")
     if type(version) is int and version > SCHEMA_VERSION:
@@ -231,6 +251,17 @@ def _check_version(raw: dict[str, Any]) -> None:
             f"this one reads up to {SCHEMA_VERSION}",
             hint="pip install --upgrade cospec",
         )
+
+
+def _as_object(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest as JSON has it: a key that came later than version 1 only where it is used.
+
+    So a bundle without engines keeps the seal that it was written with.
+    """
+    value = asdict(manifest)
+    if manifest.engines is None:
+        del value["engines"]
+    return value
 
 
 def _canonical(value: dict[str, Any]) -> bytes:

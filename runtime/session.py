@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from .arbitration.learned import LearnedArbiter
 from .arbitration.protocol import Arbiter
 from .arbitration.referee import Referee
 from .bundle import Bundle, find_bundle
@@ -15,16 +14,21 @@ from .completion import Completion, Piece, Stream
 from .drafting.model import ModelDrafter
 from .drafting.ngram import NgramDrafter
 from .drafting.protocol import Drafter, NoDrafter, no_evidence
-from .engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
+from .engines.onnxruntime import OrtOptions
 from .engines.protocol import Engine
 from .errors import PromptError, UsageError
+from .guard import Guard
 from .loop import Limits, decode
-from .manifest import Manifest, ModelEntry
+from .manifest import Manifest
+from .placement import Backend, place
 from .text import Message, TextCodec
 
 DrafterName = Literal["auto", "model", "ngram", "none"]
 Mode = Literal["strict", "collab"]
 Prompt = str | Sequence[Message]
+DraftLength = int | Literal["auto"] | None
+"""Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves, up
+to the bundle's default (see `guard.py`); None for that default."""
 
 
 class Session:
@@ -66,7 +70,7 @@ class Session:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        num_draft_tokens: int | None = None,
+        num_draft_tokens: DraftLength = None,
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
@@ -76,7 +80,8 @@ class Session:
         Args:
             prompt: plain text, continued as it is; or chat messages, rendered with the template.
             max_tokens: tokens to generate at most; the bundle's default if None.
-            num_draft_tokens: tokens to draft a round; 0 decodes plainly; the bundle's default if None.
+            num_draft_tokens: tokens to draft a round; see DraftLength. `auto` goes with `strict` only:
+                it depends on measured times, and the output of `collab` depends on the length.
             mode: `strict` yields exactly the target's greedy output; in `collab` the arbiter may keep
                 the draft's token where the models disagree.
             threshold: for `collab`: the score above which a draft token stays. 1 is exactly strict, 0
@@ -102,7 +107,7 @@ class Session:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        num_draft_tokens: int | None = None,
+        num_draft_tokens: DraftLength = None,
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
@@ -122,13 +127,22 @@ class Session:
         referee: Referee | None = None,
         *,
         max_tokens: int | None = None,
-        num_draft_tokens: int | None = None,
+        num_draft_tokens: DraftLength = None,
     ) -> Stream:
         """Generate behind `tokens`, with a referee of the caller's: for those who measure and train."""
+        guard = None
+        if num_draft_tokens == "auto":
+            if referee is not None:
+                raise UsageError(
+                    "the draft length 'auto' goes with the mode 'strict' only: in 'collab' the output "
+                    "depends on the length, and so would depend on the load of the machine",
+                    hint="give a number, or leave it to the bundle",
+                )
+            num_draft_tokens, guard = None, self._guard
         limits = self._limits(max_tokens, num_draft_tokens)
         tokens = list(tokens)
         stream = Stream(tokens)
-        stream._pieces = self._pieces(tokens, limits, stream, referee)
+        stream._pieces = self._pieces(tokens, limits, stream, referee, guard)
         return stream
 
     def _referee(
@@ -164,6 +178,11 @@ class Session:
         eos = self.manifest.generation.eos_token_ids
         return frozenset({*eos, *self.codec.special_token_ids})
 
+    @cached_property
+    def _guard(self) -> Guard:
+        """What chooses the draft length `auto`; it keeps what it has measured for the next time."""
+        return Guard(longest=max(1, self.manifest.generation.num_draft_tokens))
+
     def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
         """Fill what was not given from the bundle's defaults."""
         defaults = self.manifest.generation
@@ -177,7 +196,12 @@ class Session:
         )
 
     def _pieces(
-        self, tokens: list[int], limits: Limits, stream: Stream, referee: Referee | None
+        self,
+        tokens: list[int],
+        limits: Limits,
+        stream: Stream,
+        referee: Referee | None,
+        guard: Guard | None,
     ) -> Iterator[Piece]:
         self._running = stream
         self._target.truncate(0)
@@ -186,7 +210,7 @@ class Session:
         if referee is not None:
             stream.stats.num_capped = referee.num_capped
         text = self.codec.stream(stream.prompt_tokens)
-        for round_ in decode(self._target, drafter, tokens, limits, referee):
+        for round_ in decode(self._target, drafter, tokens, limits, referee, guard):
             stream.stats.add(round_)
             stream.finish_reason = round_.finish
             piece = text.push(round_.tokens)
@@ -234,6 +258,7 @@ def load(
     path: str | Path,
     *,
     drafter: DrafterName = "auto",
+    backend: Backend = "auto",
     options: OrtOptions | None = None,
     verify: bool = True,
 ) -> Session:
@@ -242,45 +267,26 @@ def load(
     Args:
         path: a bundle's folder, or a folder that holds exactly one bundle.
         drafter: `auto`, `model`, `ngram` or `none`.
+        backend: what the models run on; see `runtime.placement`. The first time a bundle runs on
+            TensorRT its engines are built, which takes minutes, and kept in its folder.
         options: how ONNX Runtime executes.
         verify: hash every file first; skip only for a bundle that was verified where it lies.
 
     Raises:
         BundleError: no bundle, several, or a damaged one.
-        BackendError: the backend is missing or cannot load the graphs.
-        UsageError: see `Session`.
+        BackendError: the backend is missing, or cannot load the graphs or build its engines.
+        ResourceError: not enough memory, or no room for engines.
+        UsageError: see `Session`; or the bundle's graphs are not for this backend.
     """
     bundle = Bundle.open(find_bundle(path), verify=verify)
-    manifest, models = bundle.manifest, bundle.manifest.models
-    name = _drafter_name(drafter, models.draft is not None)
-    target = OrtEngine(
-        bundle.path(models.target.graph), graph_shape(manifest, models.target), options
-    )
-    draft = None
-    if models.draft is not None and name == "model":
-        draft = OrtEngine(
-            bundle.path(models.draft.graph), graph_shape(manifest, models.draft), options
-        )
+    manifest = bundle.manifest
+    name = _drafter_name(drafter, manifest.models.draft is not None)
+    placed = place(bundle, backend, options, drafts=name == "model")
     template = manifest.chat_template
     codec = TextCodec(
         bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
     )
-    arbiter = None
-    if models.arbiter is not None and name == "model":
-        arbiter = LearnedArbiter(bundle.path(models.arbiter.graph))
-    return Session(manifest, target, draft, codec, arbiter, name)
-
-
-def graph_shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:
-    """Return the sizes of a decoder's graph, for `OrtEngine`."""
-    return GraphShape(
-        capacity=manifest.capacity,
-        vocab_size=manifest.vocab_size,
-        hidden_size=entry.hidden_size,
-        summary_top=manifest.summary_top,
-        kv_shapes=entry.kv_shapes,
-        cache_dtype=entry.cache_dtype,
-    )
+    return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, name)
 
 
 def _drafter_name(wanted: DrafterName, has_draft: bool) -> DrafterName:

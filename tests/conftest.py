@@ -50,3 +50,23 @@ def tiny_pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(
         ExportOptions("tiny", arbiter="none"), tmp_path_factory.mktemp("pair") / "tiny"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_pair_for_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The trained tiny pair with its arbiter in a form for TensorRT, exported once for each form.
+
+    Call it with `scatter` or `portable`, and copy the bundle where engines are to be built into it.
+    """
+    from cospec.export.pipeline import ExportOptions, export_bundle
+
+    made: dict[str, Path] = {}
+
+    def get(lowering: str) -> Path:
+        if lowering not in made:
+            folder = tmp_path_factory.mktemp("trt") / "tiny"
+            options = ExportOptions("tiny", lowering=lowering)  # type: ignore[arg-type]
+            made[lowering] = export_bundle(options, folder)
+        return made[lowering]
+
+    return get

@@ -9,7 +9,8 @@ import click
 
 from ..bundle import Bundle, find_bundle
 from ..files import format_bytes
-from ..manifest import Manifest, ModelEntry
+from ..manifest import Manifest, ModelEntry, folder_bytes
+from ..tensorrt.plans import PlanStore
 from .common import CospecCommand, json_option, print_json
 
 
@@ -37,12 +38,6 @@ def _models(manifest: Manifest) -> dict[str, ModelEntry]:
     return {role: model for role, model in by_role.items() if model is not None}
 
 
-def _file_bytes(manifest: Manifest, model: ModelEntry) -> int:
-    """Bytes of the graph and of the external data, which share a folder."""
-    folder = model.graph.rpartition("/")[0] + "/"
-    return sum(entry.size for entry in manifest.files if entry.path.startswith(folder))
-
-
 def _as_dict(bundle: Bundle) -> dict[str, Any]:
     """Return the manifest, and what follows from it."""
     manifest = bundle.manifest
@@ -54,6 +49,7 @@ def _as_dict(bundle: Bundle) -> dict[str, Any]:
             role: model.cache_bytes(manifest.capacity) for role, model in _models(manifest).items()
         },
         "manifest": asdict(manifest),
+        "plans": [asdict(plan) for plan in PlanStore(bundle.root).stored(manifest)],
     }
 
 
@@ -78,6 +74,7 @@ def _summary(bundle: Bundle) -> list[str]:
             for line in _model_lines(manifest, role, model)
         ),
         *_arbiter_lines(manifest),
+        *_engine_lines(bundle),
         f"files, {total}; sizes agree, hashes not checked (cospec-verify does)",
         *(f"  {format_bytes(entry.size):>10}  {entry.path}" for entry in manifest.files),
     ]
@@ -90,13 +87,32 @@ def _arbiter_lines(manifest: Manifest) -> list[str]:
     return ["arbiter", f"  threshold   {arbiter.threshold:g} (cospec-run --mode collab)"]
 
 
+def _engine_lines(bundle: Bundle) -> list[str]:
+    entry = bundle.manifest.engines
+    plans = PlanStore(bundle.root).stored(bundle.manifest)
+    if entry is None and not plans:
+        return []
+    made_for = "no device in particular"
+    if entry is not None:
+        name = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}[entry.flavour]
+        of = "" if entry.sm is None else f", SM {entry.sm}"
+        made_for = f"{entry.device} ({name} {entry.trt_version}{of})"
+    lines = [
+        f"  {plan.folder}/{plan.role}  {format_bytes(plan.size)}"
+        + ("" if plan.fits else ", of other graphs: never loaded")
+        for plan in plans
+    ]
+    return ["engines", f"  exported for {made_for}", *(lines or ["  none built yet"])]
+
+
 def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
     shapes = sorted(set(model.kv_shapes))
     heads = ", ".join(f"{count} KV heads of {size}" for count, size in shapes)
+    on_disk = format_bytes(folder_bytes(manifest, model.graph))
     cache = format_bytes(model.cache_bytes(manifest.capacity))
     return [
         f"{role}  {model.architecture} from {model.source}",
-        f"  parameters  {model.parameters:,}; {format_bytes(_file_bytes(manifest, model))} on disk",
+        f"  parameters  {model.parameters:,}; {on_disk} on disk",
         f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
         f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
     ]

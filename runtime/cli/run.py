@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,7 @@ from ..completion import Completion
 from ..errors import BundleError, UsageError
 from ..files import parse_json_object
 from ..manifest import Manifest
-from ..session import load
+from ..session import DraftLength, load
 from ..stats import GenerationStats
 from ..text import TextStream
 from .common import CospecCommand, json_option, print_json
@@ -31,6 +32,23 @@ COLOURS = {"agreed": "green", "draft": "magenta", "bonus": "cyan", "target": "ye
 """How --provenance shows who chose a token."""
 
 _MAX_CERTIFICATE_BYTES = 16 << 20
+
+
+class _DraftLength(click.ParamType):
+    """A number, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> DraftLength:
+        """Return the number, or `auto`."""
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor 'auto'.", param, ctx)
 
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
@@ -61,8 +79,20 @@ _MAX_CERTIFICATE_BYTES = 16 << 20
     show_default=True,
     help="Where proposals come from; auto is the draft model, or ngram without one.",
 )
-@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round; 0 decodes plainly.")
+@click.option(
+    "--num-draft-tokens",
+    type=_DraftLength(),
+    help="Tokens to draft a round; 0 decodes plainly, 'auto' drafts as many as pay for themselves.",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "mixed"]),
+    default="auto",
+    show_default=True,
+    help="auto: TensorRT for a bundle exported with --trt, where it and a GPU are there. mixed: the "
+    "target on TensorRT, the draft on ONNX Runtime. The first run on TensorRT builds the engines.",
+)
 @click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core.")
 @click.option(
     "--provider",
@@ -81,8 +111,9 @@ def main(
     mode: str,
     threshold: float | None,
     drafter: str,
-    num_draft_tokens: int | None,
+    num_draft_tokens: DraftLength,
     raw: bool,
+    backend: str,
     threads: int | None,
     provider: str,
     provenance: bool,
@@ -105,7 +136,12 @@ def main(
         prompt = sys.stdin.read().rstrip("\n")
     options = OrtOptions(threads=threads, provider=provider)  # type: ignore[arg-type]
     folder = find_bundle(engine_dir)
-    session = load(folder, drafter=drafter, options=options)  # type: ignore[arg-type]
+    session = load(
+        folder,
+        drafter=drafter,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]
+        options=options,
+    )
     as_chat = session.codec.has_chat_template and not raw and prompt.strip()
     stream = session.stream(
         [{"role": "user", "content": prompt}] if as_chat else prompt,

@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..engines.protocol import Decoder, StepOutput
+from ..engines.protocol import ChainedDecoder, Decoder, StepOutput
 from ..prefill import prefill
 from .protocol import no_evidence
 
@@ -24,8 +25,9 @@ class ModelDrafter:
 
     def __init__(self, decoder: Decoder, chunk: int, *, collect: bool = False) -> None:
         self._collect = collect
-        self._seen: list[dict[str, Any]] = []
+        self._seen: dict[str, NDArray[Any]] = {}
         self._decoder = decoder
+        self._chained = decoder if isinstance(decoder, ChainedDecoder) else None
         self._chunk = chunk
 
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -35,32 +37,47 @@ class ModelDrafter:
         block was accepted, the next call therefore reads two tokens, that one and the target's bonus.
         """
         decoder = self._decoder
-        self._seen.clear()
         prefill(decoder, tokens, len(tokens) - 1, self._chunk)
         drafted: list[int] = []
         fresh = list(tokens[decoder.length :])
+        if self._chained is not None and count > 0:
+            rows = self._chained.draft(fresh, count)
+            self._seen = _arrays(rows)
+            return list(rows.token.tolist())
         while len(drafted) < count:
             row = decoder.step(fresh)
             token = int(row.token[-1])
             if self._collect:
-                self._seen.append(_last_row(row))
+                self._remember(row, len(drafted), count)
             drafted.append(token)
             fresh = [token]
         return drafted
 
     def evidence(self, count: int) -> StepOutput:
-        """Return the draft's rows before each of the first `count` drafted tokens."""
+        """Return the draft's rows before each of the first `count` drafted tokens.
+
+        They are views of buffers that the next proposal overwrites.
+        """
         if not self._collect:
             raise no_evidence()
-        rows = self._seen[:count]
-        return StepOutput(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        return StepOutput(**{name: rows[:count] for name, rows in self._seen.items()})
 
     def rollback(self, length: int) -> None:
         """Drop the keys and values of tokens that were not accepted."""
         self._decoder.truncate(min(self._decoder.length, length))
 
+    def _remember(self, output: StepOutput, i: int, count: int) -> None:
+        """Copy the last row of `output` as row i of `count`: the next step overwrites it."""
+        if i == 0 and len(self._seen.get("token", ())) < count:
+            self._seen = {
+                name: np.empty((count, *array.shape[1:]), dtype=array.dtype)
+                for name, array in _arrays(output).items()
+            }
+        for name, rows in self._seen.items():
+            rows[i] = getattr(output, name)[-1]
 
-def _last_row(output: StepOutput) -> dict[str, Any]:
-    """Copy the last row of each array: the next step of the same width overwrites the buffers."""
+
+def _arrays(output: StepOutput) -> dict[str, NDArray[Any]]:
+    """Return the arrays of `output` that are there, by name."""
     arrays = {field.name: getattr(output, field.name) for field in fields(output)}
-    return {name: array[-1].copy() for name, array in arrays.items() if array is not None}
+    return {name: array for name, array in arrays.items() if array is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,27 @@ class StepOutput:
     logits: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True)
+class GraphShape:
+    """The sizes of a decoder graph that its buffers are made from.
+
+    Attributes:
+        capacity: tokens that the cache holds.
+        vocab_size: width of the logits.
+        hidden_size: width of the last hidden state.
+        summary_top: candidates in a row of `top_values`.
+        kv_shapes: (kv_heads, head_dim) of every layer.
+        cache_dtype: dtype of keys and values, `float32` or `float16`.
+    """
+
+    capacity: int
+    vocab_size: int
+    hidden_size: int
+    summary_top: int
+    kv_shapes: tuple[tuple[int, int], ...]
+    cache_dtype: str
+
+
 class Decoder(Protocol):
     """One sequence: a KV cache of fixed capacity and the number of tokens in it."""
 
@@ -68,6 +89,26 @@ class Decoder(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on; O(1)."""
+
+
+@runtime_checkable
+class ChainedDecoder(Decoder, Protocol):
+    """A decoder that feeds its own choices back without the host in between.
+
+    On a device that saves a wait for each drafted token; a drafter uses it where it is offered.
+    """
+
+    def draft(self, tokens: Sequence[int] | NDArray[np.int64], count: int) -> StepOutput:
+        """Feed `tokens` [S], then each chosen token but the last: `count` greedy choices, at least 1.
+
+        Returns:
+            `count` rows, each the last of its pass, under the rules of `step`. The cache then holds
+            S + count - 1 tokens more.
+
+        Raises:
+            PromptError: the cache would overflow; nothing was fed.
+            BackendError: the backend failed, or produced numbers that are not finite; nothing was fed.
+        """
 
 
 class Engine(Protocol):

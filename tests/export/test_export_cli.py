@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from click.testing import CliRunner, Result
 from factories import random_checkpoint, write_tokenizer
@@ -119,21 +118,6 @@ def test_the_output_may_be_the_working_folder(llama, tmp_path, trace_once, monke
     result = export("--target", llama, "--draft", "none", "--output", ".")
     assert result.exit_code == 0, result.output
     assert Bundle.open(tmp_path / "here").manifest.name == "here"
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_trt_writes_graphs_and_says_that_it_builds_no_engines(form, llama, models, trace_once):
-    arguments = ["--target", llama, "--draft", "none", "--output", models / "trt", "--trt"]
-    result = export(*arguments, *(["--json"] if form == "json" else []))
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)["engines"] if form == "json" else result.stdout
-    assert "not built" in said
-    bundle = Bundle.open(models / "trt")
-    assert (bundle.manifest.lowering, bundle.manifest.precision) == ("scatter", "fp16")
-    model = onnx.load(bundle.path("target/model.onnx"), load_external_data=False)
-    assert {"TensorScatter", "Attention"} <= {node.op_type for node in model.graph.node}
-    parity = json.loads(bundle.path("certificate.json").read_text())["parity"]["target"]
-    assert parity["max_relative_error"] < parity["tolerance"] == 2e-2
 
 
 # What the user got wrong.

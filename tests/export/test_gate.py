@@ -21,8 +21,8 @@ from cospec.export.attention import Lowering
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
-from cospec.runtime.engines.protocol import StepOutput
+from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
+from cospec.runtime.engines.protocol import GraphShape, StepOutput
 from cospec.runtime.errors import CheckpointError, GateError
 
 CAPACITY, VOCAB, WIDEST, TOP = 96, 320, 4, 8

@@ -23,7 +23,8 @@ from cospec.export.attention import LOWERINGS, Lowering
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.runtime.drafting.model import ModelDrafter
-from cospec.runtime.engines.onnxruntime import GraphShape, OrtEngine, OrtOptions
+from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
+from cospec.runtime.engines.protocol import GraphShape
 from cospec.runtime.loop import Limits, decode
 
 CAPACITY, VOCAB, SUMMARY_TOP = 96, 320, 8

@@ -18,7 +18,8 @@ import torch
 
 from cospec.runtime.bundle import Bundle
 from cospec.runtime.completion import Completion
-from cospec.runtime.engines.onnxruntime import GraphShape, OrtEngine
+from cospec.runtime.engines.onnxruntime import OrtEngine
+from cospec.runtime.engines.protocol import GraphShape
 from cospec.runtime.session import Session, load
 from cospec.runtime.text import TextCodec
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from scripted import ScriptedDecoder, hashed
 from cospec.runtime.drafting.model import ModelDrafter
 from cospec.runtime.drafting.ngram import NgramDrafter
 from cospec.runtime.drafting.protocol import NoDrafter
+from cospec.runtime.engines.protocol import StepOutput
 
 MODEL = hashed(11, 50)
 PROMPT = [4, 8, 15, 16, 23, 42]
@@ -35,6 +37,33 @@ def test_the_model_drafter_proposes_its_greedy_continuation(count, length, chunk
     )
     assert decoder.length == length + count - 1, "the last drafted token is not fed"
     assert max(step.width for step in decoder.steps) <= max(chunk, 2)
+
+
+class ChainedScriptedDecoder(ScriptedDecoder):
+    """A `ChainedDecoder`, as TensorRT's is."""
+
+    chains = 0
+
+    def draft(self, tokens: Sequence[int], count: int) -> StepOutput:
+        assert count > 0, "a chain without tokens"
+        self.chains += 1
+        chosen: list[int] = []
+        for _ in range(count):
+            chosen.append(int(self.step(tokens).token[-1]))
+            tokens = chosen[-1:]
+        return StepOutput(token=np.array(chosen))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_decoder_that_feeds_itself_is_asked_once_a_proposal(count):
+    decoder = ChainedScriptedDecoder(MODEL)
+    drafter = ModelDrafter(decoder, chunk=4)
+    assert drafter.propose(PROMPT, count) == continuation(PROMPT, count)
+    assert decoder.chains == min(count, 1)
+    drafter.rollback(len(PROMPT) + 1)
+    tokens = [*PROMPT, *continuation(PROMPT, 1)]
+    assert drafter.propose(tokens, count) == continuation(tokens, count)
+    assert decoder.chains == 2 * min(count, 1)
 
 
 @pytest.mark.parametrize("accepted", range(5))

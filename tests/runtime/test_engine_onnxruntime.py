@@ -14,7 +14,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from cospec.runtime.engines.onnxruntime import GraphShape, OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.engines.protocol import GraphShape
 from cospec.runtime.errors import BackendError, PromptError, UsageError
 
 CAPACITY, VOCAB = 64, 320

@@ -7,8 +7,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import ScriptedDecoder, agreeing, hashed, reference_decode
 
+from cospec.runtime.drafting.model import ModelDrafter
 from cospec.runtime.guard import Costs, Guard, best_length, expected_tokens
+from cospec.runtime.loop import Limits, decode
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 seconds = st.floats(1e-4, 1)
@@ -110,3 +113,37 @@ def test_a_slow_pass_now_and_then_changes_nothing():
         guard.record(4, 4, 0.2, 5, 60.0)
     machine.play(guard, 40)
     assert 0 not in machine.drafted
+
+
+class Fixed(Guard):
+    """Drafts as many tokens as a list says, whatever was measured."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(longest=4)
+        self.lengths = lengths
+        self.rounds: list[tuple[int, int, int]] = []
+
+    def length(self) -> int:
+        return self.lengths[len(self.rounds) % len(self.lengths)]
+
+    def record(self, drafted, accepted, draft_seconds, width, verify_seconds):
+        assert draft_seconds >= 0
+        assert verify_seconds > 0
+        self.rounds.append((drafted, accepted, width))
+
+
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 50))
+def test_no_sequence_of_lengths_changes_the_output(lengths, seed):
+    choose = hashed(seed, 50)
+    target = ScriptedDecoder(choose)
+    drafter = ModelDrafter(ScriptedDecoder(agreeing(choose, hashed(seed + 1, 50), 70)), chunk=8)
+    guard = Fixed(lengths)
+    prompt = [1, 2, 3]
+    tokens = list(prompt)
+    limits = Limits(max_tokens=40, eos_token_ids=(), num_draft_tokens=4, prefill_chunk=8)
+    rounds = list(decode(target, drafter, tokens, limits, guard=guard))
+    reference = reference_decode(choose, prompt, max_tokens=40, eos_token_ids=(), capacity=1000)
+    assert tokens[len(prompt) :] == reference[0]
+    assert guard.rounds == [(r.drafted, r.accepted, r.drafted + 1) for r in rounds]
+    wanted = [min(lengths[i % len(lengths)], 4) for i in range(len(rounds))]
+    assert all(r.drafted <= k for r, k in zip(rounds, wanted, strict=True))

@@ -17,6 +17,7 @@ from cospec.runtime.manifest import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
+    EnginesEntry,
     FileEntry,
     GenerationDefaults,
     Manifest,
@@ -271,10 +272,10 @@ def test_numbers_outside_json_or_reason_are_refused(number):
     ids=["empty", "list", "utf-16", "bom", "deep", "deepest", "huge", "open string", "many keys"],
 )
 def test_hostile_json_is_refused_quickly(data, problem):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BundleError, match=problem):
         from_json(data)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_brackets_inside_strings_do_not_count_as_nesting():
@@ -348,3 +349,24 @@ def test_fuzz_mutated_and_resealed_manifests_parse_or_raise_bundle_error(path, v
     except BundleError:
         return
     assert to_json(manifest) == data
+
+
+def test_a_manifest_without_engines_is_written_as_before_there_were_any():
+    written = json.loads(to_json(MANIFEST))
+    assert "engines" not in written
+    assert from_json(to_json(MANIFEST)) == MANIFEST
+    assert written["seal"] == MANIFEST.seal
+
+
+def test_engines_to_be_built_are_part_of_the_seal():
+    entry = EnginesEntry(device="thor-jp7.2", flavour="tensorrt", trt_version="10.16", sm=110)
+    marked = replace(MANIFEST, engines=entry)
+    assert from_json(to_json(marked)).engines == entry
+    assert marked.seal != MANIFEST.seal
+
+
+@pytest.mark.parametrize("wrong", [{"sm": 7}, {"flavour": "onnx"}, {"device": ""}])
+def test_an_engines_entry_is_checked(wrong):
+    right = {"device": "thor-jp7.2", "flavour": "tensorrt", "trt_version": "10.16", "sm": 110}
+    with pytest.raises(BundleError):
+        EnginesEntry(**{**right, **wrong})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import cospec
+from cospec.runtime.arbitration.rivals import AlwaysDraft
 from cospec.runtime.bundle import Bundle
 from cospec.runtime.completion import Completion
 from cospec.runtime.engines.onnxruntime import OrtOptions
@@ -68,6 +69,18 @@ def long_prompt(session: Session) -> Callable[[int], str]:
         return text
 
     return make
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_guard_changes_no_token(sessions, references, drafter):
+    for prompt in PROMPTS:
+        found = sessions[drafter].generate(prompt, max_tokens=NEW_TOKENS, num_draft_tokens="auto")
+        assert found.tokens == references[prompt], prompt
+
+
+def test_the_guard_is_for_strict_mode_only(session):
+    with pytest.raises(UsageError, match="'auto' goes with the mode 'strict' only"):
+        session.generate("a", mode="collab", arbiter=AlwaysDraft(), num_draft_tokens="auto")
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 5])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,11 +14,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cospec.export.bundle_writer import BundleWriter
+from cospec.runtime.bundle import read_manifest
 from cospec.runtime.cli.common import CospecCommand, exit_codes, json_option
 from cospec.runtime.cli.inspect import main as inspect_main
 from cospec.runtime.cli.verify import main as verify_main
 from cospec.runtime.errors import BundleError, CospecError, MissingExtraError
-from cospec.runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from cospec.runtime.manifest import (
+    EnginesEntry,
+    GenerationDefaults,
+    Manifest,
+    ModelEntry,
+    Models,
+)
+from cospec.runtime.tensorrt.plans import PlanKey, PlanStore, graph_sha256
 
 TARGET = ModelEntry(
     graph="target/model.onnx",
@@ -84,6 +93,30 @@ def test_inspect_json_is_the_manifest_and_what_follows(root):
     assert facts["bundle"] == str(root)
     assert facts["seal"] == json.loads((root / "cospec.json").read_text())["seal"]
     assert facts["hashes_checked"] is False
+
+
+def test_inspect_shows_what_the_engines_are_for_and_which_are_there(tmp_path):
+    entry = EnginesEntry(device="thor-jp7.2", flavour="tensorrt", trt_version="10.16", sm=110)
+    with BundleWriter(tmp_path / "thor") as writer:
+        writer.path("target/model.onnx").write_bytes(b"graph")
+        writer.path("tokenizer.json").write_bytes(b"{}")
+        bundle = writer.commit(replace(MANIFEST, lowering="scatter", engines=entry))
+    said = call(inspect_main, bundle).stdout
+    assert "exported for thor-jp7.2 (TensorRT 10.16, SM 110)\n  none built yet\n" in said
+    graph = graph_sha256(read_manifest(bundle).files, "target/model.onnx")
+    for sm, of in ((110, graph), (87, "0" * 64)):
+        PlanStore(bundle).save("target", PlanKey(of, "tensorrt", "10.16.2.1", sm), b"x" * 2048, "")
+    (bundle / "engines" / "mine").mkdir()
+    (bundle / "engines" / "mine" / "target.plan").write_bytes(b"")
+    lines = call(inspect_main, bundle).stdout.splitlines()
+    assert "  tensorrt-10.16.2.1-sm110/target  2.0 KiB" in lines
+    assert "  tensorrt-10.16.2.1-sm87/target  2.0 KiB, of other graphs: never loaded" in lines
+    plans = json.loads(call(inspect_main, bundle, "--json").stdout)["plans"]
+    assert {plan["folder"]: plan["fits"] for plan in plans} == {
+        "mine": False,
+        "tensorrt-10.16.2.1-sm110": True,
+        "tensorrt-10.16.2.1-sm87": False,
+    }
 
 
 def test_inspect_finds_the_one_bundle_below_and_does_not_hash(root):

@@ -1,0 +1,68 @@
+"""`cospec-export --build-only`: build the engines of a bundle that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import BackendError, MissingExtraError
+from ..runtime.manifest import EnginesEntry
+from ..runtime.tensorrt.api import Gpu, find_gpu, flavour_of, import_tensorrt, version_of
+from ..runtime.tensorrt.builder import Progress
+from ..runtime.tensorrt.devices import DEVICES, Device, device_of
+from ..runtime.tensorrt.engines import engine_specs, prepare_engines
+
+
+def build_bundle(
+    bundle: Bundle, device: Device | None, begin: Callable[[str], Progress]
+) -> tuple[list[str], int]:
+    """Build the engines of a bundle whose plans are missing or do not match.
+
+    Args:
+        bundle: opened, so that its hashes match.
+        device: what to build for: an RTX card, or what this machine is. None for this machine, or where
+            it has no GPU for the RTX card that the bundle was exported for.
+        begin: called with the role before each build; returns what is told its progress.
+
+    Returns:
+        The roles that were built, and the SM that they were built for.
+
+    Raises:
+        UsageError: the bundle's graphs are not for TensorRT.
+        BackendError: engines for this device cannot be built here.
+        GateError: TensorRT does not take a graph, or reads it as something else.
+        ResourceError: the device cannot hold the engines, or a plan cannot be written.
+    """
+    engine_specs(bundle.manifest)  # refuses graphs for ONNX Runtime before it asks for a GPU
+    entry = bundle.manifest.engines
+    if device is not None and device.flavour == "rtx":
+        trt, sm = import_tensorrt("rtx"), device.sm
+    else:
+        gpu = _gpu_here(entry)
+        if gpu is not None and (device is None or device.sm == gpu.sm):
+            # As `cospec-run` chooses, which is to find these plans.
+            trt, sm = import_tensorrt(entry.flavour if entry else None), gpu.sm
+            device = device_of(gpu, flavour_of(trt), version_of(trt))
+        elif device is None and entry is not None and entry.flavour == "rtx":
+            trt, sm, device = import_tensorrt("rtx"), entry.sm, DEVICES.get(entry.device)
+        else:
+            sm = None
+    if sm is None:
+        where = device.name if device else (entry.device if entry else "a GPU")
+        raise BackendError(
+            f"engines for {where} cannot be built on this machine: TensorRT builds on the GPU that it "
+            "builds for",
+            hint=f"copy {bundle.root} there and run cospec-export --build-only on it; only engines of "
+            "RTX cards (--device rtx-4090) are built anywhere",
+        )
+    return prepare_engines(bundle.root, bundle.manifest, trt, sm, begin, device=device), sm
+
+
+def _gpu_here(entry: EnginesEntry | None) -> Gpu | None:
+    """Return this machine's GPU. Engines for an RTX card need none, nor a way to look for one."""
+    try:
+        return find_gpu()
+    except MissingExtraError:
+        if entry is None or entry.flavour != "rtx":
+            raise
+        return None

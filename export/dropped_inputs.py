@@ -1,0 +1,57 @@
+"""Compare what ONNX nodes read with what TensorRT's layers read: its parser drops inputs in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..runtime.errors import GateError
+from ..runtime.tensorrt.builder import ParsedGraph
+from ..runtime.tensorrt.lint import Network, inputs_of
+
+CHECKED_OPS = ("Attention", "TensorScatter")
+"""Operators with optional inputs that decide what is computed."""
+
+
+def lint_inputs(trt: Any, parsed: ParsedGraph) -> None:
+    """Refuse a network in which an Attention or TensorScatter lost one of its inputs.
+
+    Raises:
+        GateError: names the node and the input.
+    """
+    import onnx
+
+    model = onnx.load(parsed.graph, load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    network = Network(trt, parsed.network)
+    for node in model.graph.node:
+        if node.op_type not in CHECKED_OPS:
+            continue
+        # The first part of an attention carries no metadata, but the node's name.
+        own = [
+            layer
+            for layer in network.layers
+            if layer.metadata == f"[ONNX Layer: {node.name}]"
+            or layer.name == f"{node.name}_AttentionInput"
+        ]
+        read = {name for layer in own for name in _read_by(network, layer)}
+        dropped = [name for name in node.input if name and name not in read | constants]
+        if dropped:
+            raise GateError(
+                f"{parsed.graph.name}: TensorRT's parser dropped the input {', '.join(dropped)} of the "
+                f"{node.op_type} node '{node.name}' without saying so",
+                hint="the engine would compute something else; export with --lowering portable",
+            )
+
+
+def _read_by(network: Network, layer: Any) -> set[str]:
+    """Names of what a layer reads, directly or through a cast or a scaling before it.
+
+    The parser puts those in between, and they carry no metadata of their node.
+    """
+    between = (network.trt.LayerType.CAST, network.trt.LayerType.ELEMENTWISE)
+    names = {tensor.name for tensor in inputs_of(layer)}
+    for name in list(names):
+        before = network.producer.get(name)
+        if before is not None and before.type in between:
+            names |= {tensor.name for tensor in inputs_of(before)}
+    return names

@@ -1,0 +1,288 @@
+"""ONNX -> TensorRT: parse a graph into a network, and build the network into a plan.
+
+Written against the Python API that TensorRT 10.3 to 11.4 and TensorRT-RTX share. Networks are
+strongly typed: the graph's own types are the engine's.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError, GateError
+from .api import flavour_of, version_of
+from .profiles import Profile
+
+Progress = Callable[[float], None]
+"""Told the share of a build that is done, from 0 to 1."""
+
+WORKSPACE_BYTES = 1 << 30
+"""Limit of a kernel's scratch memory; left alone, TensorRT takes what the GPU has free."""
+
+# A host without a driver says so beside every real error.
+_NO_DRIVER_NOISE = re.compile(r"cudaError\D{0,12}35\b|initialization failure with error: 35")
+
+
+@dataclass
+class BuildLog:
+    """Everything that TensorRT said, as (severity, text) in order.
+
+    The severities are TensorRT's own names: VERBOSE, INFO, WARNING, ERROR, INTERNAL_ERROR.
+    """
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, severity: str, text: str) -> None:
+        """Append a line, unless it only says that this machine has no driver."""
+        if not _NO_DRIVER_NOISE.search(text):
+            self.lines.append((severity, text))
+
+    def errors(self) -> list[str]:
+        """Return the texts of all errors."""
+        return [text for severity, text in self.lines if severity.endswith("ERROR")]
+
+    def warnings(self) -> list[str]:
+        """Return the texts of all warnings."""
+        return [text for severity, text in self.lines if severity == "WARNING"]
+
+    def text(self) -> str:
+        """Return the whole log, a line each."""
+        return "".join(f"[{severity}] {text}\n" for severity, text in self.lines)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How to build one engine.
+
+    Attributes:
+        profiles: in the order that the engine will number them.
+        sm: compute capability to build for; None for the GPU of this machine. Only TensorRT-RTX can
+            build for another one.
+        timing_cache: what an earlier build of this TensorRT on this GPU measured.
+    """
+
+    profiles: tuple[Profile, ...]
+    sm: int | None = None
+    timing_cache: bytes = b""
+
+
+@dataclass(frozen=True)
+class ParsedGraph:
+    """A network as TensorRT's parser understood it.
+
+    Attributes:
+        graph: the ONNX file.
+        network: an INetworkDefinition.
+        builder: its maker, which must outlive it.
+        parser: the owner of the weights that the network refers to.
+        log: shared by parser and builder.
+    """
+
+    graph: Path
+    network: Any
+    builder: Any
+    parser: Any
+    log: BuildLog
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """What a build yields.
+
+    Attributes:
+        plan: the serialized engine.
+        log: what parser and builder said.
+        timing_cache: to be given to the next build; empty where the flavour keeps none.
+    """
+
+    plan: bytes
+    log: BuildLog
+    timing_cache: bytes
+
+
+def parse_graph(trt: Any, graph: Path) -> ParsedGraph:
+    """Parse an ONNX file, and its external data, into a strongly typed network.
+
+    Raises:
+        GateError: the parser does not take the graph; the message holds its own words.
+        BackendError: TensorRT cannot start on this machine.
+    """
+    log = BuildLog()
+    logger = _make_logger(trt, log)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings say when there is no driver
+        raise BackendError(
+            f"{trt.__name__} {version_of(trt)} cannot start its builder: "
+            f"{_last(log.errors()) or error}",
+            hint="TensorRT builds on the GPU it builds for; only TensorRT-RTX builds without one",
+        ) from error
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        problems = [parser.get_error(i) for i in range(parser.num_errors)]
+        # One cause shows at every layer; each is worth saying once.
+        said = dict.fromkeys(f"{p.node_operator()}: {p.desc()}".strip() for p in problems)
+        raise GateError(
+            f"the parser of {trt.__name__} {version_of(trt)} does not take {graph.name}: "
+            f"{'; '.join(said) or _last(log.errors())}",
+            hint="export with the other form: --lowering portable or --lowering scatter",
+        )
+    return ParsedGraph(graph, network, builder, parser, log)
+
+
+def build_plan(
+    trt: Any, parsed: ParsedGraph, request: BuildRequest, progress: Progress | None = None
+) -> BuiltPlan:
+    """Build a parsed (and linted) network into a plan.
+
+    Ctrl-C is held back until the builder can stop, and then raised.
+
+    Raises:
+        GateError: TensorRT refuses the network; the message holds its own words.
+        BackendError: this flavour cannot build for the SM that was asked for.
+    """
+    builder, network = parsed.builder, parsed.network
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    if flavour_of(trt) == "rtx":
+        _aim_at(trt, config, request.sm)
+        cache = None  # RTX keeps none: it measures nothing ahead of time
+    else:
+        cache = config.create_timing_cache(request.timing_cache)
+        if cache is None:  # damaged, or of another version
+            cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    for profile in request.profiles:
+        config.add_optimization_profile(_make_profile(builder, network, profile))
+    with _interruptible() as interrupted:
+        config.progress_monitor = _make_monitor(trt, progress or _ignore, interrupted)
+        serialized = builder.build_serialized_network(network, config)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    if serialized is None:
+        _raise_if_about_the_precision(parsed)
+        said = "; ".join(dict.fromkeys(parsed.log.errors())) or "it gave no reason"
+        raise GateError(
+            f"{trt.__name__} {version_of(trt)} cannot build {parsed.graph.name}: {said}",
+            hint="export with the other form (--lowering portable), another --precision, or another "
+            "--device",
+        )
+    kept = b"" if cache is None else bytes(memoryview(cache.serialize()))
+    return BuiltPlan(bytes(memoryview(serialized)), parsed.log, kept)
+
+
+def _raise_if_about_the_precision(parsed: ParsedGraph) -> None:
+    for text in parsed.log.errors():
+        found = re.search(r"target\(s\) (sm\d+), because .* datatypes: ([^.\s]+)", text)
+        if found:
+            raise GateError(
+                f"{parsed.graph.name} holds weights in {found[2]}, which {found[1].upper()} does not "
+                f"compute in; TensorRT says: {text}",
+                hint="choose another --precision, or a --device that has it",
+            )
+
+
+def _aim_at(trt: Any, config: Any, sm: int | None) -> None:
+    name = "CURRENT" if sm is None else f"SM{sm}"
+    capability = getattr(trt.ComputeCapability, name, None)
+    if capability is None:
+        raise BackendError(
+            f"{trt.__name__} {version_of(trt)} builds no engines for SM {sm}",
+            hint="build on the device itself, with the TensorRT that it runs",
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
+def _make_profile(builder: Any, network: Any, profile: Profile) -> Any:
+    made = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            made.set_shape(tensor.name, *profile.shapes(shape))
+    return made
+
+
+def _make_logger(trt: Any, log: BuildLog) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            log.add(str(severity).rpartition(".")[2], message)
+
+    return Logger()
+
+
+def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
+    """Return an IProgressMonitor that folds TensorRT's nested phases into one share."""
+    steps: dict[str, int] = {}
+    done: dict[str, int] = {}
+    parents: dict[str, str | None] = {}
+    furthest = 0.0
+    lock = threading.Lock()  # TensorRT reports from several threads
+
+    def share(phase: str) -> float:
+        inner = max((share(name) for name, parent in parents.items() if parent == phase), default=0)
+        return min(1.0, (done[phase] + inner) / max(steps[phase], 1))
+
+    def tell(whole: float) -> None:
+        nonlocal furthest
+        if whole > furthest:  # phases overlap, and a bar that goes back tells nobody anything
+            furthest = whole
+            progress(whole)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, num_steps: int) -> None:
+            with lock:
+                steps[phase], done[phase], parents[phase] = num_steps, 0, parent
+
+        def phase_finish(self, phase: str) -> None:
+            with lock:
+                if phase in parents and parents.pop(phase) is None:
+                    tell(1.0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            with lock:
+                if phase in parents:
+                    done[phase] = step + 1
+                    roots = (name for name, parent in parents.items() if parent is None)
+                    tell(max(map(share, roots), default=0.0))
+            return not interrupted.is_set()
+
+    return Monitor()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event: an exception cannot cross the C++ of a running build."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ignore(share: float) -> None:
+    """Progress that nobody watches."""
+
+
+def _last(lines: list[str]) -> str:
+    return lines[-1] if lines else ""

@@ -1,0 +1,90 @@
+"""Parsing and building: what each GPU computes in, progress, words of refusals, noise."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorrt_graphs import write_linear, write_scatter_decoder
+
+from cospec.runtime.errors import BackendError, GateError
+from cospec.runtime.tensorrt.builder import BuildLog, BuildRequest, build_plan, parse_graph
+from cospec.runtime.tensorrt.devices import precisions_of
+from cospec.runtime.tensorrt.profiles import Profile
+
+ANY = (Profile("any", 1, 4, 8),)
+
+
+def build(trt: Any, graph: Path, sm: int, **more: Any) -> bytes:
+    return build_plan(trt, parse_graph(trt, graph), BuildRequest(ANY, sm), **more).plan
+
+
+@pytest.mark.parametrize("sm", [75, 86, 89, 120])
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4", "fp8"])
+def test_weights_build_where_the_table_says_so(trt, tmp_path, form, sm):
+    graph = write_linear(tmp_path / "linear.onnx", form)
+    if form in precisions_of(sm):
+        assert build(trt, graph, sm)
+    else:
+        with pytest.raises(GateError, match=rf"weights in {form}\w*, which SM{sm} does not"):
+            build(trt, graph, sm)
+
+
+def test_a_gpu_that_rtx_does_not_know(trt, tmp_path):
+    with pytest.raises(BackendError, match="builds no engines for SM 87"):
+        build(trt, write_linear(tmp_path / "linear.onnx", "fp16"), 87)
+
+
+def test_the_parser_refuses_in_its_own_words(trt, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Multinomial", ["x"], ["y"], sample_size=1)
+    graph = helper.make_graph(
+        [node],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(GateError, match=r"does not take model\.onnx: Multinomial") as refused:
+        parse_graph(trt, tmp_path / "model.onnx")
+    assert refused.value.hint
+
+
+def test_progress_grows_to_one(trt, tmp_path):
+    seen: list[float] = []
+    build(trt, write_linear(tmp_path / "linear.onnx", "fp16"), 86, progress=seen.append)
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_ctrl_c_stops_the_build(trt, tmp_path):
+    graph = parse_graph(trt, write_scatter_decoder(tmp_path / "model.onnx"))
+    before = signal.getsignal(signal.SIGINT)
+    pressed = []
+
+    def press(share: float) -> None:
+        if not pressed:
+            pressed.append(share)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(trt, graph, BuildRequest(ANY, 86), press)
+    assert pressed[0] < 1.0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_noise_of_a_host_without_a_driver_is_left_out():
+    log = BuildLog()
+    log.add("ERROR", "[cudaDriver.cpp] cudaError 35: CUDA driver version is insufficient")
+    log.add("WARNING", "CUDA initialization failure with error: 35. Please check")
+    log.add("ERROR", "ir_verifier.cpp:3515 in function check")
+    assert log.errors() == ["ir_verifier.cpp:3515 in function check"]
+    assert log.warnings() == []
+    assert log.text() == "[ERROR] ir_verifier.cpp:3515 in function check\n"

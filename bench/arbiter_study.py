@@ -23,15 +23,16 @@ import click
 
 from bench.arbiter_tables import as_markdown, compare
 from cospec.calibration.config import TrainingConfig
+from cospec.calibration.curve import curve_modes, curve_points, play_finer
 from cospec.calibration.embed import measured_files
 from cospec.calibration.modes import RIVAL_THRESHOLD, Mode
 from cospec.calibration.quality import play_modes
 from cospec.calibration.quality_plot import plot_quality, require_matplotlib
 from cospec.calibration.quality_worker import QualityConfig
-from cospec.calibration.summary import Answer, override_rate, summarise
+from cospec.calibration.summary import Answer, override_rate
 from cospec.calibration.tasks.item import Task
 from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
-from cospec.calibration.threshold import GRID, Point, fastest_with_gain, fastest_without_loss
+from cospec.calibration.threshold import fastest_with_gain, fastest_without_loss
 from cospec.calibration.train import (
     arbiter_shape,
     play_branches,
@@ -45,6 +46,8 @@ from cospec.runtime.bundle import Bundle, find_bundle
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the
 draft is better at (mul, list) and one that the target is better at."""
+
+PLAIN = (Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict"))
 
 PLOTTED = (0.05, 0.1, 0.2, 0.5, 0.9)
 """Thresholds of the plotted curve on the test problems."""
@@ -133,38 +136,36 @@ def _branches(
 
 def play_validation(
     graphs: dict[str, Path], config: QualityConfig, tasks: list[Task], results: Path
-) -> tuple[list[Mode], dict[str, list[Answer]]]:
-    """Play the plain modes and the whole curve of every graph."""
-    modes = [Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict")]
-    modes += [
-        Mode(f"{name}@{t:g}", "collab", t, graph) for name, graph in graphs.items() for t in GRID
-    ]
-    return modes, play_modes(config, tasks, modes, results)
+) -> tuple[dict[str, list[Mode]], dict[str, list[Answer]]]:
+    """Play the plain modes and the whole curve of every graph; return the curves and all answers."""
+    curves = {name: curve_modes(name, graph) for name, graph in graphs.items()}
+    first = [mode for curve in curves.values() for mode in curve]
+    answers = play_modes(config, tasks, [*PLAIN, *first], results)
+    for curve in curves.values():
+        play_finer(config, tasks, curve, answers, results)
+    return curves, answers
 
 
-def choose(name: str, graph: Path, answers: dict[str, list[Answer]]) -> Arbiter:
-    """Choose a graph's thresholds from what was played on the validation problems."""
-    curve = []
-    for threshold in GRID:
-        played = answers[f"{name}@{threshold:g}"]
-        speed = summarise([None] * len(played), played)["tokens_per_target_pass"]
-        curve.append(Point(threshold, [answer.correct for answer in played], speed))
+def choose(curve: list[Mode], answers: dict[str, list[Answer]]) -> Arbiter:
+    """Choose the thresholds of the graph whose curve was played on the validation problems."""
+    points = curve_points(curve, answers)
     target = [answer.correct for answer in answers["target"]]
-    fast = fastest_without_loss(curve, target)
-    best = fastest_with_gain(curve, target)
-    return Arbiter(graph, best.threshold, None if fast is None else fast.threshold)
+    fast = fastest_without_loss(points, target)
+    best = fastest_with_gain(points, target)
+    assert curve[0].graph is not None
+    return Arbiter(curve[0].graph, best.threshold, None if fast is None else fast.threshold)
 
 
 def test_modes(arbiters: dict[str, Arbiter], curve_of: str) -> list[Mode]:
     """Return everything that is played on the test problems, but for the random rule."""
-    modes = [Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict")]
+    modes = list(PLAIN)
     for name, arbiter in arbiters.items():
         modes.append(Mode(name, "collab", arbiter.threshold, arbiter.graph))
         if arbiter.speed_first is not None:
             fast = Mode(f"{name}, speed first", "collab", arbiter.speed_first, arbiter.graph)
             modes.append(fast)
     graph = arbiters[curve_of].graph
-    modes += [Mode(f"collab@{t:g}", "collab", t, graph) for t in PLOTTED]
+    modes += curve_modes("collab", graph, PLOTTED)
     return modes + [Mode(rule, "rival", RIVAL_THRESHOLD, rule=rule) for rule in RIVALS]
 
 
@@ -219,17 +220,18 @@ def main(
             graphs[f"{variant.name}, warm start"] = work / variant.name / "warm.onnx"
     config = QualityConfig(bundle.root, max_tokens=MAX_TOKENS, processes=processes)
     known = tiny_tasks("validation", validation_items, seed=0)
-    tried, curves = play_validation(graphs, config, known, work / "validation.jsonl")
-    arbiters = {
-        name: choose(name, graph, curves)
-        for name, graph in graphs.items()
-        if name in {f"seed {seed}" for seed in seeds.split(",")}
-    }
+    curves, played = play_validation(graphs, config, known, work / "validation.jsonl")
+    names = [f"seed {seed}" for seed in seeds.split(",")]
+    arbiters = {name: choose(curves[name], played) for name in names}
     held_out = tiny_tasks("test", test_items, seed=0)
     modes, answers = play_test(config, held_out, arbiters, first, work / "test.jsonl")
     result = {
         "test": compare(modes, answers, [task.kind for task in held_out]),
-        "validation": compare(tried, curves, [task.kind for task in known]),
+        "validation": compare(
+            [*PLAIN, *(mode for curve in curves.values() for mode in curve)],
+            played,
+            [task.kind for task in known],
+        ),
         "arbiters": {
             name: {"threshold": arbiter.threshold, "speed_first": arbiter.speed_first}
             for name, arbiter in arbiters.items()

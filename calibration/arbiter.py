@@ -12,6 +12,7 @@ from ..models.arbiter import export_arbiter, save_network
 from ..runtime.bundle import Bundle
 from ..runtime.errors import UsageError
 from .config import TrainingConfig
+from .curve import curve_modes, curve_points, play_finer
 from .embed import embed_arbiter, measured_on
 from .modes import Mode
 from .quality import play_modes
@@ -19,7 +20,7 @@ from .quality_worker import QualityConfig
 from .summary import Answer, oracle, paired_tests, summarise
 from .tasks.item import Task
 from .tasks.resolve import resolve_tasks
-from .threshold import GRID, Point, fastest_with_gain, fastest_without_loss
+from .threshold import fastest_with_gain, fastest_without_loss
 from .train import train_arbiter
 
 HELD_OUT_SHARE = 5
@@ -73,12 +74,14 @@ def calibrate_arbiter(
     export_arbiter(network, graph)
 
     say("measuring the curve of quality and speed")
-    curve = [Mode(f"collab@{t:g}", "collab", threshold=t, graph=graph) for t in GRID]
+    curve = curve_modes("collab", graph)
     plain = [Mode("target", "target"), Mode("strict", "strict"), Mode("draft", "draft")]
     quality = QualityConfig(
         request.bundle, config.num_draft_tokens, config.max_tokens, request.processes
     )
-    answers = play_modes(quality, validation, [*plain, *curve], request.work / "curve.jsonl")
+    journal = request.work / "curve.jsonl"
+    answers = play_modes(quality, validation, [*plain, *curve], journal)
+    play_finer(quality, validation, curve, answers, journal)
     result = certificate(validation, answers, curve, request, config)
     result["measured_on"] = measured_on(Bundle.open(request.bundle), graph)
     (folder / "certificate.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -122,14 +125,7 @@ def certificate(
 ) -> dict[str, Any]:
     """Choose the thresholds and sum up what was measured."""
     kinds = [task.kind for task in tasks]
-    points = [
-        Point(
-            threshold=mode.threshold or 0.0,
-            correct=[answer.correct for answer in answers[mode.name]],
-            tokens_per_target_pass=summarise(kinds, answers[mode.name])["tokens_per_target_pass"],
-        )
-        for mode in curve
-    ]
+    points = curve_points(curve, answers)
     target = [answer.correct for answer in answers["target"]]
     best = fastest_with_gain(points, target)
     fast = fastest_without_loss(points, target)
@@ -157,7 +153,7 @@ def certificate(
                 "accuracy": point.accuracy,
                 "tokens_per_target_pass": point.tokens_per_target_pass,
             }
-            for point in points
+            for point in sorted(points, key=lambda point: point.threshold)
         ],
         "data": {
             "training": request.tasks,

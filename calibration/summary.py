@@ -47,7 +47,7 @@ def summarise(kinds: Sequence[str | None], answers: Sequence[Answer]) -> dict[st
         "accuracy": right / n,
         "accuracy_ci95": list(wilson_interval(right, n)),
         "n": n,
-        "tokens_per_target_pass": tokens / sum(answer.target_passes for answer in answers),
+        "tokens_per_target_pass": tokens_per_target_pass(answers),
         "tokens_per_second": tokens / seconds,
         "seconds_per_item": seconds / n,
         "tokens_per_item": tokens / n,
@@ -57,6 +57,11 @@ def summarise(kinds: Sequence[str | None], answers: Sequence[Answer]) -> dict[st
             for kind, flags in sorted(by_kind.items())
         },
     }
+
+
+def tokens_per_target_pass(answers: Sequence[Answer]) -> float:
+    """Return the ratio of sums over all answers: speed that does not depend on the machine."""
+    return sum(answer.tokens for answer in answers) / sum(a.target_passes for a in answers)
 
 
 def override_rate(answers: Sequence[Answer]) -> float | None:

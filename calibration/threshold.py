@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GRID = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)
-"""Thresholds that are tried."""
+"""Thresholds that are tried first."""
+
+FINER = 3
+"""Thresholds that are tried next, below the fastest one that was safe: speed rises steeply there."""
 
 KEPT_GAIN = 0.75
 """Share of the most accurate threshold's gain over the target that the default one keeps."""
@@ -71,6 +74,16 @@ def fastest_without_loss(
     """
     safe = [point for point in curve if difference_bound(point.correct, target) >= -margin]
     return max(safe, key=lambda point: point.tokens_per_target_pass, default=None)
+
+
+def finer_thresholds(curve: Sequence[Point], target: Sequence[bool]) -> list[float]:
+    """Return FINER thresholds between the fastest point without loss and the next lower one."""
+    safe = fastest_without_loss(curve, target)
+    if safe is None:
+        return []
+    lower = max((p.threshold for p in curve if p.threshold < safe.threshold), default=0.0)
+    step = (safe.threshold - lower) / (FINER + 1)
+    return [round(lower + step * (i + 1), 4) for i in range(FINER)]
 
 
 def difference_bound(ours: Sequence[bool], theirs: Sequence[bool]) -> float:

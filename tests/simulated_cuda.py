@@ -232,6 +232,13 @@ class SimulatedCuda:
         self.stream(handle).put(copy)
         return (CudaError.cudaSuccess,)
 
+    def cudaMemsetAsync(self, target: int, value: int, size: int, handle: int) -> Any:
+        def clear() -> None:
+            self.device(target, size)[:] = value
+
+        self.stream(handle).put(clear)
+        return (CudaError.cudaSuccess,)
+
     def cudaMemset2DAsync(
         self, target: int, pitch: int, value: int, width: int, height: int, handle: int
     ) -> Any:

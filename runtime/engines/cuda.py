@@ -125,6 +125,11 @@ class Stream:
             self._stream,
         )
 
+    def clear(self, address: int, size: int) -> None:
+        """Zero `size` bytes on the device, in stream order."""
+        # Not cudaMemset: that runs on the default stream, for which ours does not wait.
+        self.cuda.call("cudaMemsetAsync", address, 0, size, self._stream)
+
     def clear_rows(self, address: int, pitch: int, width: int, count: int) -> None:
         """Zero `width` bytes in each of `count` rows that are `pitch` bytes apart, in stream order."""
         self.cuda.call("cudaMemset2DAsync", address, pitch, 0, width, count, self._stream)
@@ -150,7 +155,7 @@ class Stream:
         try:
             work()
             graph = self.cuda.call("cudaStreamEndCapture", self._stream)
-        except CospecError:
+        except BaseException:
             self._abandon_capture()
             raise
         try:
@@ -191,8 +196,7 @@ class DeviceMemory:
         self.size = max(size, 1)
         self.address = int(cuda.call("cudaMalloc", self.size))
         weakref.finalize(self, cuda.runtime.cudaFree, self.address)
-        # Not cudaMemset: that runs on the default stream, for which ours does not wait.
-        stream.clear_rows(self.address, self.size, self.size, 1)
+        stream.clear(self.address, self.size)
 
 
 class CudaGraph:

@@ -133,7 +133,8 @@ def prepare_engines(
     """
     check_version(manifest.lowering, trt)
     specs = [spec for spec in engine_specs(manifest) if roles is None or spec.role in roles]
-    store, built = PlanStore(root), []
+    store = PlanStore(root)
+    built: list[str] = []
     for spec in specs:
         key = spec.key(manifest.files, trt, sm)
         if store.find(spec.role, key) is not None:
@@ -141,6 +142,7 @@ def prepare_engines(
         if device is not None and not built:
             wanted = [spec.role for spec in specs]
             ensure_fits(bundle_memory(manifest, device, wanted), _cheaper(wanted))
+        store.ensure_writable(spec.role, key)  # before minutes of work
         progress = begin(spec.role) if begin else None
         made = build_engine(trt, root / spec.graph, spec, sm, store.timing_cache(key), progress)
         store.save(spec.role, key, made.plan, made.log.text())

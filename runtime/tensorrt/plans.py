@@ -150,11 +150,19 @@ class PlanStore:
             _replace(folder / f"{role}.json", (json.dumps(record, indent=2) + "\n").encode("ascii"))
             flush_to_disk(folder)
         except OSError as error:
-            raise ResourceError(
-                f"{folder}: the engine of {role} cannot be written ({error.strerror})",
-                hint="make room, or copy the bundle to where you may write",
-            ) from error
+            raise _cannot_be_written(folder, role, str(error.strerror)) from error
         return folder / f"{role}.plan"
+
+    def ensure_writable(self, role: str, key: PlanKey) -> None:
+        """Refuse a bundle in which `save` could not write.
+
+        Raises:
+            ResourceError: the bundle's folder cannot be written.
+        """
+        folder = self._folder(key)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            raise _cannot_be_written(folder, role, "no permission")
 
     def timing_cache(self, key: PlanKey) -> bytes:
         """Return what earlier builds of this TensorRT on this GPU measured; empty if nothing."""
@@ -194,6 +202,13 @@ class PlanStore:
 
 
 _TIMING_CACHE = "timing.cache"
+
+
+def _cannot_be_written(folder: Path, role: str, why: str) -> ResourceError:
+    return ResourceError(
+        f"{folder}: the engine of {role} cannot be written ({why})",
+        hint="make room, or copy the bundle to where you may write",
+    )
 
 
 def _replace(path: Path, data: bytes) -> None:

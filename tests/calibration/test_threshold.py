@@ -9,6 +9,7 @@ from cospec.calibration.threshold import (
     difference_bound,
     fastest_with_gain,
     fastest_without_loss,
+    finer_thresholds,
 )
 
 
@@ -35,6 +36,13 @@ def test_the_fastest_must_not_lose_to_the_target():
     assert chosen is not None
     assert chosen.threshold == 0.3
     assert fastest_without_loss(curve[:1], target) is None
+
+
+def test_finer_thresholds_lie_below_the_fastest_safe_one():
+    curve = [Point(0.2, flags(800), 3.7), Point(0.3, flags(870), 3.4), Point(0.8, flags(900), 2.9)]
+    assert finer_thresholds(curve, flags(850)) == [0.225, 0.25, 0.275]
+    assert finer_thresholds(curve[1:], flags(850)) == [0.075, 0.15, 0.225]
+    assert finer_thresholds(curve[:1], flags(850)) == []
 
 
 def test_the_bound_is_paired():

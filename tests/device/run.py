@@ -39,7 +39,8 @@ from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from cospec.runtime.errors import CospecError
 from cospec.runtime.manifest import ModelEntry
 from cospec.runtime.placement import graph_shape
-from cospec.runtime.tensorrt.api import Gpu, import_tensorrt, read_gpu, version_of
+from cospec.runtime.tensorrt.api import Gpu, flavour_of, import_tensorrt, read_gpu, version_of
+from cospec.runtime.tensorrt.devices import device_of
 from cospec.runtime.tensorrt.engines import plan_keys, prepare_engines
 from cospec.runtime.tensorrt.plans import PlanStore
 
@@ -159,7 +160,8 @@ def _build(bundle: Bundle, trt: Any, gpu: Gpu) -> dict[str, Any]:
         return lambda share: None
 
     def build() -> dict[str, Any]:
-        built = prepare_engines(bundle.root, bundle.manifest, trt, gpu.sm, begin)
+        device = device_of(gpu, flavour_of(trt), version_of(trt))
+        built = prepare_engines(bundle.root, bundle.manifest, trt, gpu.sm, begin, device=device)
         store, found = PlanStore(bundle.root), {}
         for role, key in plan_keys(bundle.manifest, trt, gpu.sm).items():
             plan = store.find(role, key)

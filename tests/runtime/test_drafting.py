@@ -61,7 +61,7 @@ def test_a_decoder_that_feeds_itself_is_asked_once_a_proposal(count):
     assert drafter.propose(PROMPT, count) == continuation(PROMPT, count)
     assert decoder.chains == min(count, 1)
     drafter.rollback(len(PROMPT) + 1)
-    tokens = [*PROMPT, *continuation(PROMPT, 1)]
+    tokens = [*PROMPT, *continuation(PROMPT, 1), 49]
     assert drafter.propose(tokens, count) == continuation(tokens, count)
     assert decoder.chains == 2 * min(count, 1)
 

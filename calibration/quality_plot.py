@@ -37,7 +37,7 @@ def plot_quality(result: dict[str, Any], path: Path) -> None:
         if curve.startswith("collab"):
             curves.setdefault(curve, []).append((x, y, threshold if at else name))
             continue
-        axes.errorbar([x], [y], yerr=[[y - low], [high - y]], fmt="o", capsize=2, label=name)
+        axes.errorbar([x], [y], yerr=[[y - low], [high - y]], fmt="o", capsize=2)
         axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     for curve, points in curves.items():
         points.sort()
@@ -47,6 +47,7 @@ def plot_quality(result: dict[str, Any], path: Path) -> None:
     oracle = result["oracle"]["accuracy"]
     if oracle is not None:
         axes.axhline(100 * oracle, linestyle=":", color="grey", label="either model alone is right")
+    axes.margins(x=0.1)
     axes.set_xlabel("tokens per target pass")
     axes.set_ylabel("accuracy in %, with 95 % intervals")
     axes.legend(fontsize=8)

@@ -53,19 +53,18 @@ def place(bundle: Bundle, backend: Backend, options: OrtOptions | None, *, draft
         backend = "tensorrt" if _has_tensorrt(bundle.manifest) else "onnxruntime"
     models = bundle.manifest.models
     draft, arbiter = (models.draft, models.arbiter) if drafts else (None, None)
-    wanted = {"target": models.target, "draft": draft, "arbiter": arbiter}
-    roles = [role for role, entry in wanted.items() if entry is not None]
-    on_tensorrt = {"onnxruntime": [], "mixed": ["target"], "tensorrt": roles}[backend]
     graphs = _Graphs(bundle, options)
-    plans = _Plans(bundle, on_tensorrt) if on_tensorrt else graphs
-
-    def loader(role: str) -> _Graphs | _Plans:
-        return plans if role in on_tensorrt else graphs
-
+    for_target: _Graphs | _Plans = graphs
+    for_draft: _Graphs | _Plans = graphs
+    if backend == "mixed":
+        for_target = _Plans(bundle, ["target"])
+    elif backend == "tensorrt":
+        roles = ["target", "draft", "arbiter"] if drafts else ["target"]
+        for_target = for_draft = _Plans(bundle, roles)
     return Placed(
-        target=loader("target").engine("target", models.target),
-        draft=None if draft is None else loader("draft").engine("draft", draft),
-        arbiter=None if arbiter is None else loader("arbiter").arbiter(arbiter),
+        target=for_target.engine("target", models.target),
+        draft=None if draft is None else for_draft.engine("draft", draft),
+        arbiter=None if arbiter is None else for_draft.arbiter(arbiter),
     )
 
 

@@ -58,15 +58,21 @@ def tiny_pair_for_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     Call it with `scatter` or `portable`, and copy the bundle where engines are to be built into it.
     """
+    import fcntl
+
     from cospec.export.pipeline import ExportOptions, export_bundle
 
-    made: dict[str, Path] = {}
+    # The workers of a run have folders of their own in one that they share: one exports for all.
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def get(lowering: str) -> Path:
-        if lowering not in made:
-            folder = tmp_path_factory.mktemp("trt") / "tiny"
-            options = ExportOptions("tiny", lowering=lowering)  # type: ignore[arg-type]
-            made[lowering] = export_bundle(options, folder)
-        return made[lowering]
+        folder = shared / f"trt-{lowering}" / "tiny"
+        with (shared / f"trt-{lowering}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                options = ExportOptions("tiny", lowering=lowering)  # type: ignore[arg-type]
+                export_bundle(options, folder)
+        return folder
 
     return get

@@ -34,7 +34,7 @@ COLOURS = {"agreed": "green", "draft": "magenta", "bonus": "cyan", "target": "ye
 _MAX_CERTIFICATE_BYTES = 16 << 20
 
 
-class _DraftLength(click.ParamType):
+class _DraftLength(click.ParamType):  # type: ignore[type-arg]
     """A number, or `auto`."""
 
     name = "N|auto"

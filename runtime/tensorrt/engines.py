@@ -118,7 +118,7 @@ def prepare_engines(
         trt: the TensorRT module.
         sm: compute capability to build for.
         begin: called with the role before each build; returns what is told its progress.
-        roles: which engines are wanted; all of the bundle if None.
+        roles: which engines are wanted, of those that the bundle has; None for all.
         device: what will hold them together. Nothing is built that it has no room for; None builds
             whatever it may be.
 

@@ -158,8 +158,8 @@ def _engines(
 
     chosen, note = choose_device(device)
     check_form(chosen, lowering or chosen.lowering, precision or "fp16")
-    if note and not as_json:
-        click.echo(f"note: {note}.")
+    if note:
+        click.echo(f"note: {note}.", err=True)
 
     def announce(memory: DeviceMemory) -> None:
         if not as_json:

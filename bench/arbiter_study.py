@@ -25,7 +25,7 @@ from bench.arbiter_tables import as_markdown, compare
 from cospec.calibration.config import TrainingConfig
 from cospec.calibration.curve import curve_modes, curve_points, play_finer
 from cospec.calibration.embed import measured_files
-from cospec.calibration.modes import RIVAL_THRESHOLD, Mode
+from cospec.calibration.modes import PLAIN, RIVAL_THRESHOLD, Mode
 from cospec.calibration.quality import play_modes
 from cospec.calibration.quality_plot import plot_quality, require_matplotlib
 from cospec.calibration.quality_worker import QualityConfig
@@ -46,8 +46,6 @@ from cospec.runtime.bundle import Bundle, find_bundle
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the
 draft is better at (mul, list) and one that the target is better at."""
-
-PLAIN = (Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict"))
 
 PLOTTED = (0.05, 0.1, 0.2, 0.5, 0.9)
 """Thresholds of the plotted curve on the test problems."""

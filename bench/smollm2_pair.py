@@ -21,7 +21,6 @@ Agreement is the share of answer tokens that the draft, given all before them, w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from bench.distillation import (
     subsets,
 )
 from cospec.calibration.tasks import Task, resolve_tasks
-from cospec.calibration.workers import Journal
+from cospec.calibration.workers import Journal, digest
 from cospec.models.checkpoint import Checkpoint, load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.vocabulary import tokenizer_json
@@ -90,7 +89,7 @@ def answered(
         prompt = task.prompt
         ids = codec.encode(prompt) if isinstance(prompt, str) else codec.encode_chat(prompt)
         facts = f"{checkpoint.path.name} {checkpoint.parameters} {recipe.answer_tokens} {ids}"
-        prompts[hashlib.sha256(facts.encode()).hexdigest()[:16]] = ids
+        prompts[digest(facts)] = ids
     journal = Journal(folder.parent / "answers.jsonl")
     done = {key: Row(**record) for key, record in journal.read().items() if key in prompts}
     # Prompts of like length in one batch: less padding.

@@ -14,7 +14,7 @@ from ..runtime.errors import UsageError
 from .config import TrainingConfig
 from .curve import curve_modes, curve_points, play_finer
 from .embed import embed_arbiter, measured_on
-from .modes import Mode
+from .modes import PLAIN, Mode
 from .quality import play_modes
 from .quality_worker import QualityConfig
 from .summary import Answer, oracle, paired_tests, summarise
@@ -75,15 +75,15 @@ def calibrate_arbiter(
 
     say("measuring the curve of quality and speed")
     curve = curve_modes("collab", graph)
-    plain = [Mode("target", "target"), Mode("strict", "strict"), Mode("draft", "draft")]
     quality = QualityConfig(
         request.bundle, config.num_draft_tokens, config.max_tokens, request.processes
     )
     journal = request.work / "curve.jsonl"
-    answers = play_modes(quality, validation, [*plain, *curve], journal)
+    answers = play_modes(quality, validation, [*PLAIN, *curve], journal)
     play_finer(quality, validation, curve, answers, journal)
     result = certificate(validation, answers, curve, request, config)
-    result["measured_on"] = measured_on(Bundle.open(request.bundle), graph)
+    bundle = Bundle.open(request.bundle, verify=False)  # `embed_arbiter` hashes every file
+    result["measured_on"] = measured_on(bundle, graph)
     (folder / "certificate.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
     (folder / "arbiter.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

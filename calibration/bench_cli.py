@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from ..runtime.cli.common import CospecCommand, CospecGroup, json_option, print_json
+from ..runtime.cli.common import (
+    CospecCommand,
+    CospecGroup,
+    at_least,
+    engine_dir_option,
+    json_option,
+    print_json,
+)
 from ..runtime.errors import UsageError
 
 EPILOG = """
@@ -47,12 +54,7 @@ def main() -> None:
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)
-@click.option(
-    "--engine-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A bundle's folder, or a folder that holds exactly one bundle.",
-)
+@engine_dir_option
 @click.option("--tasks", required=True, help="A task file, tiny:SPLIT, or a benchmark's name.")
 @click.option("--items", type=int, help="Items to play. Default: all, of tiny tasks 1000.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which items are drawn.")
@@ -107,9 +109,9 @@ def quality(
     from .quality_worker import QualityConfig
     from .tasks.resolve import resolve_tasks
 
-    _at_least("--processes", processes, 1)
-    _at_least("--num-draft-tokens", num_draft_tokens, 1)
-    _at_least("--max-tokens", max_tokens, 1)
+    at_least("--processes", processes, 1)
+    at_least("--num-draft-tokens", num_draft_tokens, 1)
+    at_least("--max-tokens", max_tokens, 1)
     if plot is not None:
         require_matplotlib()  # now, and not after an hour of playing
     folder = find_bundle(engine_dir)
@@ -148,11 +150,6 @@ def as_table(result: dict[str, Any]) -> str:
         lines[-1] += f"; either model alone is right on {result['oracle']['accuracy']:.2%}"
     lines += [f"McNemar p, {name}: {p:.2g}" for name, p in result["mcnemar"].items()]
     return "\n".join(lines)
-
-
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise UsageError(f"{name} is {value}, but must be at least {low}")
 
 
 def _numbers(name: str, text: str | None) -> list[float]:

@@ -8,8 +8,15 @@ from typing import Any
 
 import click
 
-from ..runtime.cli.common import CospecCommand, CospecGroup, json_option, print_json
-from ..runtime.errors import MissingExtraError, UsageError
+from ..runtime.cli.common import (
+    CospecCommand,
+    CospecGroup,
+    at_least,
+    engine_dir_option,
+    json_option,
+    print_json,
+)
+from ..runtime.errors import MissingExtraError
 
 EPILOG = """
 \b
@@ -28,12 +35,7 @@ def main() -> None:
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)
-@click.option(
-    "--engine-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A bundle's folder, or a folder that holds exactly one bundle.",
-)
+@engine_dir_option
 @click.option("--tasks", required=True, help="Training tasks: a task file, tiny:train, ...")
 @click.option(
     "--validation",
@@ -87,9 +89,8 @@ def arbiter(
     from .arbiter import CalibrationRequest, calibrate_arbiter
     from .config import TrainingConfig, with_settings
 
-    for option, value in (("--processes", processes), ("--validation-items", validation_items)):
-        if value < 1:
-            raise UsageError(f"{option} is {value}, but must be at least 1")
+    at_least("--processes", processes, 1)
+    at_least("--validation-items", validation_items, 1)
     folder = find_bundle(engine_dir)
     config = TrainingConfig(
         features=features,  # type: ignore[arg-type]

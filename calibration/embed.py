@@ -42,7 +42,10 @@ def embed_arbiter(root: Path, folder: Path) -> Path:
         certificate = {}
         if manifest.certificate is not None:
             certificate = json.loads(bundle.path(manifest.certificate).read_text(encoding="utf-8"))
-        certificate["quality"] = arbiter.quality_on(writer.staging)
+        # The files that stay were hashed when the bundle was opened.
+        hashes = {entry.path: entry.sha256 for entry in manifest.files}
+        hashes[GRAPH] = sha256_of(arbiter.graph)
+        certificate["quality"] = arbiter.quality_on(hashes.get)
         text = json.dumps(certificate, indent=2) + "\n"
         writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
         return writer.commit(replace(manifest, models=models, certificate=CERTIFICATE, files=()))

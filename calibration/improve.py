@@ -7,7 +7,6 @@ that were being played.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..models.arbiter import ArbiterNetwork
+from ..runtime.files import write_whole
 from .config import TrainingConfig
 from .policy import PolicyGradient, weights_of
 from .reinforce import GroupJob, play_group
 from .run_log import RunLog
 from .tasks.item import Task
-from .workers import Journal, Workers, play_all
+from .workers import Journal, Workers, digest, play_all
 
 STATE = "policy.safetensors"
 ROLLOUTS = "rollouts.jsonl"
@@ -139,16 +139,13 @@ def _digest(
     """Return what a state on disk must have come from for this job to go on from it."""
     settings = asdict(config) | {"steps": None}  # more steps may be asked for later
     ids = [[task.id for task in some] for some in (tasks, decisive)]
-    text = json.dumps([settings, ids, weights_of(warm)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(json.dumps([settings, ids, weights_of(warm)]))
 
 
 def _save(path: Path, job: str, done: int, learner: PolicyGradient) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    partial = path.with_suffix(".partial")
-    save_file(learner.state(), partial, metadata={"job": job, "updates": str(done)})
-    partial.replace(path)
+    write_whole(path, save(learner.state(), metadata={"job": job, "updates": str(done)}))
 
 
 def _resume(path: Path, job: str, learner: PolicyGradient) -> int:

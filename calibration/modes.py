@@ -38,6 +38,10 @@ class Mode:
         return self.kind in ("collab", "rival")
 
 
+PLAIN = (Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict"))
+"""What every comparison holds an arbiter against."""
+
+
 def split_names(text: str) -> list[str]:
     """Split `a,b,typical:0.3,0.09` at its commas, but for those between a rule's parameters."""
     names: list[str] = []

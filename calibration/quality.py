@@ -23,7 +23,7 @@ from .modes import RIVAL_THRESHOLD, Mode
 from .quality_worker import Job, QualityConfig, Setup, play_job
 from .summary import Answer, oracle, override_rate, paired_tests, summarise
 from .tasks.item import Task
-from .workers import Journal, Workers
+from .workers import Journal, Workers, digest
 
 
 def measure_quality(
@@ -150,8 +150,9 @@ def _keys(
         graph = mode.graph and hashlib.sha256(mode.graph.read_bytes()).hexdigest()
         setting = (*common, mode.kind, mode.threshold, mode.rule, graph)
         for task in tasks:
-            digest = hashlib.sha256(repr((setting, asdict(task))).encode()).hexdigest()
-            keys[mode.name, task.id] = f"{mode.name} {task.id} {digest[:16]}"
+            keys[mode.name, task.id] = (
+                f"{mode.name} {task.id} {digest(repr((setting, asdict(task))))}"
+            )
     return keys
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..runtime.files import write_whole
 from .config import TrainingConfig
 
 
@@ -33,9 +34,7 @@ class RunLog:
     def add(self, name: str, figures: Mapping[str, Any]) -> None:
         """Add a stage's figures and write the file."""
         self.entries[name] = dict(figures)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.entries, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, (json.dumps(self.entries, indent=1) + "\n").encode())
 
     def updates(self) -> list[dict[str, float]]:
         """Return the figures of the updates by gradient, in order."""

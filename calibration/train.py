@@ -5,7 +5,6 @@ Everything lands in one work folder, in journals and states that a job which was
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from .policy import warm_start, weights_of
 from .run_log import RunLog
 from .tasks.item import Task
 from .training_plot import plot_training
-from .workers import Journal, Workers, play_all
+from .workers import Journal, Workers, digest, play_all
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,9 @@ def play_branches(
     weights = weights_of(ArbiterNetwork(shape))
     lengths = (config.num_draft_tokens, config.max_tokens)
     setting = (engines, config.features, config.branches, config.seed, *lengths)
-    digest = hashlib.sha256(repr(setting).encode()).hexdigest()[:16]
+    played_by = digest(repr(setting))
     jobs = [
-        (f"{task.id} {digest}", BranchJob(task, config.branches, weights, NEVER, config.seed))
+        (f"{task.id} {played_by}", BranchJob(task, config.branches, weights, NEVER, config.seed))
         for task in tasks[: config.warm_items]
     ]
     return play_all(workers, branch, jobs, journal, "branches")

@@ -6,6 +6,7 @@ is missing; a line that was cut in the middle counts as missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -64,6 +65,11 @@ class Workers:
                 "a process that plays tasks died; its own message is above",
                 hint="if memory ran out, use fewer --processes; the same command goes on where it was",
             ) from error
+
+
+def digest(facts: str) -> str:
+    """Return what stands for `facts` in the key of a journal's entry: 16 hexadecimal digits."""
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 class Journal:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.arbitration.learned import LearnedArbiter
 from ..runtime.errors import CheckpointError
-from ..runtime.files import sha256_of
 from ..runtime.manifest import ArbiterEntry
 
 GRAPH = "arbiter/model.onnx"
@@ -47,15 +47,16 @@ class ArbiterFolder:
         LearnedArbiter(destination)  # refuses what no decoder could feed
         return ArbiterEntry(graph=GRAPH, threshold=self.threshold)
 
-    def quality_on(self, bundle: Path) -> dict[str, Any] | None:
-        """Return what was measured if it was measured on the very files of `bundle`, else None."""
+    def quality_on(self, sha256_by_path: Callable[[str], str | None]) -> dict[str, Any] | None:
+        """Return what was measured if it was measured on the very files of a bundle, else None.
+
+        Args:
+            sha256_by_path: returns the hash of a file of the bundle, None if it is not there.
+        """
         if self.quality is None:
             return None
-        for path, sha256 in self.quality["measured_on"].items():
-            file = bundle / path
-            if not file.is_file() or sha256_of(file) != sha256:
-                return None
-        return self.quality
+        measured = self.quality["measured_on"].items()
+        return self.quality if all(sha256_by_path(p) == h for p, h in measured) else None
 
 
 def read_arbiter(folder: Path) -> ArbiterFolder:

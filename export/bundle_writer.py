@@ -99,6 +99,11 @@ class BundleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def sha256_of(self, relative: str) -> str | None:
+        """Hash of a file that was written, None if it was not."""
+        path = self.staging / relative
+        return sha256_of(path) if path.is_file() else None
+
     def commit(self, manifest: Manifest, *, progress: bool | None = None) -> Path:
         """Seal what was written under `manifest` and give it the destination's name.
 

@@ -141,7 +141,7 @@ def export_bundle(
             engines.check(writer.staging, manifest, report)
             certificate["engines"] = engines.checks
         if arbiter is not None:
-            certificate["quality"] = arbiter.quality_on(writer.staging)
+            certificate["quality"] = arbiter.quality_on(writer.sha256_of)
         writer.path("certificate.json").write_text(
             json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
         )

@@ -17,16 +17,9 @@ from ..runtime.errors import MissingExtraError
 from ..runtime.files import format_bytes, sha256_of
 from ..runtime.manifest import EnginesEntry, FileEntry, Manifest
 from ..runtime.tensorrt.api import import_tensorrt, version_of
-from ..runtime.tensorrt.builder import BuildRequest, build_plan, parse_graph
 from ..runtime.tensorrt.devices import Device
-from ..runtime.tensorrt.engines import EngineSpec, engine_specs
-from ..runtime.tensorrt.lint import (
-    activation_bytes,
-    allow_decomposition,
-    fused_attention_kernels,
-    lint_build,
-    lint_network,
-)
+from ..runtime.tensorrt.engines import EngineSpec, build_parsed, engine_specs, parse_spec
+from ..runtime.tensorrt.lint import activation_bytes, fused_attention_kernels
 from ..runtime.tensorrt.memory import DeviceMemory, arbiter_memory, decoder_memory, ensure_fits
 from ..runtime.tensorrt.plans import PlanStore
 from .dropped_inputs import lint_inputs
@@ -163,17 +156,14 @@ class EngineExport:
 
     def _check_one(self, trt: Any, root: Path, spec: EngineSpec) -> dict[str, Any]:
         graph = root / spec.graph
-        parsed = parse_graph(trt, graph)
-        lint_network(trt, parsed, spec.form)
+        parsed = parse_spec(trt, graph, spec)
         lint_inputs(trt, parsed)
-        allow_decomposition(trt, parsed)
         checked = {"by": f"TensorRT-RTX {version_of(trt)}", "parsed": True, "plan": False}
         sm = self._buildable_sm()
         short = _missing_memory(graph)
         if short is not None:
             return {**checked, "built_for": None, "not_built": short}
-        made = build_plan(trt, parsed, BuildRequest(spec.profiles, sm))
-        lint_build(trt, parsed, len(spec.profiles))
+        made = build_parsed(trt, parsed, spec, sm)
         keep = self.device.flavour == "rtx" and self.device.sm == sm
         if keep:
             key = spec.key(_entries(root, graph.parent), trt, sm)

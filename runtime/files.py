@@ -163,6 +163,17 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        flush_to_disk(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def flush_tree_to_disk(root: Path) -> None:
     """`flush_to_disk` for every file and folder below `root`, and `root` last."""
     for folder, _, names in os.walk(root, topdown=False):

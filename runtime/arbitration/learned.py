@@ -103,7 +103,7 @@ class _Binding:
         self.output: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._inputs: list[tuple[attrgetter[Any], NDArray[Any]]] = []
         for name in inputs:
-            read = attrgetter(name.removeprefix("block."))
+            read = reader(name)
             array = np.zeros_like(read(block), order="C")
             self._inputs.append((read, array))
             self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -133,6 +133,11 @@ def check_inputs(names: list[str], graph: str) -> None:
                 f"the arbiter {graph} wants the input '{name}', which the decoders do not provide",
                 hint=_OTHER_VERSION,
             )
+
+
+def reader(name: str) -> attrgetter[Any]:
+    """Return what reads the input `name` from a block: `block.position`, `target.entropy`, ..."""
+    return attrgetter(name.removeprefix("block."))
 
 
 def outputs_of(model: str, names: list[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..engines.cuda import Cuda, DeviceMemory, Stream, pinned
 from ..engines.tensorrt_plan import Context, Plan, scratch_bytes
 from ..errors import BackendError
-from .learned import check_inputs, outputs_of
+from .learned import check_inputs, outputs_of, reader
 from .protocol import Block
 
 _WHAT = "the arbiter's plan"
@@ -33,10 +33,11 @@ class TensorRtArbiter:
         device = Cuda(cuda)
         self._plan = Plan(plan, trt=trt, cuda=device, what=_WHAT)
         tensors = self._plan.tensors
-        self._inputs = [name for name, tensor in tensors.items() if tensor.is_input]
-        check_inputs(self._inputs, _WHAT)
-        self.target_outputs = outputs_of("target", self._inputs)
-        self.draft_outputs = outputs_of("draft", self._inputs)
+        inputs = [name for name, tensor in tensors.items() if tensor.is_input]
+        check_inputs(inputs, _WHAT)
+        self._readers = {name: reader(name) for name in inputs}
+        self.target_outputs = outputs_of("target", inputs)
+        self.draft_outputs = outputs_of("draft", inputs)
         self._stream = stream = Stream(device)
         ((_, self._longest),) = self._plan.widths("block.drafted", axis=0)
         self._host = {
@@ -60,13 +61,11 @@ class TensorRtArbiter:
                 f"{_WHAT} takes blocks of up to {self._longest} tokens, not {k}",
                 hint="draft fewer tokens a round",
             )
-        sources = {"block": block, "target": block.target, "draft": block.draft}
-        for name in self._inputs:
-            source, _, what = name.partition(".")
+        for name, read in self._readers.items():
             rows = self._host[name][:k]
-            rows[...] = getattr(sources[source], what)
+            rows[...] = read(block)
             self._stream.upload(self._device[name].address, rows)
-        self._context.reshape({name: self._host[name][:k].shape for name in self._inputs})
+        self._context.reshape({name: self._host[name][:k].shape for name in self._readers})
         self._context.enqueue()
         scores: NDArray[np.float32] = self._host["score"][:k]
         self._stream.download(scores, self._device["score"].address)

@@ -7,15 +7,22 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from ..errors import CospecError
+from ..errors import CospecError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that Ctrl-C ended
 TRACEBACK_VARIABLE = "COSPEC_TRACEBACK"
 
+engine_dir_option = click.option(
+    "--engine-dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A bundle's folder, or a folder that holds exactly one bundle.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 
@@ -63,6 +70,16 @@ def exit_codes() -> list[tuple[int, str]]:
     named = [(error.exit_code, (error.__doc__ or "").splitlines()[0]) for error in errors]
     named[0] = (CospecError.exit_code, "Any other error.")
     return sorted([(0, "Success."), *named, (INTERRUPTED_EXIT_CODE, "Interrupted.")])
+
+
+def at_least(option: str, value: int | None, low: int) -> None:
+    """Refuse a number below `low`; None was not given.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if value is not None and value < low:
+        raise UsageError(f"{option} is {value}, but must be at least {low}")
 
 
 def print_json(value: object) -> None:

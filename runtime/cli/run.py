@@ -17,7 +17,7 @@ from ..manifest import Manifest
 from ..session import DraftLength, load
 from ..stats import GenerationStats
 from ..text import TextStream
-from .common import CospecCommand, json_option, print_json
+from .common import CospecCommand, engine_dir_option, json_option, print_json
 
 EPILOG = """
 \b
@@ -53,12 +53,7 @@ class _DraftLength(click.ParamType):  # type: ignore[type-arg]
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.argument("prompt", required=False)
-@click.option(
-    "--engine-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A bundle's folder, or a folder that holds exactly one bundle.",
-)
+@engine_dir_option
 @click.option("--max-tokens", type=int, help="Tokens to generate at most.")
 @click.option(
     "--mode",

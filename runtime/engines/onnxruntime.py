@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, MissingExtraError, PromptError, UsageError
+from ..errors import BackendError, MissingExtraError, UsageError
 from .protocol import GraphShape, StepOutput
+from .sequence import CachedSequence, ShapedEngine, fetched
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-class OrtEngine:
+class OrtEngine(ShapedEngine):
     """An ONNX Runtime session over one decoder graph.
 
     Args:
@@ -85,33 +86,20 @@ class OrtEngine:
                 )
             self.device = "cpu"
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that a decoder's cache can hold."""
-        return self.shape.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self.shape.vocab_size
-
     def decoder(self, outputs: tuple[str, ...] = ("token",)) -> OrtDecoder:
         """Open a decoder with an empty cache that returns `outputs` from each step."""
         return OrtDecoder(self, outputs)
 
 
-class OrtDecoder:
+class OrtDecoder(CachedSequence):
     """One sequence on an `OrtEngine`; see `engines.protocol.Decoder`."""
 
     def __init__(self, engine: OrtEngine, outputs: tuple[str, ...]) -> None:
+        super().__init__(engine.shape)
         ort = import_onnxruntime()
         self._session = engine.session
-        self._shape = engine.shape
         self._device = engine.device
         self._graph = engine.graph
-        # Always fetched: a row's logsumexp is finite exactly when its logits are usable.
-        self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
-        self._length = 0
         self._cache_length = np.zeros(1, dtype=np.int64)
         self._by_outputs: dict[tuple[str, ...], dict[int, _Binding]] = {}
         self.select(outputs)
@@ -125,24 +113,10 @@ class OrtDecoder:
             for kind in ("key", "value")
         }
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that the cache can hold."""
-        return self._shape.capacity
-
-    @property
-    def length(self) -> int:
-        """Tokens that the cache holds now."""
-        return self._length
-
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
         """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
         width = len(tokens)
-        if self._length + width > self._shape.capacity:
-            raise PromptError(
-                f"{self._length} + {width} tokens do not fit a cache of {self._shape.capacity}",
-                hint="shorten the prompt, or export again with a larger --capacity",
-            )
+        self._ensure_room(width)
         binding = self._bindings.get(width) or self._bind(width)
         binding.tokens[:] = tokens
         self._cache_length[0] = self._length
@@ -163,15 +137,8 @@ class OrtDecoder:
 
     def select(self, outputs: tuple[str, ...]) -> None:
         """Choose what the next steps return; see `engines.protocol.Decoder.select`."""
-        # Fetched whether asked for or not: it is finite exactly when the row's logits are usable.
-        self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
+        self._outputs = fetched(outputs)
         self._bindings = self._by_outputs.setdefault(self._outputs, {})
-
-    def truncate(self, length: int) -> None:
-        """Forget every token from position `length` on; O(1)."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot truncate a cache of {self._length} tokens to {length}")
-        self._length = length
 
     def _clear_behind(self) -> None:
         """Zero what lies behind the cache's length: NaN there would reach later steps."""

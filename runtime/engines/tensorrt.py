@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, PromptError
+from ..errors import BackendError
 from .cuda import Cuda, Stream
 from .protocol import GraphShape, StepOutput
+from .sequence import CachedSequence, ShapedEngine, fetched
 from .tensorrt_pass import Buffers, Contexts, Run, is_fixed, profile_of
 from .tensorrt_plan import Plan, Tensor
 
@@ -33,7 +34,7 @@ class TensorRtOptions:
     cuda_graphs: bool = True
 
 
-class TensorRtEngine:
+class TensorRtEngine(ShapedEngine):
     """A TensorRT plan of one decoder graph.
 
     Args:
@@ -69,22 +70,12 @@ class TensorRtEngine:
         self.in_place = self.plan.is_in_place(pairs, expected=lowering == "scatter")
         self.widths = self.plan.widths("input_ids", axis=1)
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that a decoder's cache can hold."""
-        return self.shape.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self.shape.vocab_size
-
     def decoder(self, outputs: tuple[str, ...] = ("token",)) -> TensorRtDecoder:
         """Open a decoder with an empty cache that returns `outputs` from each step."""
         return TensorRtDecoder(self, outputs)
 
 
-class TensorRtDecoder:
+class TensorRtDecoder(CachedSequence):
     """One sequence on a `TensorRtEngine`; see `engines.protocol.ChainedDecoder`.
 
     Raises:
@@ -93,27 +84,16 @@ class TensorRtDecoder:
     """
 
     def __init__(self, engine: TensorRtEngine, outputs: tuple[str, ...]) -> None:
+        super().__init__(engine.shape)
         self._engine = engine
-        self._shape = engine.shape
         self._stream = Stream(engine.cuda)
         widest = max(high for _, high in engine.widths)
         copies = 1 if engine.in_place else 2
         self._buffers = Buffers(engine.plan, widest, copies, self._stream)
         self._contexts = Contexts(engine.plan, engine.widths, self._buffers, self._stream)
         self._runs: dict[tuple[Any, ...], Run] = {}
-        self._length = 0
         self._turn = 0
         self.select(outputs)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the cache can hold."""
-        return self._shape.capacity
-
-    @property
-    def length(self) -> int:
-        """Tokens that the cache holds now."""
-        return self._length
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
         """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
@@ -125,14 +105,7 @@ class TensorRtDecoder:
 
     def select(self, outputs: tuple[str, ...]) -> None:
         """Choose what the next steps return; see `engines.protocol.Decoder.select`."""
-        # logsumexp always: it is finite exactly when the row's logits are usable.
-        self._outputs = tuple(dict.fromkeys(("token", "logsumexp", *outputs)))
-
-    def truncate(self, length: int) -> None:
-        """Forget every token from position `length` on; O(1)."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot truncate a cache of {self._length} tokens to {length}")
-        self._length = length
+        self._outputs = fetched(outputs)
 
     def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
         """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
@@ -162,11 +135,7 @@ class TensorRtDecoder:
         self, tokens: Sequence[int] | NDArray[np.int64], chained: int, *, last_rows: bool
     ) -> StepOutput:
         width = len(tokens)
-        if self._length + width + chained > self.capacity:
-            raise PromptError(
-                f"{self._length} + {width + chained} tokens do not fit a cache of {self.capacity}",
-                hint="shorten the prompt, or export again with a larger --capacity",
-            )
+        self._ensure_room(width + chained)
         key = (width, chained, last_rows, self._turn, self._outputs)
         run = self._runs.get(key) or self._prepare(key)
         run.set_input(tokens, self._length)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BackendError, UsageError
 from ..manifest import FileEntry, Manifest, ModelEntry
 from .api import flavour_of, release, version_of
-from .builder import BuildRequest, BuiltPlan, Progress, build_plan, parse_graph
+from .builder import BuildRequest, BuiltPlan, ParsedGraph, Progress, build_plan, parse_graph
 from .devices import SCATTER_SINCE, Device, Lowering
 from .lint import DecoderForm, allow_decomposition, lint_build, lint_network
 from .memory import bundle_memory, ensure_fits
@@ -171,9 +171,30 @@ def build_engine(
         GateError: TensorRT does not take the graph, or reads it as something else.
         BackendError: TensorRT cannot build here.
     """
+    return build_parsed(trt, parse_spec(trt, graph, spec), spec, sm, timing_cache, progress)
+
+
+def parse_spec(trt: Any, graph: Path, spec: EngineSpec) -> ParsedGraph:
+    """Parse and lint the graph of an engine.
+
+    Raises:
+        GateError: TensorRT does not take it, or reads it as something else.
+    """
     parsed = parse_graph(trt, graph)
     lint_network(trt, parsed, spec.form)
     allow_decomposition(trt, parsed)
+    return parsed
+
+
+def build_parsed(
+    trt: Any,
+    parsed: ParsedGraph,
+    spec: EngineSpec,
+    sm: int,
+    timing_cache: bytes = b"",
+    progress: Progress | None = None,
+) -> BuiltPlan:
+    """Build what `parse_spec` returned, and lint what the builder said; errors as `build_engine`."""
     request = BuildRequest(spec.profiles, sm, timing_cache)
     made = build_plan(trt, parsed, request, progress)
     lint_build(trt, parsed, len(spec.profiles))

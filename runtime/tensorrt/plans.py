@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ResourceError
-from ..files import flush_to_disk, parse_json_object, problem_with_path, sha256_of
+from ..files import flush_to_disk, parse_json_object, problem_with_path, sha256_of, write_whole
 from ..manifest import ENGINES_FOLDER, FileEntry, Manifest
 from .api import Flavour
 from .builder import WORKSPACE_BYTES
@@ -98,12 +98,9 @@ class PlanStore:
 
     def find(self, role: str, key: PlanKey) -> Path | None:
         """Return the plan of `role`, or None unless its key and its hash match."""
-        path = self._folder(key) / f"{role}.plan"
-        expected = self._recorded_sha256(role, key)
-        if expected is None or problem_with_path(self.root, self._relative(path))[0] is not None:
-            return None
+        path, expected = self._recorded(role, key)
         try:
-            return path if sha256_of(path) == expected else None
+            return path if expected is not None and sha256_of(path) == expected else None
         except OSError:
             return None
 
@@ -124,9 +121,8 @@ class PlanStore:
 
     def read(self, role: str, key: PlanKey) -> bytes | None:
         """Return the bytes of a plan, hashed after they were read; None as in `find`."""
-        path = self._folder(key) / f"{role}.plan"
-        expected = self._recorded_sha256(role, key)
-        if expected is None or problem_with_path(self.root, self._relative(path))[0] is not None:
+        path, expected = self._recorded(role, key)
+        if expected is None:
             return None
         try:
             plan = path.read_bytes()
@@ -145,9 +141,11 @@ class PlanStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # While the old record stands beside the new plan, their hashes differ: no match.
-            _replace(folder / f"{role}.plan", plan)
-            _replace(folder / f"{role}.log", log.encode("utf-8"))
-            _replace(folder / f"{role}.json", (json.dumps(record, indent=2) + "\n").encode("ascii"))
+            write_whole(folder / f"{role}.plan", plan)
+            write_whole(folder / f"{role}.log", log.encode("utf-8"))
+            write_whole(
+                folder / f"{role}.json", (json.dumps(record, indent=2) + "\n").encode("ascii")
+            )
             flush_to_disk(folder)
         except OSError as error:
             raise _cannot_be_written(folder, role, str(error.strerror)) from error
@@ -175,7 +173,7 @@ class PlanStore:
         """Keep what a build measured. Its loss costs time only, so a failure to write is none."""
         with suppress(OSError):
             self._folder(key).mkdir(parents=True, exist_ok=True)
-            _replace(self._folder(key) / _TIMING_CACHE, cache)
+            write_whole(self._folder(key) / _TIMING_CACHE, cache)
 
     def _folder(self, key: PlanKey) -> Path:
         return self.root / ENGINES_FOLDER / key.folder_name
@@ -183,11 +181,15 @@ class PlanStore:
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _recorded_sha256(self, role: str, key: PlanKey) -> str | None:
-        record = self._record(self._folder(key) / f"{role}.json")
-        recorded = json.loads(json.dumps(asdict(key)))
+    def _recorded(self, role: str, key: PlanKey) -> tuple[Path, str | None]:
+        """Return a plan's path, and the hash that it must have; None where no plan of `key` lies."""
+        path = self._folder(key) / f"{role}.plan"
+        record = self._record(path.with_suffix(".json"))
         sha256 = record.get("plan_sha256")
-        return sha256 if record.get("key") == recorded and isinstance(sha256, str) else None
+        fits = record.get("key") == json.loads(json.dumps(asdict(key))) and isinstance(sha256, str)
+        if not fits or problem_with_path(self.root, self._relative(path))[0] is not None:
+            return path, None
+        return path, sha256
 
     def _record(self, path: Path) -> dict[str, Any]:
         """Return what was written beside a plan; nothing where that cannot be read."""
@@ -209,13 +211,3 @@ def _cannot_be_written(folder: Path, role: str, why: str) -> ResourceError:
         f"{folder}: the engine of {role} cannot be written ({why})",
         hint="make room, or copy the bundle to where you may write",
     )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        flush_to_disk(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

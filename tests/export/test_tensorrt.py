@@ -12,10 +12,10 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from cospec.export import build_only, cli, target_device, tensorrt
+from cospec.export import build_only, cli, target_device
 from cospec.runtime.bundle import Bundle
 from cospec.runtime.errors import BackendError, GateError, MissingExtraError, UsageError
-from cospec.runtime.tensorrt import devices
+from cospec.runtime.tensorrt import devices, engines
 from cospec.runtime.tensorrt.api import Gpu
 from cospec.runtime.tensorrt.devices import GENERIC, resolve_device
 from cospec.runtime.tensorrt.engines import plan_keys
@@ -124,7 +124,7 @@ def test_a_failed_lint_leaves_no_bundle(trt, llama, tmp_path, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise GateError("model.onnx as TensorRT reads it: no mask")
 
-    monkeypatch.setattr(tensorrt, "lint_network", refuse)
+    monkeypatch.setattr(engines, "lint_network", refuse)
     result = export_for("rtx-4090", llama, tmp_path / "refused")
     assert result.exit_code == GateError.exit_code
     assert "no mask" in result.stderr

@@ -192,6 +192,12 @@ def play_test(
 @click.option("--steps", default=TrainingConfig.steps, show_default=True, help="Updates.")
 @click.option("--validation-items", default=300, show_default=True)
 @click.option("--test-items", default=2000, show_default=True)
+@click.option(
+    "--test-skip",
+    default=0,
+    show_default=True,
+    help="Test problems to leave out first: those that an earlier run has shown.",
+)
 @click.option("--processes", default=1, show_default=True, help="One thread each.")
 def main(
     engine_dir: Path,
@@ -202,6 +208,7 @@ def main(
     steps: int,
     validation_items: int,
     test_items: int,
+    test_skip: int,
     processes: int,
 ) -> None:
     """Train, choose, play, compare."""
@@ -221,8 +228,8 @@ def main(
     curves, played = play_validation(graphs, config, known, work / "validation.jsonl")
     names = [f"seed {seed}" for seed in seeds.split(",")]
     arbiters = {name: choose(curves[name], played) for name in names}
-    held_out = tiny_tasks("test", test_items, seed=0)
-    modes, answers = play_test(config, held_out, arbiters, first, work / "test.jsonl")
+    held_out = tiny_tasks("test", test_skip + test_items, seed=0)[test_skip:]
+    modes, answers = play_test(config, held_out, arbiters, first, work / f"test {test_skip}.jsonl")
     result = {
         "test": compare(modes, answers, [task.kind for task in held_out]),
         "validation": compare(

@@ -17,10 +17,10 @@ from .embed import embed_arbiter, measured_on
 from .modes import PLAIN, Mode
 from .quality import play_modes
 from .quality_worker import QualityConfig
-from .summary import Answer, oracle, paired_tests, summarise
+from .summary import Answer, oracle, paired_tests, summarise, tokens_per_target_pass
 from .tasks.item import Task
 from .tasks.resolve import resolve_tasks
-from .threshold import fastest_with_gain, fastest_without_loss
+from .threshold import Point, fastest_with_gain, fastest_without_loss
 from .train import train_arbiter
 
 HELD_OUT_SHARE = 5
@@ -129,30 +129,23 @@ def certificate(
     target = [answer.correct for answer in answers["target"]]
     best = fastest_with_gain(points, target)
     fast = fastest_without_loss(points, target)
+    played = {mode.threshold: answers[mode.name] for mode in curve}
     chosen = {
         **{name: answers[name] for name in ("target", "strict", "draft")},
-        "collab": next(answers[m.name] for m in curve if m.threshold == best.threshold),
+        "collab": played[best.threshold],
     }
     tested = [Mode(name, "collab" if name == "collab" else "strict") for name in chosen]
     return {
         "threshold": best.threshold,
         "speed_first": None
         if fast is None
-        else {
-            "threshold": fast.threshold,
-            "accuracy": fast.accuracy,
-            "tokens_per_target_pass": fast.tokens_per_target_pass,
-        },
-        "modes": {name: summarise(kinds, played) for name, played in chosen.items()},
+        else _point(fast, played[fast.threshold]),
+        "modes": {name: summarise(kinds, of_mode) for name, of_mode in chosen.items()},
         "override_precision": override_precision(chosen["collab"], target),
         "oracle": oracle(chosen),
         "mcnemar": paired_tests(tested, chosen),
         "curve": [
-            {
-                "threshold": point.threshold,
-                "accuracy": point.accuracy,
-                "tokens_per_target_pass": point.tokens_per_target_pass,
-            }
+            _point(point, played[point.threshold])
             for point in sorted(points, key=lambda point: point.threshold)
         ],
         "data": {
@@ -161,6 +154,15 @@ def certificate(
             "items": len(tasks),
         },
         "training": asdict(config),
+    }
+
+
+def _point(point: Point, answers: Sequence[Answer]) -> dict[str, float]:
+    return {
+        "threshold": point.threshold,
+        "accuracy": point.accuracy,
+        "tokens_per_target_pass": tokens_per_target_pass(answers),
+        "target_passes_per_item": point.target_passes_per_item,
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from .modes import Mode
 from .quality import play_modes
 from .quality_worker import QualityConfig
-from .summary import Answer, tokens_per_target_pass
+from .summary import Answer, target_passes_per_item
 from .tasks.item import Task
 from .threshold import GRID, Point, finer_thresholds
 
@@ -24,7 +24,7 @@ def curve_points(modes: Sequence[Mode], answers: Mapping[str, Sequence[Answer]])
         Point(
             threshold=mode.threshold or 0.0,
             correct=[answer.correct for answer in answers[mode.name]],
-            tokens_per_target_pass=tokens_per_target_pass(answers[mode.name]),
+            target_passes_per_item=target_passes_per_item(answers[mode.name]),
         )
         for mode in modes
     ]

@@ -48,6 +48,7 @@ def summarise(kinds: Sequence[str | None], answers: Sequence[Answer]) -> dict[st
         "accuracy_ci95": list(wilson_interval(right, n)),
         "n": n,
         "tokens_per_target_pass": tokens_per_target_pass(answers),
+        "target_passes_per_item": target_passes_per_item(answers),
         "tokens_per_second": tokens / seconds,
         "seconds_per_item": seconds / n,
         "tokens_per_item": tokens / n,
@@ -62,6 +63,11 @@ def summarise(kinds: Sequence[str | None], answers: Sequence[Answer]) -> dict[st
 def tokens_per_target_pass(answers: Sequence[Answer]) -> float:
     """Return the ratio of sums over all answers: speed that does not depend on the machine."""
     return sum(answer.tokens for answer in answers) / sum(a.target_passes for a in answers)
+
+
+def target_passes_per_item(answers: Sequence[Answer]) -> float:
+    """Return the mean passes of an answer: its cost, which a longer answer cannot hide."""
+    return sum(answer.target_passes for answer in answers) / len(answers)
 
 
 def override_rate(answers: Sequence[Answer]) -> float | None:

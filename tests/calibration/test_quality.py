@@ -29,6 +29,7 @@ FIGURES = {
     "accuracy_ci95",
     "n",
     "tokens_per_target_pass",
+    "target_passes_per_item",
     "tokens_per_second",
     "seconds_per_item",
     "tokens_per_item",

@@ -16,6 +16,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from cospec.calibration.train import (
 )
 from cospec.calibration.workers import Journal, Workers
 from cospec.models.arbiter import A_FEATURES, export_arbiter, save_network
+from cospec.models.tiny_pair.tasks import KINDS
 from cospec.runtime.bundle import Bundle, find_bundle
 
 SPLITS = (("word", "mul"), ("chain", "list"))
@@ -49,6 +51,9 @@ draft is better at (mul, list) and one that the target is better at."""
 
 PLOTTED = (0.05, 0.1, 0.2, 0.5, 0.9)
 """Thresholds of the plotted curve on the test problems."""
+
+PROBLEMS = {"mul": 700}
+"""Different test problems of a kind that has few."""
 
 RIVALS = ("always-draft", "typical:0.3,0.09", "relaxed:3,0.2", "fly:2,0.3", "ensemble:0.5")
 
@@ -183,6 +188,19 @@ def play_test(
     return [*modes, blind], answers
 
 
+def unseen_tasks(count: int, skip: int) -> list[Task]:
+    """Return test problems behind the first `skip`, the kinds taking turns as long as they last."""
+    if skip == 0:
+        return tiny_tasks("test", count, seed=0)
+    seen = {task.id for task in tiny_tasks("test", skip, seed=0)}
+    pools = []
+    for kind in KINDS:
+        pool = tiny_tasks("test", PROBLEMS.get(kind, skip + count), 0, [kind])
+        pools.append([task for task in pool if task.id not in seen])
+    turns = (task for turn in zip_longest(*pools) for task in turn if task is not None)
+    return list(islice(turns, count))
+
+
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("models/tiny"))
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
@@ -228,7 +246,7 @@ def main(
     curves, played = play_validation(graphs, config, known, work / "validation.jsonl")
     names = [f"seed {seed}" for seed in seeds.split(",")]
     arbiters = {name: choose(curves[name], played) for name in names}
-    held_out = tiny_tasks("test", test_skip + test_items, seed=0)[test_skip:]
+    held_out = unseen_tasks(test_items, test_skip)
     modes, answers = play_test(config, held_out, arbiters, first, work / f"test {test_skip}.jsonl")
     result = {
         "test": compare(modes, answers, [task.kind for task in held_out]),

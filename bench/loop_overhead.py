@@ -18,7 +18,6 @@ import click
 
 from cospec.runtime.bundle import Bundle, find_bundle
 from cospec.runtime.engines.onnxruntime import OrtOptions
-from cospec.runtime.loop import decode
 from cospec.runtime.session import Session, load
 
 
@@ -42,20 +41,18 @@ class TimedSession:
 def measure(session: Session, tokens: list[int], max_tokens: int) -> dict[str, float]:
     """Decode once and return seconds in and out of the engines, with counts."""
     timed = []
-    for decoder in (session._target, session._draft):
+    for decoder in (session.caches.target, session.caches.draft):
         if decoder is not None:
             decoder._session = TimedSession(getattr(decoder._session, "_session", decoder._session))
             timed.append(decoder._session)
-    limits = session._limits(max_tokens, None)
-    session._target.truncate(0)
     rounds = generated = 0
     inside = started = 0.0
-    for round_ in decode(session._target, session._new_drafter(limits), list(tokens), limits):
+    for piece in session.continue_tokens(tokens, max_tokens=max_tokens):
         if rounds == 0:  # the first round holds the prefill, and the first use of each binding
             started, inside = perf_counter(), sum(t.seconds for t in timed)
-            generated -= len(round_.tokens)
+            generated -= len(piece.tokens)
         rounds += 1
-        generated += len(round_.tokens)
+        generated += len(piece.tokens)
     wall = perf_counter() - started
     inside = sum(t.seconds for t in timed) - inside
     return {"wall": wall, "inside": inside, "rounds": rounds - 1, "tokens": generated}

@@ -108,12 +108,17 @@ class RecordingReferee(Referee):
     _chosen: list[int] = field(default_factory=list)
 
     def keep(
-        self, tokens: Sequence[int], drafted: list[int], draft: StepOutput, verified: StepOutput
+        self,
+        tokens: Sequence[int],
+        drafted: list[int],
+        chosen: list[int],
+        draft: StepOutput,
+        verified: StepOutput,
     ) -> list[bool]:
         """Decide as `Referee.keep` does."""
         self._start, self._drafted = len(tokens) - self.prompt_length, drafted
-        self._chosen = verified.token[-len(drafted) - 1 : -1].tolist()
-        return super().keep(tokens, drafted, draft, verified)
+        self._chosen = chosen
+        return super().keep(tokens, drafted, chosen, draft, verified)
 
     def decide(self, i: int, score: float) -> bool:
         """Sample, or compare with the threshold, and remember."""

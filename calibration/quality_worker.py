@@ -98,6 +98,7 @@ class Players:
         if session is None:
             raise UsageError("the draft alone was not loaded")
         plain = mode.kind in ("target", "draft")
+        session.forget()  # no mode profits from what another one has read
         return session.generate(
             task.prompt,
             max_tokens=max_tokens,

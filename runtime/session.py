@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from .arbitration.protocol import Arbiter
 from .arbitration.referee import Referee
 from .bundle import Bundle, find_bundle
+from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .drafting.model import ModelDrafter
 from .drafting.ngram import NgramDrafter
@@ -17,14 +19,19 @@ from .drafting.protocol import Drafter, NoDrafter, no_evidence
 from .engines.onnxruntime import OrtOptions
 from .engines.protocol import Engine
 from .errors import PromptError, UsageError
+from .generation import Plan, Scribe, rounds
 from .guard import Guard
-from .loop import Limits, decode
+from .loop import Limits, Observer
 from .manifest import Manifest
 from .placement import Backend, place
+from .sampling.params import SamplingParams
+from .sampling.sampler import Sampler
+from .stopping import Interrupt
 from .text import Message, TextCodec
 
 DrafterName = Literal["auto", "model", "ngram", "none"]
 Mode = Literal["strict", "collab"]
+Overflow = Literal["stop", "slide"]
 Prompt = str | Sequence[Message]
 DraftLength = int | Literal["auto"] | None
 """Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves, up
@@ -34,7 +41,8 @@ to the bundle's default (see `guard.py`); None for that default."""
 class Session:
     """Draft, target and text of one bundle, ready to generate. One generation runs at a time.
 
-    Usually made by `cospec.load`.
+    Usually made by `cospec.load`. Threads may share a session: rounds never overlap, and a generation
+    that another one overtakes ends with an error. For generations side by side, use `new_session`.
 
     Args:
         manifest: the bundle's manifest.
@@ -61,9 +69,20 @@ class Session:
         self.arbiter = arbiter
         self.codec = codec
         self.drafter: DrafterName = _drafter_name(drafter, draft is not None)
+        self._engines = (target, draft)
         self._running: Stream | None = None
-        self._target = target.decoder()
-        self._draft = draft.decoder() if draft is not None and self.drafter == "model" else None
+        self._lock = Lock()
+        drafts = draft is not None and self.drafter == "model"
+        self.caches = Caches(
+            target.decoder(),
+            draft.decoder() if draft is not None and drafts else None,
+            manifest.seal,
+        )
+
+    def new_session(self) -> Session:
+        """Return another session on the same engines, with empty caches of its own."""
+        target, draft = self._engines
+        return Session(self.manifest, target, draft, self.codec, self.arbiter, self.drafter)
 
     def generate(
         self,
@@ -71,22 +90,34 @@ class Session:
         *,
         max_tokens: int | None = None,
         num_draft_tokens: DraftLength = None,
+        sampling: SamplingParams | None = None,
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
+        timeout: float | None = None,
+        overflow: Overflow = "stop",
+        observer: Observer | None = None,
     ) -> Completion:
         """Generate to the end and return the whole output.
 
         Args:
-            prompt: plain text, continued as it is; or chat messages, rendered with the template.
+            prompt: plain text, continued as it is; or chat messages, rendered with the template. As far
+                as it begins like the text before, it is not read again.
             max_tokens: tokens to generate at most; the bundle's default if None.
             num_draft_tokens: tokens to draft a round; see DraftLength. `auto` goes with `strict` only:
                 it depends on measured times, and the output of `collab` depends on the length.
-            mode: `strict` yields exactly the target's greedy output; in `collab` the arbiter may keep
-                the draft's token where the models disagree.
+            sampling: how tokens are chosen, and stop texts; the most likely tokens if None.
+            mode: `strict` yields what the target alone would: its greedy output, or draws from its very
+                distribution. In `collab` the arbiter may keep the draft's token where the models
+                disagree; under sampling too, where the output no longer follows the target's
+                distribution.
             threshold: for `collab`: the score above which a draft token stays. 1 is exactly strict, 0
                 keeps every draft token that the caps allow; the bundle's own if None.
             arbiter: for `collab`: decides instead of the bundle's own.
+            timeout: seconds after which the generation ends, with what it has, before its next pass.
+            overflow: what happens when the cache is full: `stop`, or `slide`, which forgets the older
+                half of the text but for its first tokens, reads the rest anew and goes on.
+            observer: sees each round, such as a trace.
 
         Raises:
             PromptError: the prompt is empty or does not fit the capacity.
@@ -97,9 +128,13 @@ class Session:
             prompt,
             max_tokens=max_tokens,
             num_draft_tokens=num_draft_tokens,
+            sampling=sampling,
             mode=mode,
             threshold=threshold,
             arbiter=arbiter,
+            timeout=timeout,
+            overflow=overflow,
+            observer=observer,
         ).completion()
 
     def stream(
@@ -108,18 +143,21 @@ class Session:
         *,
         max_tokens: int | None = None,
         num_draft_tokens: DraftLength = None,
+        sampling: SamplingParams | None = None,
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
+        timeout: float | None = None,
+        overflow: Overflow = "stop",
+        observer: Observer | None = None,
     ) -> Stream:
         """Generate piece by piece; arguments and errors as in `generate`."""
         referee = self._referee(mode, threshold, arbiter)
-        return self.continue_tokens(
-            self.encode(prompt),
-            referee,
-            max_tokens=max_tokens,
-            num_draft_tokens=num_draft_tokens,
+        tokens = self.encode(prompt)
+        plan = self._plan(
+            tokens, max_tokens, num_draft_tokens, sampling, referee, timeout, overflow, observer
         )
+        return self._stream(tokens, plan)
 
     def continue_tokens(
         self,
@@ -128,8 +166,54 @@ class Session:
         *,
         max_tokens: int | None = None,
         num_draft_tokens: DraftLength = None,
+        sampling: SamplingParams | None = None,
     ) -> Stream:
-        """Generate behind `tokens`, with a referee of the caller's: for those who measure and train."""
+        """Generate behind `tokens`, with a referee of the caller's: for those who measure and train.
+
+        All tokens are read anew, so that neither times nor rounding depend on what was read before.
+        """
+        tokens = list(tokens)
+        plan = self._plan(tokens, max_tokens, num_draft_tokens, sampling, referee)
+        return self._stream(tokens, plan, anew=True)
+
+    def forget(self) -> None:
+        """Empty the caches: the next prompt is read from its first token."""
+        with self._lock:
+            self._running = None
+            self.caches.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Keep the caches in a file, so that another process need not read the text again.
+
+        Raises:
+            UsageError: the backend cannot do that.
+        """
+        with self._lock:
+            self.caches.save(Path(path))
+
+    def restore(self, path: str | Path) -> None:
+        """Go on where `save` was called, in this process or another, with the same bundle.
+
+        Raises:
+            BundleError: the file is damaged, or belongs to another bundle.
+            UsageError: the backend cannot do that.
+        """
+        with self._lock:
+            self._running = None
+            self.caches.restore(Path(path))
+
+    def _plan(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        num_draft_tokens: DraftLength,
+        params: SamplingParams | None,
+        referee: Referee | None,
+        timeout: float | None = None,
+        overflow: Overflow = "stop",
+        observer: Observer | None = None,
+    ) -> Plan:
+        """Resolve everything that a generation depends on."""
         guard = None
         if num_draft_tokens == "auto":
             if referee is not None:
@@ -139,11 +223,18 @@ class Session:
                     hint="give a number, or leave it to the bundle",
                 )
             num_draft_tokens, guard = None, self._guard
+        if overflow not in ("stop", "slide"):
+            raise UsageError(f"overflow is '{overflow}'", hint="it is one of: stop, slide")
+        params = params or SamplingParams()
         limits = self._limits(max_tokens, num_draft_tokens)
-        tokens = list(tokens)
-        stream = Stream(tokens)
-        stream._pieces = self._pieces(tokens, limits, stream, referee, guard)
-        return stream
+        sampler = None
+        if not params.is_plain:
+            size = self.manifest.vocab_size
+            sampler = Sampler(params, tokens, size, limits.eos_token_ids)
+        interrupt = Interrupt(timeout)
+        return Plan(
+            limits, params, interrupt, overflow == "slide", referee, guard, sampler, observer
+        )
 
     def _referee(
         self, mode: Mode, threshold: float | None, arbiter: Arbiter | None
@@ -195,42 +286,60 @@ class Session:
             prefill_chunk=defaults.prefill_chunk,
         )
 
-    def _pieces(
-        self,
-        tokens: list[int],
-        limits: Limits,
-        stream: Stream,
-        referee: Referee | None,
-        guard: Guard | None,
-    ) -> Iterator[Piece]:
-        self._running = stream
-        self._target.truncate(0)
-        self._target.select(() if referee is None else referee.arbiter.target_outputs)
-        drafter = self._new_drafter(limits, referee)
-        if referee is not None:
-            stream.stats.num_capped = referee.num_capped
-        text = self.codec.stream(stream.prompt_tokens)
-        for round_ in decode(self._target, drafter, tokens, limits, referee, guard):
-            stream.stats.add(round_)
-            stream.finish_reason = round_.finish
-            piece = text.push(round_.tokens)
-            if round_.finish is not None:
-                piece += text.finish()
-            yield Piece(piece, round_.tokens, round_.provenance)
-            if self._running is not stream and round_.finish is None:
-                raise UsageError(
-                    "another generation began on this session before this one ended",
-                    hint="finish or drop a stream before the next, or load a second session",
-                )
+    def _stream(self, tokens: list[int], plan: Plan, *, anew: bool = False) -> Stream:
+        stream = Stream(tokens, plan.interrupt, None if plan.sampler is None else plan.sampler.seed)
+        stream._pieces = self._pieces(tokens, plan, stream, anew)
+        return stream
 
-    def _new_drafter(self, limits: Limits, referee: Referee | None = None) -> Drafter:
-        if limits.num_draft_tokens == 0 or self.drafter == "none":
+    def _pieces(self, tokens: list[int], plan: Plan, stream: Stream, anew: bool) -> Iterator[Piece]:
+        with self._lock:
+            self._running = stream
+            if anew:
+                self.caches.clear()
+            stream.stats.num_cached_tokens = self.caches.begin(tokens)
+            going = rounds(plan, self.caches, self._drafter(plan), tokens)
+        scribe = Scribe(self.codec.stream(stream.prompt_tokens), plan.params)
+        if plan.referee is not None:
+            stream.stats.num_capped = plan.referee.num_capped
+        while stream.finish_reason is None:
+            with self._lock:
+                if self._running is not stream:
+                    raise UsageError(
+                        "another generation began on this session before this one ended",
+                        hint="finish or drop a stream before the next, or use new_session",
+                    )
+                with self.caches.consistent():
+                    round_ = next(going)
+                text, whole = scribe.write(round_)
+                if len(whole.tokens) < len(round_.tokens):
+                    self.caches.cut(
+                        len(self.caches.tokens) - len(round_.tokens) + len(whole.tokens)
+                    )
+                if whole.tokens:
+                    stream.stats.add(whole)
+                stream.finish_reason = whole.finish
+            yield Piece(text, whole.tokens, whole.provenance, whole.logprobs)
+
+    def _drafter(self, plan: Plan) -> Drafter:
+        """Choose what both decoders return, and who drafts."""
+        referee, sampler, observer = plan.referee, plan.sampler, plan.observer
+        shared: tuple[str, ...] = () if sampler is None else sampler.outputs
+        if observer is not None:
+            shared += observer.outputs
+        judged = (
+            ((), ())
+            if referee is None
+            else (referee.arbiter.target_outputs, referee.arbiter.draft_outputs)
+        )
+        self.caches.target.select(shared + judged[0])
+        if plan.limits.num_draft_tokens == 0 or self.drafter == "none":
             return NoDrafter()
-        if self._draft is None:
+        draft = self.caches.draft
+        if draft is None:
             return NgramDrafter()
-        self._draft.truncate(0)
-        self._draft.select(() if referee is None else referee.arbiter.draft_outputs)
-        return ModelDrafter(self._draft, limits.prefill_chunk, collect=referee is not None)
+        draft.select(shared + judged[1])
+        collect = referee is not None or observer is not None
+        return ModelDrafter(draft, plan.limits.prefill_chunk, collect=collect, sampler=sampler)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt.

@@ -15,6 +15,7 @@ class GenerationStats:
 
     Attributes:
         num_prompt_tokens: tokens of the prompt.
+        num_cached_tokens: how many of them the target had read before.
         num_generated_tokens: tokens of the output, an end-of-sequence token included.
         num_target_passes: verify passes; a plain decoding pass counts too, prefill does not.
         num_drafts: passes that had at least one drafted token.
@@ -31,6 +32,7 @@ class GenerationStats:
     """
 
     num_prompt_tokens: int
+    num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     num_target_passes: int = 0
     num_drafts: int = 0
@@ -98,6 +100,7 @@ class GenerationStats:
         rates = zip(self.num_accepted_tokens_per_pos, self.num_draft_tokens_per_pos, strict=True)
         return {
             "num_prompt_tokens": self.num_prompt_tokens,
+            "num_cached_tokens": self.num_cached_tokens,
             "num_generated_tokens": self.num_generated_tokens,
             "num_target_passes": self.num_target_passes,
             "num_drafts": self.num_drafts,

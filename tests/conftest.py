@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No test is about time: on a busy machine a call may take anything.
+hypothesis.settings.register_profile("cospec", deadline=None)
+hypothesis.settings.load_profile("cospec")
 
 # Before transformers is imported: a test that asks the hub for anything fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engines.protocol import StepOutput
 from .protocol import Arbiter, Block
@@ -47,6 +48,7 @@ class Referee:
         protected: tokens that only the target may choose: end of text and special tokens.
         caps: bounds that no score can lift.
         num_capped: mismatches that a cap decided, by the cap's name.
+        scores: float32 [k], the arbiter's for the last block; None if it was not asked.
     """
 
     arbiter: Arbiter
@@ -56,11 +58,13 @@ class Referee:
     num_capped: dict[str, int] = field(
         default_factory=lambda: {"in_a_row": 0, "per_block": 0, "repetition": 0}
     )
+    scores: NDArray[np.float32] | None = field(default=None, init=False)
 
     def keep(
         self,
         tokens: Sequence[int],
         drafted: list[int],
+        chosen: list[int],
         draft: StepOutput,
         verified: StepOutput,
     ) -> list[bool]:
@@ -69,14 +73,14 @@ class Referee:
         Args:
             tokens: everything before the block.
             drafted: the block, k tokens.
+            chosen: the target's choices along the block, at least k tokens.
             draft: the draft's rows [k].
             verified: the target's rows, the last k+1 of which belong to the block.
         """
-        chosen = verified.token[-len(drafted) - 1 : -1].tolist()
-        keep = [proposed == wanted for proposed, wanted in zip(drafted, chosen, strict=True)]
+        keep = [proposed == wanted for proposed, wanted in zip(drafted, chosen, strict=False)]
+        self.scores = None
         if self.threshold >= 1:
             return keep
-        scores = None
         run = overrides = 0  # draft tokens kept against the target: side by side, and in all
         for i, match in enumerate(keep):
             if match:
@@ -88,9 +92,9 @@ class Referee:
             tail = [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
             if self._capped(run, overrides, tail):
                 break
-            if scores is None:  # not asked before it may decide
-                scores = self.arbiter.score(_block(drafted, keep, draft, verified))
-            if not self.decide(i, float(scores[i])):
+            if self.scores is None:  # not asked before it may decide
+                self.scores = self.arbiter.score(_block(drafted, keep, draft, verified))
+            if not self.decide(i, float(self.scores[i])):
                 break
             keep[i] = True
             run, overrides = run + 1, overrides + 1

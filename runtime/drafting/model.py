@@ -11,19 +11,29 @@ from numpy.typing import NDArray
 
 from ..engines.protocol import ChainedDecoder, Decoder, StepOutput
 from ..prefill import prefill
+from ..sampling.sampler import Sampler
 from .protocol import no_evidence
 
 
 class ModelDrafter:
-    """Proposes the draft model's greedy continuation.
+    """Proposes the draft model's continuation: its most likely tokens, or the sampler's choice.
 
     Args:
-        decoder: an empty decoder of the draft.
+        decoder: a decoder of the draft that holds a prefix of the context, usually nothing.
         chunk: tokens per pass while it reads a long context.
         collect: keep what the draft saw, for an arbiter.
+        sampler: the target's own, so that both draw with the same noise.
     """
 
-    def __init__(self, decoder: Decoder, chunk: int, *, collect: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        chunk: int,
+        *,
+        collect: bool = False,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self._sampler = sampler
         self._collect = collect
         self._seen: dict[str, NDArray[Any]] = {}
         self._decoder = decoder
@@ -40,13 +50,17 @@ class ModelDrafter:
         prefill(decoder, tokens, len(tokens) - 1, self._chunk)
         drafted: list[int] = []
         fresh = list(tokens[decoder.length :])
-        if self._chained is not None and count > 0:
+        if self._chained is not None and self._sampler is None and count > 0:
             rows = self._chained.draft(fresh, count)
             self._seen = _arrays(rows)
             return list(rows.token.tolist())
         while len(drafted) < count:
             row = decoder.step(fresh)
-            token = int(row.token[-1])
+            if self._sampler is None:
+                token = int(row.token[-1])
+            else:
+                assert row.logits is not None
+                token = self._sampler.choose(row.logits[-1], tokens, drafted)
             if self._collect:
                 self._remember(row, len(drafted), count)
             drafted.append(token)

@@ -27,6 +27,10 @@ class OrtOptions:
     Attributes:
         threads: worker threads of a pass; None takes the number of physical cores. Draft and target
             have a pool each, which sleeps between passes: two that spin steal each other's cores.
+        shared_pool: one pool for all sessions of the process instead, ONNX Runtime's global one, whose
+            threads spin for a while after each pass. Its size stays, and every later session of the
+            process must use it, others' too: for programs of one's own, not for libraries inside
+            others. What it gains is in docs/speed.md.
         provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
         low_memory: convert fp16 weights in each pass instead of once at load. A CPU computes fp16
             graphs in fp32; by default it keeps all weights twice, in both precisions.
@@ -35,6 +39,7 @@ class OrtOptions:
     threads: int | None = None
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     low_memory: bool = False
+    shared_pool: bool = False
 
 
 def import_onnxruntime() -> Any:
@@ -57,7 +62,8 @@ class OrtEngine(ShapedEngine):
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BackendError: ONNX Runtime cannot load the graph.
-        UsageError: `provider="cuda"` without a CUDA build or device.
+        UsageError: `provider="cuda"` without a CUDA build or device; or a pool of threads that does
+            not go with what this process has already.
     """
 
     def __init__(self, graph: Path, shape: GraphShape, options: OrtOptions | None = None) -> None:
@@ -67,6 +73,7 @@ class OrtEngine(ShapedEngine):
         ort = import_onnxruntime()
         providers = _providers(ort, self.options)
         session_options = _session_options(ort, self.options)
+        choose_pool(ort, session_options, self.options)
         try:
             self.session = ort.InferenceSession(
                 str(graph), sess_options=session_options, providers=providers
@@ -146,6 +153,12 @@ class OrtDecoder(CachedSequence):
             whole = value.numpy().copy()
             whole[:, :, self._length :] = 0
             value.update_inplace(whole)
+
+    def read_cache(self) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return copies of (key, value) [1, Hkv, length, D] of each layer."""
+        kept = {name: value.numpy()[:, :, : self._length] for name, value in self._cache.items()}
+        layers = range(len(self._shape.kv_shapes))
+        return [(kept[f"{i}.key"].copy(), kept[f"{i}.value"].copy()) for i in layers]
 
     def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
         """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
@@ -241,6 +254,46 @@ def _session_options(ort: Any, options: OrtOptions) -> Any:
     session_options.inter_op_num_threads = 1
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return session_options
+
+
+class _SharedPool:
+    """What is known of ONNX Runtime's global pool, which a process has once and keeps."""
+
+    joined = False
+    threads: int | None = None
+
+
+def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = None) -> None:
+    """Give a session the pool of threads that it must or is to use.
+
+    Once a process has the shared pool, ONNX Runtime makes no session with a pool of its own.
+
+    Args:
+        ort: the onnxruntime module.
+        session_options: of the session to make; changed in place.
+        options: what was asked for; None takes what the process has.
+
+    Raises:
+        UsageError: the process has a shared pool of another size.
+    """
+    if options is not None and options.shared_pool and not _SharedPool.joined:
+        try:
+            ort.set_global_thread_pool_sizes(options.threads or 0, 1)
+        except Exception as error:
+            if options.threads is not None:
+                raise UsageError(
+                    "this process has a shared pool of threads already, which other code made: "
+                    f"{_first_line(error)}",
+                    hint="leave the number of threads out to use that pool as it is",
+                ) from error
+        _SharedPool.joined, _SharedPool.threads = True, options.threads
+    if options is not None and _SharedPool.joined and options.threads != _SharedPool.threads:
+        raise UsageError(
+            f"the sessions of this process share {_SharedPool.threads or 'the default number of'} "
+            f"threads, but {options.threads or 'the default number'} was asked for",
+            hint="give every session of a process the same number of threads",
+        )
+    session_options.use_per_session_threads = not _SharedPool.joined
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,17 @@ class ChainedDecoder(Decoder, Protocol):
             PromptError: the cache would overflow; nothing was fed.
             BackendError: the backend failed, or produced numbers that are not finite; nothing was fed.
         """
+
+
+@runtime_checkable
+class StoredDecoder(Decoder, Protocol):
+    """A decoder whose cache can be taken out and put back, so that it outlives the process."""
+
+    def read_cache(self) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return copies of (key, value) [1, Hkv, length, D] of each layer."""
+
+    def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
+        """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
 
 
 class Engine(Protocol):

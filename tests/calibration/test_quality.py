@@ -114,8 +114,8 @@ def test_the_figures_are_those_of_sessions(tiny_pair_bundle, result):
         tokens += len(done.tokens)
     assert result["modes"]["target"]["accuracy"] == right / ITEMS
     assert result["modes"]["target"]["tokens_per_item"] == tokens / ITEMS
-    assert session._draft is not None
-    session._target, right = session._draft, 0
+    assert session.caches.draft is not None
+    session.caches.target, right = session.caches.draft, 0
     for task in tasks:
         done = session.generate(task.prompt, max_tokens=task.max_tokens, num_draft_tokens=0)
         right += check(task, done.text)

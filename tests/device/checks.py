@@ -98,7 +98,7 @@ def check_strict(session: Session, prompts: Sequence[list[int]], max_tokens: int
     Passes of different widths round differently, so two candidates closer than that may change places;
     every difference is reported with the margin that the target saw there.
     """
-    target = session._target
+    target = session.caches.target
     largest, differences = 0.0, []
     for index, prompt in enumerate(prompts):
         alone = session.continue_tokens(prompt, max_tokens=max_tokens, num_draft_tokens=0)

@@ -122,7 +122,7 @@ def _examine(
     if not report["build"]["passed"]:
         return report | {"status": "failed"}
     session = cospec.load(bundle.root, backend="tensorrt", verify=False)
-    decoders: dict[str, Any] = {"target": session._target, "draft": session._draft}
+    decoders: dict[str, Any] = {"target": session.caches.target, "draft": session.caches.draft}
     limit, vocab_size = options.max_tokens, manifest.vocab_size
     prompts = [session.encode(prompt) for prompt in _prompts(options, session)]
     steps: dict[str, Callable[[], dict[str, Any]]] = {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from simulated_tensorrt import VERSIONS, simulate
+from simulated_tensorrt import VERSIONS, SimulatedRuntime, simulate
 
 import cospec
 from cospec.models.tiny_pair.tasks import distinct, prompt
@@ -24,6 +26,7 @@ from cospec.runtime.engines.tensorrt import TensorRtDecoder
 from cospec.runtime.errors import BackendError, ResourceError, UsageError
 from cospec.runtime.placement import place
 from cospec.runtime.session import Session
+from cospec.runtime.tensorrt import plans
 
 FORMS = pytest.mark.parametrize("form", list(VERSIONS))
 OPTIONS = OrtOptions(provider="cpu", threads=1)
@@ -81,7 +84,7 @@ def test_simulated_strict_is_the_greedy_output_of_transformers(
 ):
     trt = simulate(monkeypatch, VERSIONS[form])
     session = load(bundles(form), backend, drafter=drafter)
-    assert isinstance(session._target, TensorRtDecoder)
+    assert isinstance(session.caches.target, TensorRtDecoder)
     drafted = 0
     for text in prompts():
         found = session.generate(text, max_tokens=MAX_TOKENS)
@@ -89,7 +92,7 @@ def test_simulated_strict_is_the_greedy_output_of_transformers(
         drafted += found.stats.num_accepted_tokens
     assert drafted > 0
     assert 4 in trt.passes, "verified in one pass"
-    assert "recorded" in session._target.recording_report().values()
+    assert "recorded" in session.caches.target.recording_report().values()
 
 
 @FORMS
@@ -108,7 +111,7 @@ def test_simulated_collab_decides_as_onnx_runtime_does(bundles, monkeypatch, for
     sessions = {name: load(bundles(form), name) for name in ("onnxruntime", "tensorrt", "mixed")}
     assert isinstance(sessions["onnxruntime"].arbiter, LearnedArbiter)
     assert isinstance(sessions["mixed"].arbiter, LearnedArbiter)
-    assert isinstance(sessions["mixed"]._draft, OrtDecoder)
+    assert isinstance(sessions["mixed"].caches.draft, OrtDecoder)
     assert isinstance(sessions["tensorrt"].arbiter, TensorRtArbiter)
     overrides = 0
     for text in prompts():
@@ -153,13 +156,60 @@ def test_the_first_run_builds_what_is_missing_and_the_second_nothing(
     simulate(monkeypatch)
     cospec.load(bundle, backend="tensorrt", options=OPTIONS)
     (folder,) = (bundle / "engines").iterdir()
-    plans = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.plan")}
-    assert set(plans) == {"target.plan", "draft.plan", "arbiter.plan"}
+    written = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.plan")}
+    assert set(written) == {"target.plan", "draft.plan", "arbiter.plan"}
     cospec.load(bundle, backend="tensorrt", options=OPTIONS)
-    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.plan")} == plans
-    (folder / "draft.plan").write_bytes(b"changed")
-    cospec.load(bundle, backend="tensorrt", options=OPTIONS)
-    assert (folder / "draft.plan").read_bytes() != b"changed", "built again, never loaded"
+    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.plan")} == written
+
+
+def test_a_plan_is_hashed_once_and_what_is_hashed_is_what_is_loaded(
+    bundles, monkeypatch, tmp_path
+):
+    bundle = Path(shutil.copytree(bundles("scatter"), tmp_path / "tiny"))
+    shutil.rmtree(bundle / "engines", ignore_errors=True)
+    simulate(monkeypatch)
+    load(bundle, "tensorrt")
+    files = list(bundle.glob("engines/*/*.plan"))
+    contents = {path.read_bytes() for path in files}
+    hashed, loaded = [], []
+    sha256, deserialize = hashlib.sha256, SimulatedRuntime.deserialize_cuda_engine
+    spied = SimpleNamespace(sha256=lambda data: hashed.append(data) or sha256(data))
+    monkeypatch.setattr(plans, "hashlib", spied)
+    monkeypatch.setattr(plans, "sha256_of", lambda path: hashed.append(path.read_bytes()))
+    monkeypatch.setattr(
+        SimulatedRuntime,
+        "deserialize_cuda_engine",
+        lambda runtime, data: loaded.append(data) or deserialize(runtime, data),
+    )
+    load(bundle, "tensorrt")
+    of_plans = [data for data in hashed if data in contents]
+    assert len(of_plans) == len(loaded) == len(files) == 3
+    assert {id(data) for data in of_plans} == {id(data) for data in loaded}, "the very bytes"
+
+
+@pytest.mark.parametrize("role", ["target", "draft", "arbiter"])
+def test_a_plan_that_was_changed_is_built_again_and_never_loaded(
+    role, bundles, monkeypatch, tmp_path
+):
+    bundle = Path(shutil.copytree(bundles("scatter"), tmp_path / "tiny"))
+    shutil.rmtree(bundle / "engines", ignore_errors=True)
+    trt = simulate(monkeypatch)
+    session = load(bundle, "tensorrt")
+    expected = session.generate(prompts()[0], max_tokens=MAX_TOKENS).tokens
+    (plan,) = bundle.glob(f"engines/*/{role}.plan")
+    good = plan.read_bytes()
+    plan.write_bytes(good.replace(trt.__version__.encode(), b"6.6.6"))
+    loaded, deserialize = [], SimulatedRuntime.deserialize_cuda_engine
+    monkeypatch.setattr(
+        SimulatedRuntime,
+        "deserialize_cuda_engine",
+        lambda runtime, data: loaded.append(data) or deserialize(runtime, data),
+    )
+    session = load(bundle, "tensorrt")
+    assert session.generate(prompts()[0], max_tokens=MAX_TOKENS).tokens == expected
+    assert good in loaded
+    assert not [data for data in loaded if b"6.6.6" in data]
+    assert plan.read_bytes() == good
 
 
 def test_only_what_runs_on_tensorrt_is_built(bundles, monkeypatch, tmp_path):
@@ -196,7 +246,7 @@ def test_auto_is_onnx_runtime_unless_the_bundle_is_for_tensorrt_and_a_gpu_is_the
 ):
     bundle = bundles("scatter")
     simulate(monkeypatch)
-    assert isinstance(load(bundle, "auto")._target, OrtDecoder), "not marked"
+    assert isinstance(load(bundle, "auto").caches.target, OrtDecoder), "not marked"
     opened = Bundle.open(bundle, verify=False)
     marked = with_engines(opened)
     simulate(monkeypatch, devices=0)

@@ -276,9 +276,9 @@ def test_a_stream_that_was_overtaken_says_so_instead_of_going_wrong(session, ref
     assert other.completion().tokens == references[PROMPTS[4]]
 
 
-@pytest.mark.parametrize("failing", ["_target", "_draft"])
+@pytest.mark.parametrize("failing", ["target", "draft"])
 def test_a_backend_failure_leaves_a_usable_session(session, references, monkeypatch, failing):
-    decoder = getattr(session, failing)
+    decoder = getattr(session.caches, failing)
     step, calls = decoder.step, []
 
     def fail_later(tokens):

@@ -42,7 +42,7 @@ def keep(
     """Let the referee decide; `chosen` is the target's choice at each drafted token."""
     rows = [-9] * fed_before + chosen + [-1]  # the last row is the bonus
     verified = StepOutput(token=np.array(rows), entropy=np.arange(len(rows), dtype=np.float32))
-    return referee.keep(tokens, drafted, StepOutput(token=np.array(drafted)), verified)
+    return referee.keep(tokens, drafted, chosen, StepOutput(token=np.array(drafted)), verified)
 
 
 def leading(flags: Sequence[bool]) -> int:

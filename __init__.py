@@ -23,16 +23,20 @@ from .runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from .runtime.chat import Chat
     from .runtime.completion import Completion, Piece, Stream
     from .runtime.engines.onnxruntime import OrtOptions
+    from .runtime.sampling.params import SamplingParams
     from .runtime.session import Session, load
     from .runtime.stats import GenerationStats
 
 _LAZY = {
+    "Chat": ".runtime.chat",
     "Completion": ".runtime.completion",
     "GenerationStats": ".runtime.stats",
     "OrtOptions": ".runtime.engines.onnxruntime",
     "Piece": ".runtime.completion",
+    "SamplingParams": ".runtime.sampling.params",
     "Session": ".runtime.session",
     "Stream": ".runtime.completion",
     "load": ".runtime.session",
@@ -41,6 +45,7 @@ _LAZY = {
 __all__ = [
     "BackendError",
     "BundleError",
+    "Chat",
     "CheckpointError",
     "Completion",
     "CospecError",
@@ -51,6 +56,7 @@ __all__ = [
     "Piece",
     "PromptError",
     "ResourceError",
+    "SamplingParams",
     "Session",
     "Stream",
     "UsageError",

@@ -6,8 +6,10 @@ row's distribution. Draft and target use the *same* noise at a position, so they
 token where their distributions are alike, and the target's choice does not depend on what was drafted.
 The output of speculative sampling is therefore distributed as the target's own and, for a seed, the
 same whatever the number of drafted tokens (Daliri, Musco and Suresh, 2024: drafter-invariant
-speculative decoding). The price, against the rejection rule of Leviathan et al. (2023): where the
-distributions differ by d in total variation, at least (1-d)/(1+d) of the tokens are accepted, not 1-d.
+speculative decoding). Two tokens that lie within rounding of each other are the exception: passes of
+different widths round differently. The price, against the rejection rule of Leviathan et al. (2023):
+where the distributions differ by d in total variation, at least (1-d)/(1+d) of the tokens are
+accepted, not 1-d.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How many tokens to draft: as many as pay for themselves, and none where speculation loses.
 
 A round that drafts k tokens costs k draft steps and one verify pass k+1 wide, and yields the accepted
-tokens and one of the target's own. The guard measures these costs and how often the draft is accepted
-at each position while it decodes, and takes the k with the most tokens per second; 0 is plain decoding.
+tokens and one of the target's own. The guard knows these costs (`costs.py`), sees while it decodes how
+often the draft is accepted at each position, and takes the k with the most tokens per second; 0 is
+plain decoding, from which it comes back by trying a token now and then.
 The model of the yield is that of Leviathan et al. (2023), with an acceptance of its own at each
 position. In `strict` mode the output does not depend on k, so measuring cannot change it.
 """
@@ -14,32 +15,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-MEMORY = 0.99
-"""What an older observation of acceptance weighs against the next: about the last 100 rounds count."""
+MEMORY = 0.98
+"""What an older observation of acceptance weighs against the next: about the last 50 rounds count."""
 
-PRIOR_ROUNDS, PRIOR_ACCEPTANCE = 4.0, 0.7
-"""Before anything was seen, speculation is believed to be worth trying."""
+PRIOR_ROUNDS, PRIOR_ACCEPTANCE = 2.0, 0.6
+"""Before anything was seen, speculation is believed to be worth a try; real rounds soon outweigh it."""
 
 POOLING = 8.0
 """Rounds that the mean over all positions weighs at each of them: the later ones are seen rarely."""
 
-COST_WINDOW = 9
-"""Passes of one width whose median is its cost: a slow one on a busy machine is no trend."""
+FIRST_LENGTH = 3
+"""Tokens to draft at most while nothing is known: a longer block would cost more than it teaches."""
+
+SPEED_WINDOW = 9
+"""Rounds whose median tells how fast the machine is now: a slow one on a busy machine is no trend."""
 
 MARGIN = 1.02
 """Speculation must promise this much more than plain decoding: a tie is not worth the variance."""
 
-PROBE_ROUNDS = 4
-"""Rounds in a row that try speculation again after it had lost."""
+PROBE_SHARE = 0.0125
+"""Share of the time that trying speculation again may lose: the dearer a try, the rarer it is."""
 
-PROBE_SHARE = 0.02
-"""Share of the time that trying may lose: the dearer a try, the more plain rounds lie before it."""
+PLAIN_ROUNDS = 8.0
+"""Plain rounds before a try, and more if the last one was dear."""
 
-PLAIN_ROUNDS = 16
-"""Plain rounds before a try, however cheap it is."""
-
-REMEASURE = 256
-"""Rounds after which plain decoding is measured again."""
+PROBE_EVIDENCE = 3.0
+"""Rounds that all older evidence weighs when a try is judged: two or three that succeed turn it over."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,26 @@ def best_length(
 
 @dataclass
 class Guard:
-    """Chooses the draft length of each round from what the rounds before it measured.
+    """Chooses the draft length of each round from what the rounds before it showed.
 
-    One object serves all generations of a session, so what one has measured the next one knows.
+    One object serves all generations of a session, so what one has learned the next one knows.
 
     Attributes:
-        longest: tokens to draft a round at most, at least 1.
+        measured: the costs as they were when nothing else ran; later rounds tell how much faster or
+            slower everything is by now, so that widths which are not in use stay comparable.
     """
 
-    longest: int
+    measured: Costs
     _reached: list[float] = field(init=False)
     _accepted: list[float] = field(init=False)
-    _draft: deque[float] = field(default_factory=lambda: deque(maxlen=COST_WINDOW))
-    _verify: dict[int, deque[float]] = field(default_factory=dict)
-    _rounds_since_plain: int = 0
+    _draft_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
+    _verify_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
+    _prior: float = PRIOR_ROUNDS
+    _rounds: int = 0
     _plain_rounds: int = 0
-    _probes_left: int = 0
+    _is_probing: bool = False
+    _tries: int = 0
+    _pause: float = PLAIN_ROUNDS
 
     def __post_init__(self) -> None:
         """Begin with nothing seen."""
@@ -113,40 +118,36 @@ class Guard:
         self._accepted = [0.0] * self.longest
 
     @property
+    def longest(self) -> int:
+        """Tokens to draft a round at most."""
+        return len(self.measured.verify) - 1
+
+    @property
     def acceptance(self) -> list[float]:
         """By position, how often the draft's token was accepted of late where it was reached."""
-        prior = PRIOR_ROUNDS * PRIOR_ACCEPTANCE
-        pooled = (sum(self._accepted) + prior) / (sum(self._reached) + PRIOR_ROUNDS)
+        believed = self._prior * PRIOR_ACCEPTANCE
+        pooled = (sum(self._accepted) + believed) / (sum(self._reached) + self._prior)
         pairs = zip(self._accepted, self._reached, strict=True)
         return [(a + POOLING * pooled) / (r + POOLING) for a, r in pairs]
 
     def length(self) -> int:
         """Return how many tokens to draft in the next round."""
-        if not self._draft:
-            return self.longest
-        if 1 not in self._verify or self._rounds_since_plain >= REMEASURE:
-            return 0
-        costs, acceptance = self.costs(), self.acceptance
-        best = best_length(costs, acceptance)
+        if self._rounds < PRIOR_ROUNDS:
+            return min(FIRST_LENGTH, self.longest)
+        best = best_length(self.costs(), self.acceptance)
         if best > 0:
+            self._is_probing = False
             return best
-        k = best_length(costs, acceptance, least=1)
-        if self._probes_left == 0 and self._plain_rounds >= self._rounds_between(costs, k):
-            self._probes_left = PROBE_ROUNDS
-        return k if self._probes_left else 0
-
-    def _rounds_between(self, costs: Costs, k: int) -> float:
-        """Return the plain rounds that must lie before a try with k tokens."""
-        plain = costs.verify[0]
-        loss = costs.of_round(k) - plain * expected_tokens(self.acceptance)[k]
-        return max(PLAIN_ROUNDS, PROBE_ROUNDS * loss / (PROBE_SHARE * plain))
+        if not self._is_probing and self._plain_rounds >= self._pause:
+            self._is_probing, self._tries, self._pause = True, 0, PLAIN_ROUNDS
+        return 1 if self._is_probing else 0
 
     def costs(self) -> Costs:
-        """Return the measured costs; widths that were not seen are interpolated."""
-        known = {width: median(window) for width, window in self._verify.items()}
+        """Return what the parts of a round cost now."""
+        draft, verify = median(self._draft_speed), median(self._verify_speed)
         return Costs(
-            draft_step=median(self._draft),
-            verify=[_interpolate(known, width) for width in range(1, self.longest + 2)],
+            draft_step=self.measured.draft_step * draft,
+            verify=[seconds * verify for seconds in self.measured.verify],
         )
 
     def record(
@@ -161,28 +162,29 @@ class Guard:
             width: tokens in the verify pass.
             verify_seconds: that it took.
         """
-        self._verify.setdefault(width, deque(maxlen=COST_WINDOW)).append(verify_seconds)
+        self._rounds += 1
+        if width <= len(self.measured.verify):
+            self._verify_speed.append(verify_seconds / self.measured.verify[width - 1])
         if drafted == 0:
-            self._rounds_since_plain = 0
             self._plain_rounds += 1
             return
-        self._rounds_since_plain += 1
-        self._draft.append(draft_seconds / drafted)
-        for position in range(min(drafted, accepted + 1)):
+        self._plain_rounds = 0
+        self._draft_speed.append(draft_seconds / drafted / self.measured.draft_step)
+        self._prior *= MEMORY
+        if self._is_probing:
+            self._forget()
+            costs, self._tries = self.costs(), self._tries + 1
+            lost = costs.of_round(1) / costs.verify[0] - 1 - accepted  # in plain rounds
+            self._pause += lost / PROBE_SHARE
+            # A success is followed up at once, until there are enough of them to decide.
+            self._is_probing = accepted > 0 and self._tries < PROBE_EVIDENCE
+        for position in range(min(drafted, accepted + 1, self.longest)):
             self._reached[position] = MEMORY * self._reached[position] + 1
             self._accepted[position] = MEMORY * self._accepted[position] + (position < accepted)
-        self._plain_rounds = 0
-        self._probes_left = max(0, self._probes_left - 1)
 
-
-def _interpolate(known: dict[int, float], width: int) -> float:
-    """Return the cost of a width between the nearest that were measured; beyond them, theirs."""
-    if width in known:
-        return known[width]
-    below = max((w for w in known if w < width), default=None)
-    above = min((w for w in known if w > width), default=None)
-    if below is None or above is None:
-        nearest = above if below is None else below
-        return known[nearest] if nearest is not None else 0.0
-    share = (width - below) / (above - below)
-    return known[below] + share * (known[above] - known[below])
+    def _forget(self) -> None:
+        """Let all that was seen before weigh no more than a few rounds."""
+        share = min(1.0, PROBE_EVIDENCE / max(PROBE_EVIDENCE, *self._reached))
+        self._prior = 0.0
+        self._reached = [share * reached for reached in self._reached]
+        self._accepted = [share * accepted for accepted in self._accepted]

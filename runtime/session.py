@@ -13,12 +13,13 @@ from .arbitration.referee import Referee
 from .bundle import Bundle, find_bundle
 from .caches import Caches
 from .completion import Completion, Piece, Stream
+from .costs import measure_costs
 from .drafting.model import ModelDrafter
 from .drafting.ngram import NgramDrafter
 from .drafting.protocol import Drafter, NoDrafter, no_evidence
 from .engines.onnxruntime import OrtOptions
 from .engines.protocol import Engine
-from .errors import PromptError, UsageError
+from .errors import PromptError, PromptTooLongError, UsageError
 from .generation import Plan, Scribe, rounds
 from .guard import Guard
 from .loop import Limits, Observer
@@ -34,8 +35,11 @@ Mode = Literal["strict", "collab"]
 Overflow = Literal["stop", "slide"]
 Prompt = str | Sequence[Message]
 DraftLength = int | Literal["auto"] | None
-"""Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves, up
-to the bundle's default (see `guard.py`); None for that default."""
+"""Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves (see
+`guard.py`); None for the bundle's default."""
+
+LONGEST_DRAFT = 8
+"""Tokens to draft a round at most under `auto`."""
 
 
 class Session:
@@ -94,6 +98,7 @@ class Session:
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
+        drafter: Drafter | None = None,
         timeout: float | None = None,
         overflow: Overflow = "stop",
         observer: Observer | None = None,
@@ -114,6 +119,7 @@ class Session:
             threshold: for `collab`: the score above which a draft token stays. 1 is exactly strict, 0
                 keeps every draft token that the caps allow; the bundle's own if None.
             arbiter: for `collab`: decides instead of the bundle's own.
+            drafter: proposes instead of the session's own; a new one for each generation.
             timeout: seconds after which the generation ends, with what it has, before its next pass.
             overflow: what happens when the cache is full: `stop`, or `slide`, which forgets the older
                 half of the text but for its first tokens, reads the rest anew and goes on.
@@ -132,6 +138,7 @@ class Session:
             mode=mode,
             threshold=threshold,
             arbiter=arbiter,
+            drafter=drafter,
             timeout=timeout,
             overflow=overflow,
             observer=observer,
@@ -147,6 +154,7 @@ class Session:
         mode: Mode = "strict",
         threshold: float | None = None,
         arbiter: Arbiter | None = None,
+        drafter: Drafter | None = None,
         timeout: float | None = None,
         overflow: Overflow = "stop",
         observer: Observer | None = None,
@@ -155,7 +163,15 @@ class Session:
         referee = self._referee(mode, threshold, arbiter)
         tokens = self.encode(prompt)
         plan = self._plan(
-            tokens, max_tokens, num_draft_tokens, sampling, referee, timeout, overflow, observer
+            tokens,
+            max_tokens,
+            num_draft_tokens,
+            sampling,
+            referee,
+            timeout,
+            overflow,
+            observer,
+            drafter,
         )
         return self._stream(tokens, plan)
 
@@ -212,6 +228,7 @@ class Session:
         timeout: float | None = None,
         overflow: Overflow = "stop",
         observer: Observer | None = None,
+        drafter: Drafter | None = None,
     ) -> Plan:
         """Resolve everything that a generation depends on."""
         guard = None
@@ -222,7 +239,7 @@ class Session:
                     "depends on the length, and so would depend on the load of the machine",
                     hint="give a number, or leave it to the bundle",
                 )
-            num_draft_tokens, guard = None, self._guard
+            num_draft_tokens, guard = LONGEST_DRAFT, self.guard
         if overflow not in ("stop", "slide"):
             raise UsageError(f"overflow is '{overflow}'", hint="it is one of: stop, slide")
         params = params or SamplingParams()
@@ -233,7 +250,15 @@ class Session:
             sampler = Sampler(params, tokens, size, limits.eos_token_ids)
         interrupt = Interrupt(timeout)
         return Plan(
-            limits, params, interrupt, overflow == "slide", referee, guard, sampler, observer
+            limits,
+            params,
+            interrupt,
+            overflow == "slide",
+            referee,
+            guard,
+            sampler,
+            observer,
+            drafter,
         )
 
     def _referee(
@@ -270,9 +295,18 @@ class Session:
         return frozenset({*eos, *self.codec.special_token_ids})
 
     @cached_property
-    def _guard(self) -> Guard:
-        """What chooses the draft length `auto`; it keeps what it has measured for the next time."""
-        return Guard(longest=max(1, self.manifest.generation.num_draft_tokens))
+    def guard(self) -> Guard:
+        """What chooses the draft length `auto`; it keeps what it has learned for the next time.
+
+        The first time, it measures passes of each width on empty caches: some dozens of them.
+        """
+        with self._lock:
+            self.caches.clear()
+            target, draft = self.caches.target, self.caches.draft
+            target.select(())
+            if draft is not None:
+                draft.select(())
+            return Guard(measure_costs(target, draft, LONGEST_DRAFT))
 
     def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
         """Fill what was not given from the bundle's defaults."""
@@ -332,6 +366,8 @@ class Session:
             else (referee.arbiter.target_outputs, referee.arbiter.draft_outputs)
         )
         self.caches.target.select(shared + judged[0])
+        if plan.drafter is not None and plan.limits.num_draft_tokens > 0:
+            return plan.drafter
         if plan.limits.num_draft_tokens == 0 or self.drafter == "none":
             return NoDrafter()
         draft = self.caches.draft
@@ -356,7 +392,7 @@ class Session:
             raise PromptError("the prompt is empty", hint="pass at least one character of text")
         capacity = self.manifest.capacity
         if len(tokens) > capacity:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens, this bundle holds {capacity}",
                 hint="shorten the prompt, or export again with a larger --capacity",
             )

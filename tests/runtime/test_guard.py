@@ -87,26 +87,65 @@ class Machine:
 def test_it_is_nearly_as_fast_as_the_best_fixed_length(acceptance, draft, slope):
     verify = [1 + slope * w for w in range(5)]
     machine = Machine(acceptance, draft, verify)
-    per_token = machine.play(Guard(longest=4), 4000)
+    per_token = machine.play(Guard(machine.costs), 4000)
     assert per_token <= 1.06 * machine.best(4)
     assert per_token <= 1.03 * verify[0], "slower than the target alone"
 
 
 def test_it_comes_back_when_the_draft_becomes_good():
     machine = Machine(0.05, 0.3, [1.0, 1.05, 1.1, 1.15, 1.2])
-    guard = Guard(longest=4)
+    guard = Guard(machine.costs)
     machine.play(guard, 1000)
-    assert set(machine.drafted[-10:]) == {0}
+    assert machine.drafted[-200:].count(0) > 190
     machine.acceptance = 0.95
     machine.drafted.clear()
     machine.play(guard, 3000)
     assert machine.drafted[-1] == 4
-    assert next(i for i, k in enumerate(machine.drafted) if k) <= 500
+    assert next(i for i, k in enumerate(machine.drafted) if k == 4) <= 100
+
+
+CONTROLLED_PAIR = {
+    "fp32": (2.6, [23.2, 25.2, 24.5, 27.2, 26.7, 28.2, 33.0, 38.9, 43.0]),
+    "int8": (1.2, [7.6, 8.1, 8.6, 10.1, 12.1, 12.6, 14.0, 15.6, 17.0]),
+}
+"""Milliseconds of a draft step and of verify passes, as measured once on two cores; see docs/speed.md."""
+
+
+@pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))
+def test_an_unrelated_draft_costs_next_to_nothing(weights):
+    draft, verify = CONTROLLED_PAIR[weights]
+    machines = [Machine(0.0, draft, verify, seed) for seed in range(10)]
+    shares = [verify[0] / machine.play(Guard(machine.costs), 300) for machine in machines]
+    assert min(shares) >= 0.98
+
+
+@pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))
+@pytest.mark.parametrize("acceptance", [0.2, 0.4, 0.6, 0.8, 0.95])
+def test_every_agreement_is_served_nearly_as_the_best_length_would(weights, acceptance):
+    draft, verify = CONTROLLED_PAIR[weights]
+    machines = [Machine(acceptance, draft, verify, seed) for seed in range(20)]
+    shares = [machine.best(8) / machine.play(Guard(machine.costs), 500) for machine in machines]
+    assert sum(shares) / len(shares) >= 0.96
+
+
+@pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))
+def test_it_recovers_within_fifty_rounds(weights):
+    draft, verify = CONTROLLED_PAIR[weights]
+    late = 0
+    for seed in range(20):
+        machine = Machine(0.0, draft, verify, seed)
+        guard = Guard(machine.costs)
+        machine.play(guard, 300)
+        machine.acceptance = 0.95
+        machine.drafted.clear()
+        machine.play(guard, 400)
+        late += next(i for i, k in enumerate(machine.drafted) if k >= 3) > 50
+    assert late <= 1  # of 20: a try can fail by chance
 
 
 def test_a_slow_pass_now_and_then_changes_nothing():
     machine = Machine(0.9, 0.05, [1.0, 1.02, 1.04, 1.06, 1.08])
-    guard = Guard(longest=4)
+    guard = Guard(machine.costs)
     machine.play(guard, 200)
     machine.drafted.clear()
     for _ in range(3):
@@ -119,7 +158,7 @@ class Fixed(Guard):
     """Drafts as many tokens as a list says, whatever was measured."""
 
     def __init__(self, lengths: list[int]) -> None:
-        super().__init__(longest=4)
+        super().__init__(Costs(0.1, [1.0] * 5))
         self.lengths = lengths
         self.rounds: list[tuple[int, int, int]] = []
 

@@ -1,0 +1,55 @@
+"""What the parts of a round cost on this machine, measured before the guard has to know.
+
+Waiting for rounds of each width to come along would leave the widths that are not in use unknown, and
+the best of them may be among those. Made-up tokens are fed behind what a cache holds and dropped again.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+
+from .engines.protocol import Decoder
+from .guard import Costs
+
+REPEATS = 4
+"""Passes of each width; the first prepares buffers and does not count."""
+
+CONTEXT = 64
+"""Tokens in the cache while measuring, or half of a smaller one."""
+
+LOOKUP_SECONDS = 1e-5
+"""What a draft token costs that is looked up and not computed."""
+
+
+def measure_costs(target: Decoder, draft: Decoder | None, longest: int) -> Costs:
+    """Time passes of every width; both decoders are empty before and after.
+
+    Args:
+        target: its decoder.
+        draft: the draft's, or None where tokens are looked up.
+        longest: tokens to draft a round at most; less where the capacity is small.
+
+    Raises:
+        BackendError: a backend failed.
+    """
+    context = min(CONTEXT, target.capacity // 2)
+    widths = range(1, min(longest + 1, target.capacity - context) + 1)
+    verify = _seconds(target, context, widths)
+    step = LOOKUP_SECONDS if draft is None else _seconds(draft, context, range(1, 2))[0]
+    return Costs(step, verify)
+
+
+def _seconds(decoder: Decoder, context: int, widths: range) -> list[float]:
+    """Return the median seconds of a pass of each width; the widths take turns."""
+    decoder.truncate(0)
+    decoder.step([0] * context)
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    for _ in range(REPEATS):
+        for width in widths:
+            started = perf_counter()
+            decoder.step([0] * width)
+            seconds[width].append(perf_counter() - started)
+            decoder.truncate(context)
+    decoder.truncate(0)
+    return [median(each[1:]) for each in seconds.values()]

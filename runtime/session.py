@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Literal, get_args
 
 from .arbitration.protocol import Arbiter
 from .arbitration.referee import Referee
@@ -14,6 +14,7 @@ from .bundle import Bundle, find_bundle
 from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .costs import measure_costs
+from .drafting.combined import CombinedDrafter
 from .drafting.model import ModelDrafter
 from .drafting.ngram import NgramDrafter
 from .drafting.protocol import Drafter, NoDrafter, no_evidence
@@ -30,13 +31,16 @@ from .sampling.sampler import Sampler
 from .stopping import Interrupt
 from .text import Message, TextCodec
 
-DrafterName = Literal["auto", "model", "ngram", "none"]
+DrafterName = Literal["auto", "model", "ngram", "combined", "none"]
 Mode = Literal["strict", "collab"]
 Overflow = Literal["stop", "slide"]
 Prompt = str | Sequence[Message]
 DraftLength = int | Literal["auto"] | None
 """Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves (see
 `guard.py`); None for the bundle's default."""
+
+WITH_MODEL = ("model", "combined")
+"""Drafters that use the draft model."""
 
 LONGEST_DRAFT = 8
 """Tokens to draft a round at most under `auto`."""
@@ -76,7 +80,7 @@ class Session:
         self._engines = (target, draft)
         self._running: Stream | None = None
         self._lock = Lock()
-        drafts = draft is not None and self.drafter == "model"
+        drafts = draft is not None and self.drafter in WITH_MODEL
         self.caches = Caches(
             target.decoder(),
             draft.decoder() if draft is not None and drafts else None,
@@ -273,7 +277,7 @@ class Session:
             return None
         if mode != "collab":
             raise UsageError(f"unknown mode '{mode}'", hint="the modes are: strict, collab")
-        if self.drafter != "model":
+        if self.drafter not in WITH_MODEL:
             raise no_evidence()
         arbiter = arbiter or self.arbiter
         if arbiter is None:
@@ -375,7 +379,10 @@ class Session:
             return NgramDrafter()
         draft.select(shared + judged[1])
         collect = referee is not None or observer is not None
-        return ModelDrafter(draft, plan.limits.prefill_chunk, collect=collect, sampler=sampler)
+        model = ModelDrafter(draft, plan.limits.prefill_chunk, collect=collect, sampler=sampler)
+        if self.drafter == "combined" and not collect:  # an arbiter must see what the draft saw
+            return CombinedDrafter(NgramDrafter(), model)
+        return model
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt.
@@ -411,7 +418,8 @@ def load(
 
     Args:
         path: a bundle's folder, or a folder that holds exactly one bundle.
-        drafter: `auto`, `model`, `ngram` or `none`.
+        drafter: `auto`, `model`, `ngram`, `combined` (lookup where the text repeats itself, the model
+            elsewhere) or `none`.
         backend: what the models run on; see `runtime.placement`. The first time a bundle runs on
             TensorRT its engines are built, which takes minutes, and kept in its folder.
         options: how ONNX Runtime executes.
@@ -426,7 +434,7 @@ def load(
     bundle = Bundle.open(find_bundle(path), verify=verify)
     manifest = bundle.manifest
     name = _drafter_name(drafter, manifest.models.draft is not None)
-    placed = place(bundle, backend, options, drafts=name == "model")
+    placed = place(bundle, backend, options, drafts=name in WITH_MODEL)
     template = manifest.chat_template
     codec = TextCodec(
         bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
@@ -437,15 +445,14 @@ def load(
 def _drafter_name(wanted: DrafterName, has_draft: bool) -> DrafterName:
     if wanted == "auto":
         return "model" if has_draft else "ngram"
-    if wanted == "model" and not has_draft:
+    if wanted in WITH_MODEL and not has_draft:
         raise UsageError(
             "this bundle has no draft model",
             hint="use the n-gram drafter, or export again with --draft",
         )
-    if wanted not in ("model", "ngram", "none"):
-        raise UsageError(
-            f"unknown drafter '{wanted}'", hint="the drafters are: auto, model, ngram, none"
-        )
+    if wanted not in get_args(DrafterName):
+        names = ", ".join(get_args(DrafterName))
+        raise UsageError(f"unknown drafter '{wanted}'", hint=f"the drafters are: {names}")
     return wanted
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedDecoder, hashed
+from scripted import ScriptedDecoder, agreeing, hashed, reference_decode
 
+from cospec.runtime.drafting.combined import CombinedDrafter
 from cospec.runtime.drafting.model import ModelDrafter
 from cospec.runtime.drafting.ngram import NgramDrafter
 from cospec.runtime.drafting.protocol import NoDrafter
 from cospec.runtime.engines.protocol import StepOutput
+from cospec.runtime.loop import Limits, decode
 
 MODEL = hashed(11, 50)
 PROMPT = [4, 8, 15, 16, 23, 42]
@@ -171,3 +173,46 @@ def test_no_drafter_proposes_nothing():
     assert drafter.propose(PROMPT, 5) == []
     drafter.rollback(0)
     assert drafter.propose(PROMPT, 5) == []
+
+
+def test_the_combined_drafter_looks_up_while_that_is_right_and_comes_back():
+    decoder = ScriptedDecoder(MODEL)
+    drafter = CombinedDrafter(NgramDrafter(), ModelDrafter(decoder, 8))
+    repeated = [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def round_of(tokens: list[int], came: list[int]) -> list[int]:
+        drafted = drafter.propose(tokens, 4)
+        right = 0
+        while right < min(4, len(came)) and drafted[right : right + 1] == came[right : right + 1]:
+            right += 1
+        drafter.rollback(len(tokens) + right)
+        tokens += came
+        return drafted
+
+    tokens = repeated * 3
+    assert round_of(tokens, repeated[:5]) == repeated[:4]
+    assert decoder.steps == [], "a lookup that is trusted costs no pass"
+    for wrong in range(10):  # what follows 1 2 3 4 is never 5 from here on
+        tokens += repeated[:4]
+        drafted = round_of(tokens, [20 + wrong])
+    assert drafted == continuation(tokens[:-1], 4)
+    assert decoder.length <= len(tokens)
+    for _ in range(8):  # now it is, and the lookups that were not proposed have been right
+        tokens += repeated[:4]
+        drafted = round_of(tokens, repeated[4:])
+    assert drafted == repeated[4:]
+
+
+@given(seed=st.integers(0, 200), k=st.integers(1, 6), period=st.integers(3, 40))
+def test_the_combined_drafter_changes_no_output(seed, k, period):
+    words = hashed(seed, 12, order=1 + period % 3)
+    target = ScriptedDecoder(words)
+    draft = ScriptedDecoder(agreeing(words, hashed(seed + 1, 12), 60))
+    drafter = CombinedDrafter(NgramDrafter(), ModelDrafter(draft, 8))
+    tokens = list(PROMPT)
+    for _ in decode(target, drafter, tokens, Limits(40, (), k, 8)):
+        pass
+    assert (
+        tokens[len(PROMPT) :]
+        == reference_decode(words, PROMPT, max_tokens=40, eos_token_ids=(), capacity=1000)[0]
+    )

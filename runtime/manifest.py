@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,7 @@ Sha256 = Annotated[str, _hex_sha256]
 Size = Annotated[int, Within(1, 1 << 24)]
 Large = Annotated[int, Within(0, 1 << 50)]
 TokenId = Annotated[int, Within(0, (1 << 24) - 1)]
+WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ class FileEntry(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry(Checked):
-    """One decoder. `kv_shapes` holds (KV heads, head size) for each layer."""
+    """One decoder. `kv_shapes` holds (KV heads, head size) for each layer.
+
+    `weights` is the format that the weights were converted to after the export (see
+    `calibration.weights`); None stands for the precision that the bundle was exported in.
+    """
 
     graph: RelativePath
     source: Text
@@ -80,6 +86,7 @@ class ModelEntry(Checked):
     hidden_size: Size
     kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Within(1, 4096)]
     cache_dtype: Literal["float32", "float16"]
+    weights: WeightFormat | None = None
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""
@@ -222,7 +229,7 @@ def from_json(data: bytes) -> Manifest:
             raise BundleError("its seal does not match: it was changed after it was written")
         if _canonical({**raw, "seal": seal}) != data:
             raise BundleError("its layout was changed after it was written")
-        manifest: Manifest = convert(Manifest, {"engines": None, **raw}, "")
+        manifest: Manifest = convert(Manifest, _with_later_keys(raw), "")
         _check_complete(manifest)
     except BundleError as error:
         hint = error.hint or EXPORT_OR_COPY_AGAIN
@@ -261,7 +268,25 @@ def _as_object(manifest: Manifest) -> dict[str, Any]:
     value = asdict(manifest)
     if manifest.engines is None:
         del value["engines"]
+    for model in _decoders_of(value):
+        if model["weights"] is None:
+            del model["weights"]
     return value
+
+
+def _with_later_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return what was read with the keys that came later than version 1."""
+    value = {"engines": None, **deepcopy(raw)}
+    for model in _decoders_of(value):
+        model.setdefault("weights", None)
+    return value
+
+
+def _decoders_of(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of draft and target, of those that are objects at all."""
+    models = value.get("models")
+    roles = [models.get(role) for role in ("target", "draft")] if isinstance(models, dict) else []
+    return [entry for entry in roles if isinstance(entry, dict)]
 
 
 def _canonical(value: dict[str, Any]) -> bytes:

@@ -104,10 +104,11 @@ class _Plans:
         from .engines.cuda import Cuda, import_cuda
         from .tensorrt.api import flavour_of, import_tensorrt, read_gpu, version_of
         from .tensorrt.devices import device_of
-        from .tensorrt.engines import plan_keys, prepare_engines
+        from .tensorrt.engines import plan_keys
         from .tensorrt.plans import PlanStore
-        from .tensorrt.progress import build_bars
 
+        self._bundle = bundle
+        self._roles = roles
         self._manifest = manifest = bundle.manifest
         self._cuda = import_cuda()
         Cuda(self._cuda)  # says so where there is no GPU, before TensorRT is touched
@@ -115,9 +116,9 @@ class _Plans:
         if gpu is None:
             raise BackendError("CUDA does not describe the GPU of this machine")
         self._trt = trt = import_tensorrt(manifest.engines.flavour if manifest.engines else None)
-        device = device_of(gpu, flavour_of(trt), version_of(trt))
-        with build_bars() as begin:
-            prepare_engines(bundle.root, manifest, trt, gpu.sm, begin, roles=roles, device=device)
+        self._sm = gpu.sm
+        self._device = device_of(gpu, flavour_of(trt), version_of(trt))
+        self._prepare(check_hashes=False)
         self._store = PlanStore(bundle.root)
         self._keys = plan_keys(manifest, self._trt, gpu.sm)
 
@@ -142,8 +143,29 @@ class _Plans:
 
         return TensorRtArbiter(self._plan("arbiter"), trt=self._trt, cuda=self._cuda)
 
+    def _prepare(self, *, check_hashes: bool) -> None:
+        """Build the plans that are missing, or also those that were damaged since they were built."""
+        from .tensorrt.engines import prepare_engines
+        from .tensorrt.progress import build_bars
+
+        with build_bars() as begin:
+            prepare_engines(
+                self._bundle.root,
+                self._manifest,
+                self._trt,
+                self._sm,
+                begin,
+                roles=self._roles,
+                device=self._device,
+                check_hashes=check_hashes,
+            )
+
     def _plan(self, role: str) -> bytes:
+        """Return the bytes of a plan, hashed once, as they are handed to TensorRT."""
         plan = self._store.read(role, self._keys[role])
+        if plan is None:
+            self._prepare(check_hashes=True)
+            plan = self._store.read(role, self._keys[role])
         if plan is None:
             raise BackendError(
                 f"the plan of the {role} was changed while it was read",

@@ -36,8 +36,8 @@ Mode = Literal["strict", "collab"]
 Overflow = Literal["stop", "slide"]
 Prompt = str | Sequence[Message]
 DraftLength = int | Literal["auto"] | None
-"""Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves (see
-`guard.py`); None for the bundle's default."""
+"""Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves
+(see `guard.py`); None for the bundle's default."""
 
 WITH_MODEL = ("model", "combined")
 """Drafters that use the draft model."""

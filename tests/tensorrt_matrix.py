@@ -1,19 +1,30 @@
-"""What NVIDIA's parser and builder say of every family: run as a script, it writes the results file.
+"""What NVIDIA's parser and builder say of every model: run as a script, it writes the results file.
 
-    python tests/tensorrt_matrix.py [family ...]
+    python tests/tensorrt_matrix.py [--missing] [model ...]
 
-One random two-layer model of each family, in both forms, is traced in fp16, parsed by TensorRT-RTX,
-linted and built for three generations of GPUs. `docs/tensorrt.md` is made from the results file.
+A random two-layer model of each family, the tiny pair and SmolLM2-135M-Instruct are traced in fp16, in
+both forms, then parsed, linted and built for three generations of GPUs: by TensorRT-RTX as installed,
+and by two older versions. The trained models are built with quantised weights, too. `docs/tensorrt.md`
+is made from the results file.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import tensorrt_versions
+from tensorrt_versions import NEWEST, OLDER
 
 RESULTS = Path(__file__).parent / "data" / "tensorrt_results.json"
 SMS = (86, 89, 120)
@@ -21,9 +32,46 @@ LOWERINGS = ("scatter", "portable")
 CAPACITY, VOCAB, LAYERS = 96, 320, 2
 NUM_DRAFT_TOKENS, PREFILL_CHUNK = 3, 16
 
+TINY_TARGET, TINY_DRAFT, SMOLLM2 = "tiny target", "tiny draft", "SmolLM2-135M-Instruct"
+TRAINED = (TINY_TARGET, TINY_DRAFT, SMOLLM2)
 
-def write_graph(checkpoint: Path, lowering: Any, folder: Path) -> Any:
-    """Trace a checkpoint in fp16 and write it below `folder`; return its EngineSpec as a target."""
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a graph: tokens in its cache, and of a chunk of the prompt."""
+
+    capacity: int = CAPACITY
+    prefill_chunk: int = PREFILL_CHUNK
+
+
+SMOLLM2_SIZES = Sizes(capacity=1024, prefill_chunk=64)
+
+
+def models() -> tuple[str, ...]:
+    """Return the names of all models, in the order of the record."""
+    from factories import FAMILIES
+
+    return (*FAMILIES, *TRAINED)
+
+
+def checkpoint_of(model: str, scratch: Path) -> Path:
+    """Return the checkpoint of a model, written below `scratch` if it is a random one."""
+    from factories import random_checkpoint
+    from smollm2 import smollm2_gguf_path
+
+    from cospec.models import tiny_pair
+
+    if model == SMOLLM2:
+        return smollm2_gguf_path()
+    if model in TRAINED:
+        return Path(tiny_pair.__file__).parent / model.removeprefix("tiny ")
+    return random_checkpoint(scratch / model, model, layers=LAYERS, vocab_size=VOCAB)
+
+
+def write_graph(
+    checkpoint: Path, lowering: Any, folder: Path, role: str = "target", sizes: Sizes | None = None
+) -> Any:
+    """Trace a checkpoint in fp16 and write it below `folder`; return its EngineSpec."""
     import torch
 
     from cospec.export import graph
@@ -32,13 +80,14 @@ def write_graph(checkpoint: Path, lowering: Any, folder: Path) -> Any:
     from cospec.runtime.manifest import ModelEntry
     from cospec.runtime.tensorrt.engines import decoder_spec
 
+    sizes = sizes or Sizes()
     opened = open_checkpoint(resolve(str(checkpoint)))
     module = load_module(opened, torch.float16)
-    traced = graph.trace(module, lowering, CAPACITY, VOCAB)
-    (folder / "target").mkdir(parents=True)
-    graph.write(traced, folder / "target" / "model.onnx")
+    traced = graph.trace(module, lowering, sizes.capacity, opened.vocab_size)
+    (folder / role).mkdir(parents=True)
+    graph.write(traced, folder / role / "model.onnx")
     entry = ModelEntry(
-        graph="target/model.onnx",
+        graph=f"{role}/model.onnx",
         source="random",
         architecture=opened.architecture,
         parameters=opened.parameters,
@@ -46,13 +95,15 @@ def write_graph(checkpoint: Path, lowering: Any, folder: Path) -> Any:
         kv_shapes=traced.kv_shapes,
         cache_dtype="float16",
     )
-    return decoder_spec("target", entry, lowering, CAPACITY, NUM_DRAFT_TOKENS, PREFILL_CHUNK)
+    return decoder_spec(
+        role, entry, lowering, sizes.capacity, NUM_DRAFT_TOKENS, sizes.prefill_chunk
+    )
 
 
 def check_and_build(trt: Any, folder: Path, spec: Any, sm: int) -> dict[str, Any]:
     """Parse, lint and build one graph; return what was found, a refusal in its own words included."""
     from cospec.export.dropped_inputs import lint_inputs
-    from cospec.runtime.errors import GateError
+    from cospec.runtime.errors import BackendError, GateError
     from cospec.runtime.tensorrt.builder import BuildRequest, build_plan, parse_graph
     from cospec.runtime.tensorrt.lint import (
         activation_bytes,
@@ -72,7 +123,7 @@ def check_and_build(trt: Any, folder: Path, spec: Any, sm: int) -> dict[str, Any
         row["linted"] = True
         made = build_plan(trt, parsed, BuildRequest(spec.profiles, sm))
         lint_build(trt, parsed, len(spec.profiles))
-    except GateError as error:
+    except (GateError, BackendError) as error:
         return {**row, "refused": error.message}
     return {
         **row,
@@ -83,46 +134,116 @@ def check_and_build(trt: Any, folder: Path, spec: Any, sm: int) -> dict[str, Any
     }
 
 
-def measure(trt: Any, families: list[str]) -> list[dict[str, Any]]:
-    """Return one row for each family, form and SM."""
-    from factories import random_checkpoint
+def check_with(version: str, folder: Path, spec: Any, sm: int) -> dict[str, Any]:
+    """`check_and_build` in a process that uses one version."""
+    return check_and_build(tensorrt_versions.imported(version), folder, spec, sm)
 
-    rows = []
-    for family in families:
-        with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch)
-            checkpoint = random_checkpoint(root / family, family, layers=LAYERS, vocab_size=VOCAB)
-            for lowering in LOWERINGS:
-                spec = write_graph(checkpoint, lowering, root / lowering)
-                for sm in SMS:
-                    started = time.monotonic()
-                    found = check_and_build(trt, root / lowering, spec, sm)
-                    print(family, lowering, sm, found, f"{time.monotonic() - started:.0f} s")
-                    sys.stdout.flush()
-                    rows.append({"model": family, "lowering": lowering, "sm": sm, **found})
-    return rows
+
+@contextmanager
+def builders() -> Iterator[dict[str, ProcessPoolExecutor]]:
+    """Yield a process for each version: one process cannot load two of them."""
+    with ExitStack() as stack:
+        yield {
+            version: stack.enter_context(
+                ProcessPoolExecutor(
+                    1, multiprocessing.get_context("spawn"), tensorrt_versions.use, (version,)
+                )
+            )
+            for version in (NEWEST, *OLDER)
+        }
+
+
+def jobs(model: str, lowering: str) -> Iterator[dict[str, Any]]:
+    """Yield what is to be built of a model in one form: the keys of its rows."""
+    from tensorrt_weights import FORMS
+
+    todo = [(version, "fp16") for version in (NEWEST, *OLDER)]
+    if model in TRAINED:
+        todo += [(NEWEST, form) for form in FORMS]
+    for (version, weights), sm in product(todo, SMS):
+        # A large model takes the older versions minutes.
+        if model != SMOLLM2 or version == NEWEST or sm == SMS[0]:
+            yield {
+                "model": model,
+                "rtx": version,
+                "weights": weights,
+                "lowering": lowering,
+                "sm": sm,
+            }
+
+
+def measure(
+    todo: list[dict[str, Any]], pools: dict[str, ProcessPoolExecutor]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each of the jobs, which are of one model in one form."""
+    from tensorrt_weights import quantise
+
+    from cospec.models.checkpoint import open_checkpoint
+    from cospec.models.presets import resolve
+
+    model, lowering = todo[0]["model"], todo[0]["lowering"]
+    sizes = SMOLLM2_SIZES if model == SMOLLM2 else Sizes()
+    role = "draft" if model == TINY_DRAFT else "target"
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        checkpoint = checkpoint_of(model, root)
+        vocab_size = open_checkpoint(resolve(str(checkpoint))).vocab_size
+        spec = write_graph(checkpoint, lowering, root / "fp16", role, sizes)
+        for job in todo:
+            folder = root / job["weights"]
+            if not folder.exists():
+                quantise(root / "fp16" / spec.graph, folder / spec.graph, job["weights"])
+            started = time.monotonic()
+            pool = pools[job["rtx"]]
+            found = pool.submit(check_with, job["rtx"], folder, spec, job["sm"]).result()
+            row = {
+                **job,
+                "layers": spec.form.layers,
+                "vocab_size": vocab_size,
+                "widest": sizes.prefill_chunk,
+                **found,
+            }
+            print(f"{time.monotonic() - started:.0f} s", row, flush=True)
+            yield row
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a row from the others, and where it stands in the record."""
+    from tensorrt_weights import FORMS
+
+    return (
+        models().index(row["model"]),
+        (NEWEST, *OLDER).index(row["rtx"]),
+        ("fp16", *FORMS).index(row["weights"]),
+        row["lowering"],
+        row["sm"],
+    )
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Write the record, a row a line."""
+    lines = ",\n".join(json.dumps(row) for row in sorted(rows, key=key))
+    part = RESULTS.with_suffix(".part")
+    part.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    part.replace(RESULTS)
 
 
 def main() -> None:
-    from factories import FAMILIES
-
-    from cospec.runtime.tensorrt.api import import_tensorrt, version_of
-
-    trt = import_tensorrt("rtx")
-    for family in sys.argv[1:] or FAMILIES:
-        kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-        rows = [row for row in kept if row["model"] != family] + measure(trt, [family])
-        order = {name: index for index, name in enumerate(FAMILIES)}
-        rows.sort(key=lambda row: (order.get(row["model"], -1), row["lowering"], row["sm"]))
-        results = {
-            "builder": f"tensorrt-rtx {version_of(trt)}",
-            "precision": "fp16",
-            "layers": LAYERS,
-            "vocab_size": VOCAB,
-            "widest": PREFILL_CHUNK,
-            "rows": rows,
-        }
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    parser = argparse.ArgumentParser(description="build every model and record what was said")
+    parser.add_argument("--missing", action="store_true", help="only what the record does not hold")
+    parser.add_argument("models", nargs="*", default=models())
+    options = parser.parse_args()
+    started = time.monotonic()
+    rows = {key(row): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+    with builders() as pools:
+        for model, lowering in product(options.models, LOWERINGS):
+            todo = [
+                job for job in jobs(model, lowering) if not options.missing or key(job) not in rows
+            ]
+            for row in measure(todo, pools) if todo else ():
+                rows[key(row)] = row
+                write(list(rows.values()))  # an interrupted run keeps what it has
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -108,11 +108,12 @@ def _engine_lines(bundle: Bundle) -> list[str]:
 def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
     shapes = sorted(set(model.kv_shapes))
     heads = ", ".join(f"{count} KV heads of {size}" for count, size in shapes)
+    weights = model.weights or manifest.precision
     on_disk = format_bytes(folder_bytes(manifest, model.graph))
     cache = format_bytes(model.cache_bytes(manifest.capacity))
     return [
         f"{role}  {model.architecture} from {model.source}",
-        f"  parameters  {model.parameters:,}; {on_disk} on disk",
+        f"  parameters  {model.parameters:,}; {on_disk} on disk; weights {weights}",
         f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
         f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
     ]

@@ -17,8 +17,8 @@ MEMORY = 0.95
 """What an older looked-up token weighs against the next: about the last twenty count."""
 
 TRUST = 0.6
-"""Share of looked-up tokens that must have been right of late: they are free to propose, but a round that
-they waste yields one token."""
+"""Share of looked-up tokens that must have been right of late: they are free to propose, but a round
+that they waste yields one token."""
 
 
 class CombinedDrafter:

@@ -69,7 +69,7 @@ def engine_specs(manifest: Manifest) -> list[EngineSpec]:
     """Return the engines of a bundle: target, then draft and arbiter if it has them.
 
     Raises:
-        UsageError: its graphs are in the form for ONNX Runtime alone.
+        UsageError: its graphs are in the form for ONNX Runtime alone, or its weights are.
     """
     if manifest.lowering == "gqa":
         raise UsageError(
@@ -79,6 +79,13 @@ def engine_specs(manifest: Manifest) -> list[EngineSpec]:
         )
     models, chosen = manifest.models, manifest.generation
     decoders = [("target", models.target), *([("draft", models.draft)] if models.draft else [])]
+    for role, model in decoders:
+        if model.weights is not None:
+            raise UsageError(
+                f"the weights of the {role} of {manifest.name} were converted to {model.weights} for "
+                "ONNX Runtime, which TensorRT does not read",
+                hint="build engines of the bundle that it was converted from",
+            )
     specs = [
         decoder_spec(
             role,
@@ -109,6 +116,7 @@ def prepare_engines(
     *,
     roles: Collection[str] | None = None,
     device: Device | None = None,
+    check_hashes: bool = True,
 ) -> list[str]:
     """Build every engine of a bundle whose plan is missing or does not match.
 
@@ -121,6 +129,8 @@ def prepare_engines(
         roles: which engines are wanted, of those that the bundle has; None for all.
         device: what will hold them together. Nothing is built that it has no room for; None builds
             whatever it may be.
+        check_hashes: whether a plan must match its hash to be left alone. False is for a caller that
+            takes it from `PlanStore.read`, which hashes what it returns: plans are large.
 
     Returns:
         The roles that were built; the others were there.
@@ -137,7 +147,8 @@ def prepare_engines(
     built: list[str] = []
     for spec in specs:
         key = spec.key(manifest.files, trt, sm)
-        if store.find(spec.role, key) is not None:
+        there = store.find if check_hashes else store.holds
+        if there(spec.role, key):
             continue
         if device is not None and not built:
             wanted = [spec.role for spec in specs]

@@ -104,6 +104,10 @@ class PlanStore:
         except OSError:
             return None
 
+    def holds(self, role: str, key: PlanKey) -> bool:
+        """Whether a plan of `key` lies there, its hash not looked at: that is for `read`."""
+        return self._recorded(role, key)[1] is not None
+
     def stored(self, manifest: Manifest) -> list[StoredPlan]:
         """Return the plans that lie in the bundle of `manifest`, without hashing them."""
         models, found = manifest.models, []

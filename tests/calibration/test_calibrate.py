@@ -62,7 +62,7 @@ def test_the_figures_have_the_promised_shape(calibrated):
 
 def test_the_arbiter_s_folder_certifies_an_equal_bundle_only(bundle, calibrated, tmp_path):
     from cospec.calibration.embed import embed_arbiter
-    from cospec.runtime.cli.run import is_certified
+    from cospec.runtime.cli.run_output import is_certified
 
     folder = bundle.with_name("tiny.calibration") / "arbiter"
     assert (folder.parent / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -167,7 +167,7 @@ def test_the_packaged_arbiter_goes_with_the_packaged_pair_only(tmp_path):
 def test_a_certificate_of_other_files_is_refused(bundle, calibrated):
     from dataclasses import replace
 
-    from cospec.runtime.cli.run import is_certified
+    from cospec.runtime.cli.run_output import is_certified
     from cospec.runtime.errors import BundleError
 
     manifest = Bundle.open(bundle).manifest

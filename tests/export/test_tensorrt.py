@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from simulated_tensorrt import VERSIONS, simulate
 
+import cospec
 from cospec.export import build_only, cli, target_device
 from cospec.runtime.bundle import Bundle
 from cospec.runtime.errors import BackendError, GateError, MissingExtraError, UsageError
@@ -118,6 +121,66 @@ def test_a_stale_plan_is_built_again(rtx_bundle, trt, monkeypatch):
     result = export("--build-only", rtx_bundle, "--json")
     assert json.loads(result.stdout)["built"] == ["target"], result.output
     assert PlanStore(rtx_bundle).find("target", key) == plan
+
+
+@pytest.fixture(scope="module")
+def orin_bundle(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A bundle for a Jetson Orin by its form, exported once; the simulated GPU is one."""
+    made: dict[str, Path] = {}
+
+    def get(form: str) -> Path:
+        if form not in made:
+            made[form] = tmp_path_factory.mktemp("orin") / form
+            result = export_for(ORINS[form], llama, made[form])
+            assert result.exit_code == 0, result.output
+        return made[form]
+
+    return get
+
+
+ORINS = {"portable": "agx-orin-jp6", "scatter": "agx-orin-jp7.2"}
+
+
+@pytest.mark.parametrize("named_first", [True, False])
+@pytest.mark.parametrize("form", list(ORINS))
+def test_simulated_a_device_that_is_named_builds_its_own_engines(
+    form, named_first, orin_bundle, tmp_path, monkeypatch
+):
+    bundle = Path(shutil.copytree(orin_bundle(form), tmp_path / "bundle"))
+    simulate(monkeypatch, VERSIONS[form])
+    named, unnamed = ("--device", ORINS[form]), ()
+    first, second = (named, unnamed) if named_first else (unnamed, named)
+    result = export("--build-only", bundle, *first)
+    assert result.exit_code == 0, result.output
+    assert "Engines for SM 87 built in" in result.stdout
+    (plan,) = bundle.glob("engines/*/target.plan")
+    assert plan.parent.name == f"tensorrt-{VERSIONS[form]}-sm87"
+    again = export("--build-only", bundle, *second)
+    assert (again.exit_code, again.stdout) == (0, "Every engine for SM 87 was there already.\n")
+
+    def nothing(*arguments: object) -> None:
+        raise AssertionError("cospec-run finds what --build-only built")
+
+    monkeypatch.setattr(engines, "build_engine", nothing)
+    session = cospec.load(bundle, backend="tensorrt", drafter="ngram")
+    assert session.generate("one two three", max_tokens=4).tokens
+
+
+def test_simulated_another_device_than_this_machine_is_refused(orin_bundle, monkeypatch):
+    bundle = orin_bundle("scatter")
+    simulate(monkeypatch)
+    for device in ("thor-jp7.2", "h100"):
+        refused = export("--build-only", bundle, "--device", device)
+        assert refused.exit_code == BackendError.exit_code
+        assert f"engines for {device} cannot be built on this machine" in refused.stderr
+    assert not (bundle / "engines").exists()
+
+
+def test_simulated_a_jetpack_too_old_for_the_graphs_is_refused(orin_bundle, monkeypatch):
+    simulate(monkeypatch, VERSIONS["portable"])
+    refused = export("--build-only", orin_bundle("scatter"), "--device", "agx-orin-jp7.2")
+    assert refused.exit_code == BackendError.exit_code
+    assert "need TensorRT 10.15 or newer; this is 10.3.0" in refused.stderr
 
 
 def test_a_failed_lint_leaves_no_bundle(trt, llama, tmp_path, monkeypatch):

@@ -162,9 +162,7 @@ def test_the_first_run_builds_what_is_missing_and_the_second_nothing(
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.plan")} == written
 
 
-def test_a_plan_is_hashed_once_and_what_is_hashed_is_what_is_loaded(
-    bundles, monkeypatch, tmp_path
-):
+def test_a_plan_is_hashed_once_and_what_is_hashed_is_what_is_loaded(bundles, monkeypatch, tmp_path):
     bundle = Path(shutil.copytree(bundles("scatter"), tmp_path / "tiny"))
     shutil.rmtree(bundle / "engines", ignore_errors=True)
     simulate(monkeypatch)

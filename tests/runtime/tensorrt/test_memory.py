@@ -66,10 +66,9 @@ def test_a_machine_not_known_yet_refuses_nothing():
 
 def test_the_estimate_of_scratch_is_above_what_was_measured():
     results = json.loads(RESULTS.read_text())
-    built = [row for row in results["rows"] if row["built"]]
+    # The precision that the exporter writes; an engine with fp8 weights dequantises them into scratch.
+    built = [row for row in results["rows"] if row["built"] and row["weights"] == "fp16"]
     assert built
     for row in built:
-        estimate = decoder_memory(
-            "target", 0, 0, row["lowering"], results["vocab_size"], results["widest"]
-        )
+        estimate = decoder_memory("target", 0, 0, row["lowering"], row["vocab_size"], row["widest"])
         assert row["activation_bytes"] <= estimate.activations, row

@@ -49,6 +49,7 @@ def test_another_key_finds_nothing(store, changed):
     other = replace(KEY, **changed)
     assert store.find("target", other) is None
     assert store.read("target", other) is None
+    assert not store.holds("target", other)
 
 
 def test_a_key_in_the_right_folder_must_still_match(store, tmp_path):
@@ -62,6 +63,9 @@ def test_a_changed_plan_is_not_loaded(store):
     path.write_bytes(PLAN[:-1] + b"!")
     assert store.find("target", KEY) is None
     assert store.read("target", KEY) is None
+    assert store.holds("target", KEY), "its key is as before; whoever reads it sees the rest"
+    path.unlink()
+    assert not store.holds("target", KEY)
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"key": 1}', b'{"plan_sha256": 5}'])

@@ -1,0 +1,21 @@
+"""Weight formats of a bundle's decoders for ONNX Runtime on a CPU.
+
+formats.py     the formats, and what this CPU asks of them
+quantise.py    numbers: a weight in, its quantised tensors out, by ONNX Runtime's own quantisers
+graph.py       `convert`: a decoder graph to another format, one weight in memory at a time
+bundle.py      `convert_bundle`: a whole bundle, a format for each role
+texts.py       calibration texts as tokens
+fidelity.py    perplexity and agreement with the source, through the runtime
+speed.py       tokens per second of the combinations, taking turns
+request.py     what is asked, and when a format is refused
+trial.py       every format converted and measured
+choose.py      all of it, and the fastest that is good enough written
+report.py      the result as text
+"""
+
+from ...runtime.manifest import WeightFormat
+from .bundle import convert_bundle
+from .formats import WEIGHT_FORMATS
+from .graph import convert
+
+__all__ = ["WEIGHT_FORMATS", "WeightFormat", "convert", "convert_bundle"]

@@ -1,0 +1,297 @@
+"""The nodes of each weight format, and the tensors that they read, computed when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.manifest import WeightFormat
+from .formats import BLOCKWISE
+from .quantise import quantise_blocks, quantise_channels
+
+_CONTRIB = "com.microsoft"
+_MIDDLE = 128
+"""The uint8 that stands for zero where activations are quantised by row."""
+_HALVED_FROM = 1024
+"""Elements; smaller tensors stay fp32 in fp16 graphs."""
+
+_Parts = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product by a constant.
+
+    Attributes:
+        node: MatMul, or a Gemm without factors.
+        weight: the initializer.
+        is_transposed: whether the weight is stored as [N, K].
+    """
+
+    node: Any
+    weight: Any
+    is_transposed: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Inputs K and outputs N."""
+        first, second = (int(size) for size in self.weight.shape)
+        return (second, first) if self.is_transposed else (first, second)
+
+    def matrix(self) -> NDArray[np.float32]:
+        """Return the weight [K, N], read from the source's file now."""
+        array: NDArray[np.float32] = self.weight.const_value.numpy()
+        return array.T if self.is_transposed else array
+
+
+class _Weights:
+    """The new tensors of a graph: each weight once, however many products read it.
+
+    The parts of a weight are written one after the other, so the latest computed is kept.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._values: dict[tuple[str, bool], dict[str, Any]] = {}
+        self._latest: tuple[tuple[str, bool], _Parts] | None = None
+
+    def of(
+        self,
+        product: Product,
+        suffix: str,
+        shapes: dict[str, tuple[Any, tuple[int, ...]]],
+        compute: Callable[[NDArray[np.float32]], _Parts],
+    ) -> dict[str, Any]:
+        """Return the values that stand for a product's weight, by part.
+
+        Args:
+            product: whose weight.
+            suffix: told behind the weight's name.
+            shapes: type and shape of each part.
+            compute: the parts of a weight [K, N].
+        """
+        key = (product.weight.name, product.is_transposed)
+        if key not in self._values:
+
+            def part(name: str) -> NDArray[Any]:
+                if self._latest is None or self._latest[0] != key:
+                    self._latest = (key, compute(product.matrix()))
+                return self._latest[1][name]
+
+            self._values[key] = {
+                name: _lazy_value(
+                    self._graph,
+                    f"{product.weight.name}_{suffix}_{name}",
+                    dtype,
+                    shape,
+                    partial(part, name),
+                )
+                for name, (dtype, shape) in shapes.items()
+            }
+        return self._values[key]
+
+
+def halve(graph: Any) -> None:
+    """Store large fp32 tensors as fp16 and widen them in the graph.
+
+    ONNX Runtime widens constants when it loads a graph, so a pass computes in fp32 as before.
+    """
+    import onnx_ir
+
+    first = graph[0]
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _HALVED_FROM:
+            continue
+        half = _lazy_value(
+            graph,
+            f"{value.name}_fp16",
+            onnx_ir.DataType.FLOAT16,
+            tuple(tensor.shape.numpy()),
+            partial(_half, tensor),
+        )
+        wide = onnx_ir.node("Cast", [half], attributes={"to": onnx_ir.DataType.FLOAT.value})
+        value.replace_all_uses_with(wide.outputs[0])
+        graph.insert_before(first, wide)
+
+
+def _half(tensor: Any) -> NDArray[np.float16]:
+    """Read a tensor in half precision."""
+    array: NDArray[np.float16] = tensor.numpy().astype(np.float16)
+    return array
+
+
+def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) -> None:
+    """Replace products by MatMulNBits, which reads weights in blocks."""
+    import onnx_ir
+
+    form = BLOCKWISE[weight_format]
+    weights = _Weights(model.graph)
+    for product in products:
+        inputs, outputs = product.size
+        blocks, per_byte = -(-inputs // form.block), 8 // form.bits
+        shapes = {
+            "packed": (onnx_ir.DataType.UINT8, (outputs, blocks, form.block // per_byte)),
+            "scales": (onnx_ir.DataType.FLOAT, (outputs, blocks)),
+        }
+        if not form.is_symmetric:
+            shapes["zero_points"] = (onnx_ir.DataType.UINT8, (outputs, -(-blocks // per_byte)))
+        tensors = weights.of(
+            product, weight_format, shapes, lambda weight: quantise_blocks(weight, form)
+        )
+        attributes = {
+            "K": inputs,
+            "N": outputs,
+            "bits": form.bits,
+            "block_size": form.block,
+            "accuracy_level": form.accuracy_level,
+        }
+        node = onnx_ir.node(
+            "MatMulNBits",
+            [product.node.inputs[0], *tensors.values()],
+            attributes=attributes,
+            domain=_CONTRIB,
+        )
+        _replace(model, product, [node])
+
+
+def to_channels(
+    model: Any, products: list[Product], weight_format: WeightFormat, *, reduce_range: bool
+) -> None:
+    """Replace products by products of int8 numbers, whose activations are quantised in each pass."""
+    import onnx_ir
+
+    by_row = weight_format == "int8-rows"
+    multiply = _multiply_by_row(model.graph) if by_row else _multiply
+    weights = _Weights(model.graph)
+    quantised: dict[Any, list[Any]] = {}
+    for product in products:
+        inputs, outputs = product.size
+
+        def parts(weight: NDArray[np.float32]) -> _Parts:
+            packed, scales = quantise_channels(weight, reduce_range=reduce_range)
+            return {"packed": packed, "scales": scales}
+
+        shapes = {
+            "packed": (onnx_ir.DataType.INT8, (inputs, outputs)),
+            "scales": (onnx_ir.DataType.FLOAT, (outputs,)),
+        }
+        tensors = weights.of(product, "int8", shapes, parts)
+        _replace(model, product, multiply(product.node.inputs[0], tensors, quantised))
+
+
+def _multiply(source: Any, weight: dict[str, Any], quantised: dict[Any, list[Any]]) -> list[Any]:
+    """Return the nodes that `quantize_dynamic` makes of a product, in order.
+
+    ONNX Runtime fuses them when it loads the graph.
+
+    Args:
+        source: the activations.
+        weight: `packed` [K, N] and `scales` [N].
+        quantised: what is known already of activations: several products read the same.
+    """
+    import onnx_ir
+
+    new = []
+    if source not in quantised:
+        dynamic = onnx_ir.node("DynamicQuantizeLinear", [source], num_outputs=3)
+        quantised[source] = list(dynamic.outputs)
+        new.append(dynamic)
+    values, scale, zero_point = quantised[source]
+    product = onnx_ir.node("MatMulInteger", [values, weight["packed"], zero_point])
+    cast = onnx_ir.node("Cast", product.outputs, attributes={"to": onnx_ir.DataType.FLOAT.value})
+    scales = onnx_ir.node("Mul", [scale, weight["scales"]])
+    scaled = onnx_ir.node("Mul", [cast.outputs[0], scales.outputs[0]])
+    return [*new, product, cast, scales, scaled]
+
+
+def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
+    """Return what `_multiply` is, with a scale for each row.
+
+    A row's largest magnitude becomes 127, so a row does not depend on the others of its pass. The
+    integer product is exact in any order, which leaves no difference between a row on its own and the
+    same row in a wider pass. ONNX Runtime's tools do not make this form.
+    """
+    import onnx_ir
+
+    def constant(name: str, array: NDArray[Any]) -> Any:
+        tensor = onnx_ir.tensor(array, name=f"int8_rows_{name}")
+        value = onnx_ir.val(tensor.name, const_value=tensor)
+        graph.register_initializer(value)
+        return value
+
+    last_axis = constant("last_axis", np.array([-1], dtype=np.int64))
+    flat = constant("flat", np.array([-1], dtype=np.int64))
+    step = constant("step", np.array(1 / (_MIDDLE - 1), dtype=np.float32))
+    one = constant("one", np.array(1, dtype=np.float32))
+    middle = constant("middle", np.array(_MIDDLE, dtype=np.uint8))
+    # As many zero points as rows, once for the whole graph.
+    rows = onnx_ir.node("Shape", [graph.inputs[0]], attributes={"start": 1})
+    fill = onnx_ir.tensor(np.array([_MIDDLE], dtype=np.uint8))
+    zeros = onnx_ir.node("ConstantOfShape", rows.outputs, attributes={"value": fill})
+    graph.insert_before(graph[0], [rows, zeros])
+
+    def multiply(source: Any, weight: dict[str, Any], quantised: dict[Any, list[Any]]) -> list[Any]:
+        new = []
+        if source not in quantised:
+            magnitude = onnx_ir.node("Abs", [source])
+            largest = onnx_ir.node("ReduceMax", [magnitude.outputs[0], last_axis])
+            scale = onnx_ir.node("Mul", [largest.outputs[0], step])
+            scales = onnx_ir.node("Reshape", [scale.outputs[0], flat])
+            # The axis of rows is the one before the last, with or without a batch before it.
+            rounded = onnx_ir.node(
+                "QuantizeLinear",
+                [source, scales.outputs[0], zeros.outputs[0]],
+                attributes={"axis": -2},
+            )
+            new += [magnitude, largest, scale, scales, rounded]
+            quantised[source] = [rounded.outputs[0], scale.outputs[0]]
+        values, scale_of_row = quantised[source]
+        product = onnx_ir.node(
+            "MatMulIntegerToFloat",
+            [values, weight["packed"], one, weight["scales"], middle],
+            domain=_CONTRIB,
+        )
+        scaled = onnx_ir.node("Mul", [product.outputs[0], scale_of_row])
+        return [*new, product, scaled]
+
+    return multiply
+
+
+def _replace(model: Any, product: Product, nodes: list[Any]) -> None:
+    """Put `nodes`, the last of which yields the product, in the place of the product's node."""
+    import onnx_ir
+
+    old = product.node
+    if old.op_type == "Gemm" and len(old.inputs) > 2 and old.inputs[2] is not None:
+        nodes = [*nodes, onnx_ir.node("Add", [nodes[-1].outputs[0], old.inputs[2]])]
+    onnx_ir.convenience.replace_nodes_and_values(
+        model.graph, old, [old], nodes, old.outputs, nodes[-1].outputs
+    )
+    model.graph.opset_imports.setdefault(_CONTRIB, 1)
+
+
+def _lazy_value(
+    graph: Any,
+    name: str,
+    dtype: Any,
+    shape: tuple[int, ...],
+    compute: Callable[[], NDArray[Any]],
+) -> Any:
+    """Add an initializer that is computed when it is written."""
+    import onnx_ir
+
+    tensor = onnx_ir.LazyTensor(
+        lambda: onnx_ir.tensor(compute(), name=name, dtype=dtype),
+        dtype=dtype,
+        shape=onnx_ir.Shape(shape),
+        name=name,
+    )
+    value = onnx_ir.val(name, const_value=tensor)
+    graph.register_initializer(value)
+    return value

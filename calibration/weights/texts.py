@@ -1,0 +1,100 @@
+"""Calibration texts as tokens: a file's, or the source's own answers to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.errors import UsageError
+from ...runtime.manifest import Manifest
+from ...runtime.session import Session
+from ...runtime.text import TextCodec
+from ..tasks.item import Task
+
+WINDOW = 256
+"""Tokens of a text that are read in one context, where the capacity allows."""
+
+PROMPT_TOKENS = 48
+"""Of a text, where prompts are cut from it."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens to be read.
+
+    Attributes:
+        tokens: at least two.
+        scored_from: the first position whose prediction counts, at least 1.
+    """
+
+    tokens: tuple[int, ...]
+    scored_from: int = 1
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What an output may follow: the part that is not scored, or the beginning."""
+        end = self.scored_from if self.scored_from > 1 else min(PROMPT_TOKENS, len(self.tokens) - 1)
+        return self.tokens[:end]
+
+
+def read_texts(path: Path, codec: TextCodec, manifest: Manifest, limit: int) -> list[Text]:
+    """Cut a file into windows of tokens that begin anew.
+
+    Args:
+        path: plain text in UTF-8.
+        codec: the bundle's.
+        manifest: the bundle's.
+        limit: tokens to take at most.
+
+    Raises:
+        UsageError: the file is missing, is not UTF-8, or holds too little.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}",
+            hint="convert it, for example with: iconv -t UTF-8",
+        ) from error
+    tokens = codec.encode(content) if content.strip() else []
+    bos = manifest.generation.bos_token_id
+    # Models are trained with their first token in front, so each window gets one.
+    front = [] if bos is None else [bos]
+    if tokens[:1] == front:
+        tokens = tokens[1:]
+    step = min(WINDOW, manifest.capacity) - len(front)
+    cut = [tokens[i : i + step] for i in range(0, min(len(tokens), limit), step)]
+    texts = [Text((*front, *part)) for part in cut if len(front) + len(part) > 1]
+    if not texts:
+        raise UsageError(f"{path} holds no text", hint="a few thousand words make steady figures")
+    return texts
+
+
+def answered(session: Session, tasks: Sequence[Task], limit: int) -> list[Text]:
+    """Return the prompts of tasks with the answers that the source itself gives to them.
+
+    Args:
+        session: of the source.
+        tasks: in the order that they are taken in.
+        limit: tokens of answers to take at most.
+
+    Raises:
+        UsageError: no answer has a token.
+    """
+    texts: list[Text] = []
+    for task in tasks:
+        prompt = session.encode(task.prompt)
+        stream = session.continue_tokens(prompt, max_tokens=task.max_tokens, num_draft_tokens=0)
+        answer = stream.completion().tokens
+        room = session.manifest.capacity - len(prompt)
+        texts.append(Text((*prompt, *answer[:room]), len(prompt)))
+        limit -= len(answer)
+        if limit <= 0:
+            break
+    texts = [text for text in texts if len(text.tokens) > text.scored_from]
+    if not texts:
+        raise UsageError("the tasks' prompts leave no room for answers in this bundle's capacity")
+    return texts

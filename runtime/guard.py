@@ -3,7 +3,8 @@
 A round that drafts k tokens costs k draft steps and one verify pass k+1 wide, and yields the accepted
 tokens and one of the target's own. The guard knows these costs (`costs.py`), sees while it decodes how
 often the draft is accepted at each position, and takes the k with the most tokens per second; 0 is
-plain decoding, from which it comes back by trying a token now and then.
+plain decoding, from which it comes back by trying a token now and then. Where the drafter says how sure
+it is of each token, a block ends as soon as the next token promises less than it costs.
 The model of the yield is that of Leviathan et al. (2023), with an acceptance of its own at each
 position. In `strict` mode the output does not depend on k, so measuring cannot change it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from statistics import median
 
 MEMORY = 0.98
@@ -23,6 +25,9 @@ PRIOR_ROUNDS, PRIOR_ACCEPTANCE = 2.0, 0.6
 
 POOLING = 8.0
 """Rounds that the mean over all positions weighs at each of them: the later ones are seen rarely."""
+
+CONFIDENCE_PRIOR = 4.0
+"""Tokens that the draft's own word for its confidence weighs against what was seen."""
 
 FIRST_LENGTH = 3
 """Tokens to draft at most while nothing is known: a longer block would cost more than it teaches."""
@@ -89,6 +94,46 @@ def best_length(
     return best if least or rates[best] > margin * rates[0] else 0
 
 
+def pays_to_go_on(
+    costs: Costs, drafted: int, reached: float, acceptance: float, rate: float
+) -> bool:
+    """Say whether drafting more tokens promises more than it costs.
+
+    Args:
+        costs: of the parts of a round.
+        drafted: tokens that the block has already.
+        reached: the probability that all of them are accepted.
+        acceptance: of a token of which nothing is known yet.
+        rate: tokens per second that the time would bring otherwise.
+    """
+    gained = 0.0
+    for more in range(1, len(costs.verify) - drafted):
+        reached *= acceptance
+        gained += reached
+        if gained > rate * (costs.of_round(drafted + more) - costs.of_round(drafted)):
+            return True
+    return False
+
+
+class Calibration:
+    """How often tokens are accepted of which the draft was so or so sure; a bin for each tenth."""
+
+    def __init__(self) -> None:
+        self._reached = [CONFIDENCE_PRIOR] * 10
+        self._accepted = [CONFIDENCE_PRIOR * (i + 0.5) / 10 for i in range(10)]
+
+    def acceptance(self, confidence: float) -> float:
+        """Return the probability that a token of this confidence is accepted."""
+        i = min(9, int(10 * confidence))
+        return self._accepted[i] / self._reached[i]
+
+    def record(self, confidence: float, accepted: bool) -> None:
+        """Take in a token that was reached."""
+        i = min(9, int(10 * confidence))
+        self._reached[i] = MEMORY * self._reached[i] + 1
+        self._accepted[i] = MEMORY * self._accepted[i] + accepted
+
+
 @dataclass
 class Guard:
     """Chooses the draft length of each round from what the rounds before it showed.
@@ -105,6 +150,12 @@ class Guard:
     _accepted: list[float] = field(init=False)
     _draft_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
     _verify_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
+    _calibration: Calibration = field(default_factory=Calibration)
+    _confidences: list[float] = field(default_factory=list)
+    _hears: bool = False
+    _speculates: bool = False
+    _now: Costs = field(init=False)
+    _rate: float = 0.0
     _prior: float = PRIOR_ROUNDS
     _rounds: int = 0
     _plain_rounds: int = 0
@@ -116,6 +167,7 @@ class Guard:
         """Begin with nothing seen."""
         self._reached = [0.0] * self.longest
         self._accepted = [0.0] * self.longest
+        self._now = self.measured
 
     @property
     def longest(self) -> int:
@@ -132,15 +184,34 @@ class Guard:
 
     def length(self) -> int:
         """Return how many tokens to draft in the next round."""
+        self._confidences.clear()
+        self._speculates = False
         if self._rounds < PRIOR_ROUNDS:
             return min(FIRST_LENGTH, self.longest)
-        best = best_length(self.costs(), self.acceptance)
+        acceptance, self._now = self.acceptance, self.costs()
+        best = best_length(self._now, acceptance)
         if best > 0:
             self._is_probing = False
-            return best
+            self._speculates = True
+            self._rate = expected_tokens(acceptance)[best] / self._now.of_round(best)
+            return self.longest if self._hears else best
         if not self._is_probing and self._plain_rounds >= self._pause:
             self._is_probing, self._tries, self._pause = True, 0, PLAIN_ROUNDS
         return 1 if self._is_probing else 0
+
+    def drafted(self, confidence: float) -> bool:
+        """Hear how sure the drafter is of a token that it drafted; say whether it should go on.
+
+        Args:
+            confidence: the draft's probability of the token.
+        """
+        self._hears = True
+        self._confidences.append(confidence)
+        if not self._speculates:
+            return True
+        reached = prod(map(self._calibration.acceptance, self._confidences))
+        pooled = sum(self._accepted) / sum(self._reached)
+        return pays_to_go_on(self._now, len(self._confidences), reached, pooled, self._rate)
 
     def costs(self) -> Costs:
         """Return what the parts of a round cost now."""
@@ -178,6 +249,8 @@ class Guard:
             self._pause += lost / PROBE_SHARE
             # A success is followed up at once, until there are enough of them to decide.
             self._is_probing = accepted > 0 and self._tries < PROBE_EVIDENCE
+        for position, confidence in enumerate(self._confidences[: accepted + 1]):
+            self._calibration.record(confidence, position < accepted)
         for position in range(min(drafted, accepted + 1, self.longest)):
             self._reached[position] = MEMORY * self._reached[position] + 1
             self._accepted[position] = MEMORY * self._accepted[position] + (position < accepted)
@@ -186,5 +259,6 @@ class Guard:
         """Let all that was seen before weigh no more than a few rounds."""
         share = min(1.0, PROBE_EVIDENCE / max(PROBE_EVIDENCE, *self._reached))
         self._prior = 0.0
+        self._calibration = Calibration()
         self._reached = [share * reached for reached in self._reached]
         self._accepted = [share * accepted for accepted in self._accepted]

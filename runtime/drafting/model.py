@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class ModelDrafter:
         chunk: tokens per pass while it reads a long context.
         collect: keep what the draft saw, for an arbiter.
         sampler: the target's own, so that both draw with the same noise.
+        watch: is told the draft's probability of each token as it is drafted, and says whether to go on.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class ModelDrafter:
         *,
         collect: bool = False,
         sampler: Sampler | None = None,
+        watch: Callable[[float], bool] | None = None,
     ) -> None:
         self._sampler = sampler
+        self._watch = watch
         self._collect = collect
         self._seen: dict[str, NDArray[Any]] = {}
         self._decoder = decoder
@@ -65,6 +69,8 @@ class ModelDrafter:
                 self._remember(row, len(drafted), count)
             drafted.append(token)
             fresh = [token]
+            if self._watch is not None and not self._watch(_confidence(row)):
+                break
         return drafted
 
     def evidence(self, count: int) -> StepOutput:
@@ -89,6 +95,13 @@ class ModelDrafter:
             }
         for name, rows in self._seen.items():
             rows[i] = getattr(output, name)[-1]
+
+
+def _confidence(output: StepOutput) -> float:
+    """Return the probability of the last row's most likely token."""
+    assert output.top_values is not None
+    assert output.logsumexp is not None
+    return exp(min(0.0, float(output.top_values[-1, 0] - output.logsumexp[-1])))
 
 
 def _arrays(output: StepOutput) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scripted import ScriptedDecoder, agreeing, hashed, reference_decode
 
 from cospec.runtime.drafting.model import ModelDrafter
-from cospec.runtime.guard import Costs, Guard, best_length, expected_tokens
+from cospec.runtime.guard import (
+    Calibration,
+    Costs,
+    Guard,
+    best_length,
+    expected_tokens,
+    pays_to_go_on,
+)
 from cospec.runtime.loop import Limits, decode
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=5)
@@ -186,3 +193,49 @@ def test_no_sequence_of_lengths_changes_the_output(lengths, seed):
     assert guard.rounds == [(r.drafted, r.accepted, r.drafted + 1) for r in rounds]
     wanted = [min(lengths[i % len(lengths)], 4) for i in range(len(rounds))]
     assert all(r.drafted <= k for r, k in zip(rounds, wanted, strict=True))
+
+
+def test_going_on_pays_exactly_where_some_longer_block_does():
+    costs = Costs(1.0, [10, 10, 10, 30, 31, 31, 31])
+    for reached in (0.05, 0.3, 0.6, 1.0):
+        for drafted in range(7):
+            gains = [
+                sum(reached * 0.9**j for j in range(1, more + 1))
+                - 0.1 * (costs.of_round(drafted + more) - costs.of_round(drafted))
+                for more in range(1, 7 - drafted)
+            ]
+            assert pays_to_go_on(costs, drafted, reached, 0.9, 0.1) == any(g > 0 for g in gains)
+
+
+def test_confidence_that_means_something_is_worth_more_than_any_fixed_length():
+    draft, verify = CONTROLLED_PAIR["fp32"]
+
+    def speed(hears: bool, seed: int) -> float:
+        rng, guard = random.Random(seed), Guard(Costs(draft, verify))
+        seconds = tokens = 0.0
+        for _ in range(500):
+            k, accepted = guard.length(), []
+            while len(accepted) < k:
+                confidence = 0.98 if rng.random() < 0.75 else 0.3
+                accepted.append(rng.random() < confidence)
+                if hears and not guard.drafted(confidence):
+                    break
+            right = [*accepted, False].index(False)
+            costs = (len(accepted) * draft, verify[len(accepted)])
+            guard.record(len(accepted), right, costs[0], len(accepted) + 1, costs[1])
+            seconds += sum(costs)
+            tokens += right + 1
+        return tokens / seconds
+
+    heard, deaf = (sum(speed(hears, seed) for seed in range(8)) for hears in (True, False))
+    assert heard > 1.04 * deaf
+
+
+def test_the_calibration_believes_the_draft_until_it_has_seen_better():
+    calibration = Calibration()
+    assert calibration.acceptance(0.97) == pytest.approx(0.95)
+    assert calibration.acceptance(1.0) == pytest.approx(0.95)
+    for _ in range(200):
+        calibration.record(0.97, False)
+    assert calibration.acceptance(0.97) < 0.03
+    assert calibration.acceptance(0.5) == pytest.approx(0.55)

@@ -68,6 +68,10 @@ class PromptError(CospecError):
     exit_code = 8
 
 
+class PromptTooLongError(PromptError):
+    """A prompt with more tokens than the bundle's capacity."""
+
+
 class MissingExtraError(BackendError):
     """A package that belongs to an optional extra is not installed."""
 

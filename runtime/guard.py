@@ -45,7 +45,7 @@ PLAIN_ROUNDS = 8.0
 """Plain rounds before a try, and more if the last one was dear."""
 
 PROBE_EVIDENCE = 3.0
-"""Rounds that all older evidence weighs when a try is judged: two or three that succeed turn it over."""
+"""Rounds that all older evidence weighs when a try is judged: two or three successes turn it over."""
 
 
 @dataclass(frozen=True)

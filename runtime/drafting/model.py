@@ -24,7 +24,7 @@ class ModelDrafter:
         chunk: tokens per pass while it reads a long context.
         collect: keep what the draft saw, for an arbiter.
         sampler: the target's own, so that both draw with the same noise.
-        watch: is told the draft's probability of each token as it is drafted, and says whether to go on.
+        watch: is told the draft's probability of each token that it drafts, and says whether to go on.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""What is installed on a machine, what fits it, and the command that mends what does not."""

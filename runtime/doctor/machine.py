@@ -1,0 +1,240 @@
+"""The facts that the checks look at, and how they are read off the machine at hand.
+
+Nothing here judges, and the checks ask nobody else: a test can describe any machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError
+from ..tensorrt.api import Gpu, read_gpu
+
+MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
+"""Packages with libraries of their own, of which being installed says little."""
+
+_DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvhost-gpu", "/usr/lib/wsl/lib/libcuda.so.1")
+"""One of these is there where NVIDIA's driver is: on a PC, on a Jetson, in WSL."""
+_L4T = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([a-z]+)\])?\s*(?:>=\s*([\d.]+))?")
+_EXTRA = re.compile(r"""extra == ["']([a-z]+)["']""")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A package that an extra asks for; of cospec itself, another extra."""
+
+    package: str
+    at_least: str | None = None
+    extra: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the checks know.
+
+    Attributes:
+        system: `Linux`, `Windows` or `Darwin`.
+        arch: `x86_64` or `aarch64`, as Python names it.
+        python: its version.
+        packages: installed distributions by normalised name, with their versions.
+        extras: what each extra of cospec asks for; `""` is the base.
+        broken: modules of MODULES that are installed and cannot be imported, and why.
+        providers: execution providers of ONNX Runtime.
+        gpu: the first that CUDA sees.
+        cuda_driver: newest CUDA of the driver, as (12, 6).
+        has_driver: whether the system has NVIDIA's driver, whatever Python sees of it.
+        l4t: Jetson Linux, such as `36.4.3`.
+        jetpack: of a Jetson, where its package is installed, such as `6.2`.
+        memory: bytes of RAM in all.
+        memory_free: bytes of it that programs can still have.
+        disk_free: bytes on the disk of the bundle, or of the current folder.
+        isolated: in a virtual environment that does not see the system's packages.
+    """
+
+    system: str
+    arch: str
+    python: tuple[int, int, int]
+    packages: Mapping[str, str]
+    extras: Mapping[str, tuple[Wanted, ...]]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
+    gpu: Gpu | None = None
+    cuda_driver: tuple[int, int] | None = None
+    has_driver: bool = False
+    l4t: str | None = None
+    jetpack: str | None = None
+    memory: int | None = None
+    memory_free: int | None = None
+    disk_free: int | None = None
+    isolated: bool = False
+
+    @property
+    def is_jetson(self) -> bool:
+        """Whether this is a Jetson board."""
+        return self.l4t is not None
+
+    def has(self, package: str) -> bool:
+        """Whether a distribution is installed."""
+        return package in self.packages
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as plain values; of the packages those that cospec knows."""
+        known = {one.package for wanted in self.extras.values() for one in wanted}
+        prefixes = ("onnxruntime", "tensorrt", "cuda-")
+        value = asdict(self)
+        value["packages"] = {
+            name: version
+            for name, version in sorted(self.packages.items())
+            if name in known or name == "cospec" or name.startswith(prefixes)
+        }
+        del value["extras"]
+        return value
+
+
+def probe(folder: Path) -> Machine:
+    """Read the machine at hand; `folder` is on the disk that matters."""
+    memory = _meminfo()
+    broken, providers = _import_all()
+    gpu, cuda_driver = _cuda(broken)
+    release = _text("/etc/nv_tegra_release")
+    return Machine(
+        system=platform.system(),
+        arch=platform.machine(),
+        python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
+        packages={
+            normalised(found.metadata["Name"]): found.version
+            for found in importlib.metadata.distributions()
+            if found.metadata["Name"]
+        },
+        extras=parse_extras(_requirements()),
+        broken=broken,
+        providers=providers,
+        gpu=gpu,
+        cuda_driver=cuda_driver,
+        has_driver=any(Path(path).exists() for path in _DRIVER_FILES),
+        l4t=parse_l4t(release),
+        jetpack=None if release is None else parse_dpkg(_text("/var/lib/dpkg/status")),
+        memory=memory.get("MemTotal"),
+        memory_free=memory.get("MemAvailable"),
+        disk_free=shutil.disk_usage(_existing(folder)).free,
+        isolated=_isolated(),
+    )
+
+
+def normalised(name: str) -> str:
+    """Return a distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def parse_l4t(text: str | None) -> str | None:
+    """Return the release in /etc/nv_tegra_release: `36.4.3`."""
+    found = _L4T.search(text or "")
+    return None if found is None else f"{found[1]}.{found[2]}"
+
+
+def parse_dpkg(text: str | None) -> str | None:
+    """Return the JetPack in Debian's list of packages, `6.2`; boards flashed without it have none."""
+    for entry in (text or "").split("\n\n"):
+        if entry.startswith("Package: nvidia-jetpack\n") and " installed\n" in entry:
+            found = re.search(r"^Version: (\d+\.\d+)", entry, re.MULTILINE)
+            return None if found is None else found[1]
+    return None
+
+
+def parse_extras(requirements: list[str]) -> dict[str, tuple[Wanted, ...]]:
+    """Return what each extra asks for, from the lines of `Requires-Dist`."""
+    extras: dict[str, list[Wanted]] = {}
+    for line in requirements:
+        name, _, condition = line.partition(";")
+        extra = _EXTRA.search(condition)
+        found = _REQUIREMENT.match(name.strip())
+        if found is not None:
+            wanted = Wanted(normalised(found[1]), found[3], found[2])
+            extras.setdefault("" if extra is None else extra[1], []).append(wanted)
+    return {extra: tuple(wanted) for extra, wanted in extras.items()}
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Return the lines of /proc/meminfo in bytes."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
+    return {name: int(size) << 10 for name, size in found}
+
+
+def _requirements() -> list[str]:
+    try:
+        return importlib.metadata.requires("cospec") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return []
+
+
+def _import_all() -> tuple[dict[str, str], tuple[str, ...]]:
+    """Import what has libraries of its own; return what failed, and ONNX Runtime's providers."""
+    broken: dict[str, str] = {}
+    providers: tuple[str, ...] = ()
+    for name in MODULES:
+        try:
+            module = importlib.import_module(name)
+            if name == "onnxruntime":
+                providers = tuple(module.get_available_providers())
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                broken[name] = str(error)
+        # Two packages in one folder leave a module without its functions.
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            broken[name] = " ".join(str(error).split())
+    return broken, providers
+
+
+def _cuda(broken: Mapping[str, str]) -> tuple[Gpu | None, tuple[int, int] | None]:
+    from ..engines.cuda import import_cuda
+
+    if "cuda.bindings.runtime" in broken:
+        return None, None
+    try:
+        cudart = import_cuda()
+    except MissingExtraError:
+        return None, None
+    status, version = cudart.cudaDriverGetVersion()
+    known = int(status) == 0 and version > 0
+    return read_gpu(cudart), (version // 1000, version % 1000 // 10) if known else None
+
+
+def _meminfo() -> dict[str, int]:
+    text = _text("/proc/meminfo")
+    if text is not None:
+        return parse_meminfo(text)
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return {}
+    return {"MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder above that exists."""
+    folder = folder.absolute()
+    return next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
+
+
+def _isolated() -> bool:
+    if sys.prefix == sys.base_prefix:
+        return False
+    settings = _text(str(Path(sys.prefix, "pyvenv.cfg"))) or ""
+    return not re.search(r"^include-system-site-packages\s*=\s*true", settings, re.M | re.I)

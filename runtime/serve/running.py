@@ -1,0 +1,106 @@
+"""An answer on its way between the scheduler and a client that may leave at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..completion import Piece, Stream
+from .scheduler import Order, Scheduler
+
+
+class ClientLeftError(Exception):
+    """The client closed the connection, so nobody waits for the answer."""
+
+
+class Running:
+    """An order under way, which ends when its client leaves.
+
+    Its pieces are kept here until they are sent: a client that reads slowly keeps no slot.
+
+    Args:
+        scheduler: decodes it.
+        order: what to decode.
+        http: whose client waits.
+    """
+
+    def __init__(self, scheduler: Scheduler, order: Order, http: HttpRequest) -> None:
+        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._work = asyncio.ensure_future(scheduler.generate(order, self._pieces.put_nowait))
+        self._gone = asyncio.ensure_future(_left(http))
+        self._work.add_done_callback(self._ended)
+        self._gone.add_done_callback(lambda _: self._work.cancel())
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        try:
+            while (piece := await self._pieces.get()) is not None:
+                yield piece
+        except BaseException:
+            self.cancel()
+            raise
+        await self.end()
+
+    async def end(self) -> Stream:
+        """Wait for the end.
+
+        Raises:
+            ClientLeftError: the client left before.
+            CospecError: the order was refused or failed.
+        """
+        try:
+            await asyncio.wait({self._work})
+        finally:
+            self.cancel()
+        if self._work.cancelled():
+            raise ClientLeftError
+        return self._work.result()
+
+    def cancel(self) -> None:
+        """End the order, if it has not ended."""
+        self._work.cancel()
+
+    def _ended(self, work: asyncio.Future[Stream]) -> None:
+        self._gone.cancel()
+        self._pieces.put_nowait(None)
+        if not work.cancelled():
+            work.exception()  # marked as seen: if the client is gone too, nobody asks again
+
+
+class EventStream(Response):
+    """Server-sent events.
+
+    Unlike Starlette's own streaming response it does not listen for the client to leave: `Running`
+    does so already, while the request waits in the queue too.
+
+    Args:
+        events: the data of each.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they come."""
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        async for data in self._events:
+            body = f"data: {data}\n\n".encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _left(http: HttpRequest) -> None:
+    """Return when the client has closed the connection. The body must have been read."""
+    with suppress(ClientDisconnect):
+        while (await http.receive())["type"] != "http.disconnect":
+            continue

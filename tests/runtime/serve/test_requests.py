@@ -1,0 +1,213 @@
+"""What is read from a request's JSON, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cospec.runtime.sampling.params import SamplingParams
+from cospec.runtime.serve.refusals import RefusedError
+from cospec.runtime.serve.requests import (
+    HARMLESS,
+    UNSUPPORTED,
+    Defaults,
+    chat_request,
+    completion_request,
+)
+
+DEFAULTS = Defaults("tiny")
+USER = {"role": "user", "content": "Hello"}
+
+
+def chat(**fields: Any) -> Any:
+    return chat_request({"messages": [USER]} | fields, DEFAULTS)
+
+
+def text(**fields: Any) -> Any:
+    return completion_request({"prompt": "Hello"} | fields, DEFAULTS)
+
+
+def test_a_bare_request_is_greedy_and_takes_the_defaults():
+    request = chat()
+    assert request.prompt == [USER]
+    assert request.sampling == SamplingParams()
+    assert request.sampling.is_plain
+    assert (request.mode, request.max_tokens, request.stream) == ("strict", None, False)
+    other = Defaults("tiny", temperature=1.0, mode="collab", threshold=0.7, num_draft_tokens=2)
+    request = completion_request({"prompt": "Hello"}, other)
+    assert (request.sampling.temperature, request.mode, request.threshold) == (1.0, "collab", 0.7)
+    assert request.num_draft_tokens == 2
+    assert completion_request({"prompt": "", "mode": "strict"}, other).threshold is None
+
+
+def test_every_parameter_arrives():
+    request = chat(
+        model="tiny",
+        temperature=0.5,
+        top_p=0.9,
+        top_k=-1,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        logit_bias={"7": -100, "8": 1.5},
+        seed=3,
+        min_tokens=2,
+        stop="x",
+        logprobs=True,
+        top_logprobs=4,
+        max_completion_tokens=9,
+        mode="collab",
+        threshold=0.6,
+        num_draft_tokens="auto",
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    assert request.sampling == SamplingParams(
+        temperature=0.5,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        logit_bias={7: -100.0, 8: 1.5},
+        seed=3,
+        min_tokens=2,
+        stop=("x",),
+        logprobs=4,
+    )
+    assert (request.max_tokens, request.mode, request.threshold) == (9, "collab", 0.6)
+    assert (request.num_draft_tokens, request.stream, request.include_usage) == ("auto", True, True)
+
+
+def test_log_probabilities_have_another_form_in_each_api():
+    assert chat(logprobs=True).sampling.logprobs == 0
+    assert chat(logprobs=False).sampling.logprobs is None
+    assert text(logprobs=3).sampling.logprobs == 3
+    assert text().sampling.logprobs is None
+
+
+def test_messages_may_come_in_parts_and_from_developers():
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    asked = chat(
+        messages=[
+            {"role": "developer", "content": "Be brief"},
+            {"role": "user", "content": parts, "name": "Ann"},
+            {"role": "assistant", "content": "Hi", "tool_calls": None, "refusal": None},
+        ]
+    )
+    assert asked.prompt == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hello", "name": "Ann"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+
+
+def test_null_is_not_given_and_one_prompt_in_a_list_is_one():
+    assert text(prompt=["Hello"], stop=None, n=None, tools=None, unheard_of=None) == text()
+
+
+def test_harmless_fields_and_neutral_values_are_accepted():
+    assert chat(**{name: {"any": "thing"} for name in HARMLESS}) == chat()
+    for name, neutral in UNSUPPORTED.items():
+        for value in neutral:
+            assert chat(**{name: value}) == chat()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"n": 2}, "n", "only 1"),
+        ({"n": True}, "n", "only 1"),
+        ({"tools": [{"type": "function"}]}, "tools", "only []"),
+        ({"tool_choice": "required"}, "tool_choice", "only"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "'text'"),
+        ({"best_of": 3}, "best_of", "only 1"),
+        ({"echo": True}, "echo", "only False"),
+        ({"suffix": "x"}, "suffix", "only"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "does not support"),
+        ({"beam_width": 3}, "'beam_width'", "unknown field"),
+        ({"temperature": "hot"}, "temperature", "a number"),
+        ({"temperature": True}, "temperature", "a number"),
+        ({"temperature": -1}, "temperature", "from 0 to 100"),
+        ({"top_p": 0}, "top_p", "above 0"),
+        ({"top_k": 1.5}, "top_k", "an integer"),
+        ({"seed": -1}, "seed", "from 0"),
+        ({"logit_bias": [1]}, "logit_bias", "map token ids"),
+        ({"logit_bias": {"the": 1}}, "logit_bias", "not a token id"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias", "must be a number"),
+        ({"stop": [1]}, "stop", "list of texts"),
+        ({"stop": ""}, "stop", "none of them empty"),
+        ({"stop": ["x"] * 65}, "stop", "at most 64"),
+        ({"max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_tokens": "9"}, "max_tokens", "an integer"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", "at least 1"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "mean the same"),
+        ({"max_tokens": 1, "min_tokens": 2}, "min_tokens", "above max_tokens"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
+        ({"stream": True, "stream_options": 1}, "stream_options", "an object"),
+        ({"mode": "fast"}, "mode", "strict, collab"),
+        ({"mode": []}, "mode", "strict, collab"),
+        ({"num_draft_tokens": 1.5}, "num_draft_tokens", "an integer"),
+        ({"threshold": "x"}, "threshold", "a number"),
+        ({"model": 3}, "model", "a text"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name_in_both_apis(fields, param, part):
+    for read in (chat, text):
+        with pytest.raises(RefusedError) as caught:
+            read(**fields)
+        assert caught.value.status == 400
+        assert caught.value.param is not None
+        assert caught.value.param in (param, param.strip("'"))
+        assert part in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [
+        (None, "at least one message"),
+        ([], "at least one message"),
+        ("Hello", "at least one message"),
+        (["Hello"], "messages[0] must be an object"),
+        ([{"content": "Hello"}], "no role"),
+        ([{"role": "tool", "content": "x"}], "one of system"),
+        ([{"role": "user"}], "must be a text"),
+        ([{"role": "user", "content": []}], "must be a text"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "image_url"),
+        ([{"role": "user", "content": ["x"]}], "text only"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "a part looks like"),
+        ([{"role": "user", "content": "x", "weight": 1}], "messages[0].weight"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
+    ],
+)
+def test_messages_that_are_none_are_refused(messages, part):
+    with pytest.raises(RefusedError) as caught:
+        chat(messages=messages)
+    assert part in caught.value.message
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a", "b"], [1, 2, 3], [5], [["a"]]])
+def test_a_prompt_is_one_text(prompt):
+    with pytest.raises(RefusedError) as caught:
+        text(prompt=prompt)
+    assert caught.value.param == "prompt"
+
+
+def test_each_api_has_its_own_fields():
+    with pytest.raises(RefusedError, match="top_logprobs needs logprobs"):
+        chat(top_logprobs=2)
+    with pytest.raises(RefusedError, match="top_logprobs"):
+        text(top_logprobs=2)
+    with pytest.raises(RefusedError, match="logprobs must be an integer"):
+        text(logprobs=True)
+    with pytest.raises(RefusedError, match="unknown field"):
+        text(messages=[USER])
+
+
+def test_another_model_is_not_found():
+    with pytest.raises(RefusedError) as caught:
+        chat(model="gpt-5")
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,26 @@ _COLUMNS = (
 )
 
 
-@click.group(cls=CospecGroup)
+_ELSEWHERE = dict.fromkeys(("speed", "context", "project"), "cospec.bench.speed.cli")
+"""Commands by name, and the module that holds each: it comes after this one, so it is found by name."""
+
+
+class _BenchGroup(CospecGroup):
+    """Finds the commands of other modules when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command."""
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_BenchGroup)
 def main() -> None:
     """Measure what a bundle's ways of decoding are worth."""
 

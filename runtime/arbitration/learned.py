@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.onnxruntime import import_onnxruntime
+from ..engines.onnxruntime import choose_pool, import_onnxruntime
 from ..engines.protocol import StepOutput
 from ..errors import BackendError, BundleError
 from .protocol import Block
@@ -34,6 +34,7 @@ class BlockGraph:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1  # a few thousand multiplications: threads would only wait
+        choose_pool(ort, options)
         try:
             self._session = ort.InferenceSession(
                 str(graph), sess_options=options, providers=["CPUExecutionProvider"]

@@ -79,9 +79,12 @@ class OrtEngine(ShapedEngine):
                 str(graph), sess_options=session_options, providers=providers
             )
         except Exception as error:
+            hint = "check the bundle with cospec-verify; if it is intact, update onnxruntime"
+            if "use_per_session_threads" in str(error):
+                hint = "other code of this process made a shared pool: load with shared_pool=True"
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} could not load {graph}: {_first_line(error)}",
-                hint="check the bundle with cospec-verify; if it is intact, update onnxruntime",
+                hint=hint,
             ) from error
         self.device = "cuda" if providers[0] == "CUDAExecutionProvider" else "cpu"
         if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
@@ -287,10 +290,11 @@ def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = Non
                     hint="leave the number of threads out to use that pool as it is",
                 ) from error
         _SharedPool.joined, _SharedPool.threads = True, options.threads
-    if options is not None and _SharedPool.joined and options.threads != _SharedPool.threads:
+    wanted = None if options is None else options.threads
+    if _SharedPool.joined and wanted not in (None, _SharedPool.threads):
         raise UsageError(
             f"the sessions of this process share {_SharedPool.threads or 'the default number of'} "
-            f"threads, but {options.threads or 'the default number'} was asked for",
+            f"threads, but {wanted} were asked for",
             hint="give every session of a process the same number of threads",
         )
     session_options.use_per_session_threads = not _SharedPool.joined

@@ -1,0 +1,131 @@
+"""How cost grows with the context: decoding behind so many tokens, and reading so many."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ...runtime.errors import UsageError
+from .measure import Row, Samples, measure_rows
+from .peers import genai_rows, our_rows
+from .report import table
+from .speed import cpu_model, preparing
+
+DRAFTED = 3
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """What to measure.
+
+    Attributes:
+        work: folder for what is made once.
+        contexts: tokens before the first generated one.
+        tokens: to generate behind each context.
+        rounds: turns of each row at each context.
+        threads: of every row.
+        noise: of the controlled pair.
+        peers: measure onnxruntime-genai too.
+    """
+
+    work: Path
+    contexts: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192)
+    tokens: int = 32
+    rounds: int = 3
+    threads: int = 2
+    noise: float = 0.2
+    peers: bool = True
+
+
+def measure_context(config: ContextConfig) -> dict[str, Any]:
+    """Return `rows` (one a runtime, mode and context) and `environment`.
+
+    Raises:
+        UsageError: a context that is too short, or none.
+        CospecError: something cannot be made.
+    """
+    from tqdm import tqdm
+
+    if not config.contexts or min(config.contexts) < 2:
+        raise UsageError("contexts must hold at least 2 tokens each")
+    capacity = max(config.contexts) + config.tokens
+    with preparing(config.work) as workshop:
+        pair = workshop.pair(config.noise)
+        bundle = workshop.bundle(pair, "fp32", capacity)
+        rows = our_rows(bundle, "fp32", config.threads, (DRAFTED,))
+        if config.peers:
+            theirs = genai_rows(workshop, pair, "fp32", config.threads, capacity)
+            rows += [row for row in theirs if row.k in (0, DRAFTED)]
+    draw = random.Random(0)
+    lengths = [length for length in config.contexts for _ in range(config.rounds)]
+    prompts = [[draw.randrange(2, 32000) for _ in range(length)] for length in lengths]
+    with tqdm(
+        total=len(rows) * (len(prompts) + 1), unit="turn", disable=not sys.stderr.isatty()
+    ) as bar:
+        samples = measure_rows(
+            rows, prompts, config.tokens, played=lambda row: bar.update() and None
+        )
+    return {
+        "rows": by_context(rows, samples, lengths),
+        "environment": {
+            "cpu": cpu_model(),
+            "threads": config.threads,
+            "tokens": config.tokens,
+            "rounds": config.rounds,
+            "noise": config.noise,
+            "capacity": capacity,
+        },
+    }
+
+
+def by_context(
+    rows: Sequence[Row], samples: Sequence[Samples], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the medians of each row at each context, in the order of the contexts."""
+    figures = []
+    for length in dict.fromkeys(lengths):
+        rounds = [i for i, each in enumerate(lengths) if each == length]
+        for row, sample in zip(rows, samples, strict=True):
+            figure: dict[str, Any] = {
+                "name": row.name,
+                "mode": row.mode,
+                "setting": row.setting,
+                "context": length,
+            }
+            if sample.error is not None:
+                figure["skipped"] = sample.error
+            else:
+                first = median(sample.first[i] for i in rounds)
+                figure |= {
+                    "tokens_per_second": median(sample.decode_rates[i] for i in rounds),
+                    "time_to_first_token_ms": 1000 * first,
+                    "prefill_tokens_per_second": length / first,
+                }
+            figures.append(figure)
+    return figures
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """Return what `measure_context` returned as two tables: a line a row, a column a context."""
+    contexts = list(dict.fromkeys(figure["context"] for figure in result["rows"]))
+    parts = []
+    for title, key in (
+        ("tokens a second behind a context of", "tokens_per_second"),
+        ("tokens of the prompt read a second", "prefill_tokens_per_second"),
+    ):
+        lines: dict[tuple[str, str, str], list[str]] = {}
+        for figure in result["rows"]:
+            cells = lines.setdefault((figure["name"], figure["mode"], figure["setting"]), [])
+            cells.append(f"{figure[key]:.1f}" if key in figure else "-")
+        body = [[*name, *cells] for name, cells in lines.items()]
+        parts.append(table((title, "mode", "setting", *map(str, contexts)), body))
+    reasons = {f["skipped"]: f["name"] for f in result["rows"] if "skipped" in f}
+    parts += [f"SKIPPED: {name}: {reason}" for reason, name in reasons.items()]
+    environment = result["environment"]
+    parts.append(f"{environment['cpu']}, {environment['threads']} threads, fp32.")
+    return "\n\n".join(parts)

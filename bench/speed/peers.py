@@ -1,0 +1,234 @@
+"""The runtimes that are compared: what each needs, and the rows that it plays.
+
+Each peer is measured at the settings that were found best for it, and as it comes where that differs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ...runtime.errors import CospecError, UsageError
+from .measure import Row
+from .prepare import NUM_DRAFT_TOKENS, Pair, Workshop, link_files, run, write_json
+from .remote import Process
+
+OURS = "cospec"
+DRAFT_LENGTHS = (2, 3, 4, 5)
+"""Draft lengths of peers: their best lies among them on every pair that was tried."""
+
+DraftLength = int | Literal["auto"]
+OUR_DRAFT_LENGTHS: tuple[DraftLength, ...] = (*range(1, NUM_DRAFT_TOKENS + 1), "auto")
+
+
+def our_rows(
+    bundle: Path,
+    weights: str,
+    threads: int,
+    lengths: Sequence[DraftLength] = OUR_DRAFT_LENGTHS,
+) -> list[Row]:
+    """Return the rows of a bundle: the target alone and each draft length, with both kinds of pools."""
+    rows = []
+    for shared in (False, True):
+        settings = {"bundle": str(bundle), "threads": threads, "shared_pool": shared}
+        process = Process(Path(sys.executable), "cospec_worker.py", settings)
+        setting = "shared pool" if shared else "own pools"
+        rows += [Row(OURS, weights, k, setting, process) for k in (0, *lengths)]
+    return rows
+
+
+def transformers_rows(
+    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+) -> list[Row]:
+    """`generate` of transformers, in the environment that exported the pair."""
+    settings = {role: str(pair.folder / role) for role in ("target", "draft")}
+    process = Process(
+        Path(sys.executable), "transformers_worker.py", {**settings, "threads": threads}
+    )
+    return [Row("transformers", weights, k, "", process) for k in (0, *DRAFT_LENGTHS)]
+
+
+def genai_rows(
+    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+) -> list[Row]:
+    """onnxruntime-genai, its threads spinning as they come and sleeping between passes."""
+    name = "onnxruntime-genai"
+    python = workshop.environment(name)
+    rows = []
+    for spin in (True, False):
+        for draft in (False, True):
+            folder = _genai_folder(workshop, pair, weights, threads, capacity, spin, draft)
+            settings = {"folder": str(folder), "capacity": capacity}
+            process = Process(python, "genai_worker.py", settings)
+            setting = "as it comes" if spin else "no spinning"
+            lengths = DRAFT_LENGTHS if draft else (0,)
+            rows += [Row(name, weights, k, setting, process) for k in lengths]
+    return rows
+
+
+def _genai_folder(
+    workshop: Workshop,
+    pair: Pair,
+    weights: str,
+    threads: int,
+    capacity: int,
+    spin: bool,
+    draft: bool,
+) -> Path:
+    """Return a folder for genai: the target, with the draft inside where it is to speculate."""
+    base = workshop.root / "onnxruntime-genai"
+    python = workshop.environment("onnxruntime-genai")
+
+    def built(role: str) -> Path:
+        builder: list[str | Path] = [python, "-m", "onnxruntime_genai.models.builder"]
+        builder += ["-i", pair.folder / role, "-p", weights, "-e", "cpu"]
+        return workshop.once(
+            base / f"{pair.name}-{weights}-{role}",
+            f"building the {role} for onnxruntime-genai, {weights}",
+            lambda part: run([*builder, "-o", part]),
+        )
+
+    threading: dict[str, Any] = {"intra_op_num_threads": threads}
+    if not spin:
+        threading["session.intra_op.allow_spinning"] = "0"
+
+    def assemble(part: Path) -> None:
+        link_files(built("target"), part)
+        config = _read_json(built("target") / "genai_config.json")
+        config["model"]["context_length"] = config["search"]["max_length"] = capacity
+        config["model"]["decoder"]["session_options"].update(threading)
+        if draft:
+            link_files(built("draft"), part / "draft")
+            drafts = _read_json(built("draft") / "genai_config.json")["model"]["decoder"]
+            drafts["session_options"].update(threading)
+            drafts["filename"] = "draft/model.onnx"
+            config["model"]["draft"] = drafts
+        write_json(part / "genai_config.json", config)
+
+    how = f"{threads}{'spin' if spin else 'sleep'}-{'speculative' if draft else 'target'}"
+    folder = base / f"{pair.name}-{weights}-{capacity}-{how}"
+    return workshop.once(folder, "putting models together for onnxruntime-genai", assemble)
+
+
+def openvino_rows(
+    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+) -> list[Row]:
+    """openvino-genai; in fp32 it is kept from computing in bfloat16 where the CPU has that."""
+    name = "openvino-genai"
+    python = workshop.environment(name)
+    models = {}
+    for role in ("target", "draft"):
+        command: list[str | Path] = [python.parent / "optimum-cli", "export", "openvino"]
+        command += ["--model", pair.folder / role, "--task", "text-generation-with-past"]
+        models[role] = workshop.once(
+            workshop.root / name / f"{pair.name}-{weights}-{role}",
+            f"converting the {role} for openvino-genai, {weights}",
+            lambda part, command=command: run([*command, "--weight-format", weights, part]),  # type: ignore[misc]
+        )
+    rows = []
+    for lengths, draft in (((0,), None), (DRAFT_LENGTHS, str(models["draft"]))):
+        settings = {
+            "target": str(models["target"]),
+            "draft": draft,
+            "threads": threads,
+            "exact": weights == "fp32",
+        }
+        process = Process(python, "openvino_worker.py", settings)
+        rows += [Row(name, weights, k, "", process) for k in lengths]
+    return rows
+
+
+def llama_rows(
+    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+) -> list[Row]:
+    """llama.cpp, as the wheel xllamacpp has it built."""
+    from .llama_file import write_gguf
+
+    name = "llama.cpp"
+    kind = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"}[weights]
+    files = {
+        role: str(
+            workshop.once(
+                workshop.root / name / f"{pair.name}-{role}-{kind}.gguf",
+                f"writing the {role} for llama.cpp, {kind}",
+                lambda part, role=role: write_gguf(pair.folder / role, part, kind),  # type: ignore[misc]
+            )
+        )
+        for role in ("target", "draft")
+    }
+    settings = {**files, "threads": threads, "capacity": capacity, "exact": weights == "fp32"}
+    process = Process(workshop.environment(name), "llama_worker.py", settings)
+    return [Row(name, weights, k, kind, process) for k in (0, *DRAFT_LENGTHS)]
+
+
+PEERS: dict[str, tuple[Callable[[Workshop, Pair, str, int, int], list[Row]], tuple[str, ...]]] = {
+    "transformers": (transformers_rows, ("fp32",)),
+    "onnxruntime-genai": (genai_rows, ("fp32", "int4")),
+    "openvino-genai": (openvino_rows, ("fp32", "int8", "int4")),
+    "llama.cpp": (llama_rows, ("fp32", "int8", "int4")),
+}
+"""By name: what makes a peer's rows, and the formats of weights that it has."""
+
+
+def parse_peers(text: str) -> list[str]:
+    """Return the peers that are named, separated by commas; `none` names none.
+
+    Raises:
+        UsageError: a name that is none of PEERS.
+    """
+    names = [] if text == "none" else [word.strip() for word in text.split(",") if word.strip()]
+    for name in names:
+        if name not in PEERS:
+            raise UsageError(
+                f"unknown peer '{name}'", hint=f"the peers are: {', '.join(PEERS)}, none"
+            )
+    return names
+
+
+def parse_lengths(text: str) -> tuple[DraftLength, ...]:
+    """Return draft lengths that are separated by commas: numbers from 1, or `auto`.
+
+    Raises:
+        UsageError: something else.
+    """
+    lengths: list[DraftLength] = []
+    for word in text.split(","):
+        word = word.strip()
+        if word == "auto":
+            lengths.append("auto")
+        elif word.isdecimal() and 1 <= int(word) <= NUM_DRAFT_TOKENS:
+            lengths.append(int(word))
+        else:
+            raise UsageError(
+                f"--draft-lengths: '{word}' is neither auto nor from 1 to {NUM_DRAFT_TOKENS}"
+            )
+    return tuple(lengths)
+
+
+def peer_rows(
+    workshop: Workshop,
+    pair: Pair,
+    peers: Sequence[str],
+    formats: Sequence[str],
+    threads: int,
+    capacity: int,
+) -> list[Row]:
+    """Return the rows of the peers; one that cannot be had becomes a row that says why."""
+    rows = []
+    for name in peers:
+        make, has = PEERS[name]
+        for weights in formats:
+            if weights not in has:
+                continue
+            try:
+                rows += make(workshop, pair, weights, threads, capacity)
+            except CospecError as error:
+                rows.append(Row(name, weights, 0, reason=error.message))
+    return rows
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -62,18 +62,25 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             ).logits
         logits = logits[..., : self.vocab_size].float()
         present = [t for i in range(len(pairs)) for t in step.present[i]]
-        return (logits, *summary(logits, input_ids), seen[0].float(), *present)
+        return (logits, *summary(logits, input_ids, self.lowering), seen[0].float(), *present)
 
 
-def summary(logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def summary(
+    logits: torch.Tensor, input_ids: torch.Tensor, lowering: Lowering
+) -> tuple[torch.Tensor, ...]:
     """Reduce logits [1, S, V] to what a greedy round reads; see `SUMMARY_OUTPUTS` for the order.
 
     `next_input_logprob` [1, S] is the log-probability of the token that was fed *after* each row;
     the last row has no successor and scores its own input instead, a value that nobody reads.
     """
     top_values, top_ids = torch.topk(logits, min(SUMMARY_TOP, logits.shape[-1]), dim=-1)
-    logsumexp = torch.logsumexp(logits, dim=-1)
-    entropy = logsumexp - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+    probabilities = torch.softmax(logits, dim=-1)
+    if lowering == "gqa":
+        # ONNX Runtime computes ReduceLogSumExp one number at a time: a tenth of a small draft's step.
+        logsumexp = top_values[..., 0] - torch.log(probabilities.amax(dim=-1))
+    else:
+        logsumexp = torch.logsumexp(logits, dim=-1)
+    entropy = logsumexp - (probabilities * logits).sum(dim=-1)
     following = torch.cat([input_ids[:, 1:], input_ids[:, -1:]], dim=1)
     fed = torch.gather(logits, 2, following.unsqueeze(-1)).squeeze(-1)
     return top_ids[..., 0], top_values, top_ids, logsumexp, entropy, fed - logsumexp

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .runtime.sampling.params import SamplingParams
     from .runtime.session import Session, load
     from .runtime.stats import GenerationStats
+    from .runtime.trace import Trace
 
 _LAZY = {
     "Chat": ".runtime.chat",
@@ -39,6 +40,7 @@ _LAZY = {
     "SamplingParams": ".runtime.sampling.params",
     "Session": ".runtime.session",
     "Stream": ".runtime.completion",
+    "Trace": ".runtime.trace",
     "load": ".runtime.session",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "SamplingParams",
     "Session",
     "Stream",
+    "Trace",
     "UsageError",
     "__version__",
     "load",

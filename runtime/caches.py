@@ -59,7 +59,7 @@ class Caches:
         """Forget everything if the body fails: what a failed round left behind is unknown."""
         try:
             yield
-        except Exception:
+        except BaseException:  # Ctrl-C in mid-pass too
             self.clear()
             raise
 

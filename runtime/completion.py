@@ -64,12 +64,15 @@ class Completion:
             "stats": self.stats.to_json(),
         }
         if self.logprobs:
-            value["logprobs"] = [
-                {"logprob": each.logprob, "top": each.top} for each in self.logprobs
-            ]
+            value["logprobs"] = logprobs_json(self.logprobs)
         if self.seed is not None:
             value["seed"] = self.seed
         return value
+
+
+def logprobs_json(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Return reports on tokens as plain values."""
+    return [{"logprob": each.logprob, "top": each.top} for each in logprobs]
 
 
 class Stream:

@@ -33,6 +33,7 @@ class Plan:
         guard: chooses the draft length.
         sampler: chooses tokens; None for the most likely ones.
         observer: sees each round.
+        drafter: proposes instead of the session's own.
     """
 
     limits: Limits
@@ -43,6 +44,7 @@ class Plan:
     guard: Guard | None = None
     sampler: Sampler | None = None
     observer: Observer | None = None
+    drafter: Drafter | None = None
 
 
 def rounds(plan: Plan, caches: Caches, drafter: Drafter, tokens: list[int]) -> Iterator[Round]:

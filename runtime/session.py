@@ -377,9 +377,16 @@ class Session:
         draft = self.caches.draft
         if draft is None:
             return NgramDrafter()
-        draft.select(shared + judged[1])
+        watched = () if plan.guard is None else ("top_values",)
+        draft.select(shared + judged[1] + watched)
         collect = referee is not None or observer is not None
-        model = ModelDrafter(draft, plan.limits.prefill_chunk, collect=collect, sampler=sampler)
+        model = ModelDrafter(
+            draft,
+            plan.limits.prefill_chunk,
+            collect=collect,
+            sampler=sampler,
+            watch=None if plan.guard is None else plan.guard.drafted,
+        )
         if self.drafter == "combined" and not collect:  # an arbiter must see what the draft saw
             return CombinedDrafter(NgramDrafter(), model)
         return model

@@ -50,6 +50,11 @@ class TextCodec:
         return self._template is not None
 
     @property
+    def tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` itself, without truncation and padding: only to be read."""
+        return self._tokenizer
+
+    @property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that are no text: ends, turns, padding."""
         added = self._tokenizer.get_added_tokens_decoder()
@@ -97,6 +102,10 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def spelling(self, token: int) -> str:
+        """Return how the vocabulary writes a token, special ones too; empty where it has none."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """Start to decode an output token by token, as the continuation of `context`."""

@@ -30,9 +30,9 @@ class CospecCommand(click.Command):
     """A click command whose errors are one line, a hint and an exit code.
 
     Use as `@click.command(cls=CospecCommand)`. A `CospecError` prints `error: ...` and its hint on
-    stderr and exits with its code; with --json among the arguments it also prints one JSON object
-    on stdout. Ctrl-C exits with 130, a closed pipe quietly with 1. Anything else is a bug and shows
-    its traceback; COSPEC_TRACEBACK=1 shows one for a `CospecError` too.
+    stderr and exits with its code; with --json or --jsonl among the arguments it also prints one
+    JSON object on stdout. Ctrl-C exits with 130, a closed pipe quietly with 1. Anything else is a
+    bug and shows its traceback; COSPEC_TRACEBACK=1 shows one for a `CospecError` too.
     """
 
     def main(
@@ -51,7 +51,8 @@ class CospecCommand(click.Command):
                 arguments, prog_name, complete_var, standalone_mode=False, **extra
             )
 
-        return _run_standalone(run, as_json="--json" in arguments) if standalone_mode else run()
+        report = _report(arguments)
+        return _run_standalone(run, report) if standalone_mode else run()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own epilog, then what the exit codes mean."""
@@ -87,7 +88,19 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _run_standalone(run: Callable[[], Any], *, as_json: bool) -> NoReturn:
+def print_json_line(value: object) -> None:
+    """Print a value as one line of JSON on stdout."""
+    click.echo(json.dumps(value))
+
+
+def _report(arguments: Sequence[str]) -> Callable[[object], None]:
+    """Return what prints an error on stdout, in the form that the arguments ask for, if any."""
+    if "--json" in arguments:
+        return print_json
+    return print_json_line if "--jsonl" in arguments else lambda value: None
+
+
+def _run_standalone(run: Callable[[], Any], report: Callable[[object], None]) -> NoReturn:
     try:
         code = run()
         sys.stdout.flush()  # here, where a closed pipe can be handled
@@ -95,17 +108,15 @@ def _run_standalone(run: Callable[[], Any], *, as_json: bool) -> NoReturn:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        if as_json:
-            _print_error_json(type(error).__name__, error.message, error.hint, error.exit_code)
+        report(_error_json(type(error).__name__, error.message, error.hint, error.exit_code))
         sys.exit(error.exit_code)
     except click.Abort:  # click's name for Ctrl-C and for a closed stdin
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     except click.ClickException as error:
         error.show()
-        if as_json:
-            kind = type(error).__name__
-            _print_error_json(kind, error.format_message(), None, error.exit_code)
+        kind = type(error).__name__
+        report(_error_json(kind, error.format_message(), None, error.exit_code))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The interpreter flushes stdout once more on its way out; give it somewhere to go.
@@ -114,6 +125,6 @@ def _run_standalone(run: Callable[[], Any], *, as_json: bool) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _print_error_json(kind: str, message: str, hint: str | None, exit_code: int) -> None:
+def _error_json(kind: str, message: str, hint: str | None, exit_code: int) -> object:
     details = {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}
-    print_json({"error": details})
+    return {"error": details}

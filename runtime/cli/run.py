@@ -1,85 +1,83 @@
-"""cospec-run: generate text with a bundle."""
+"""cospec-run: generate text with a bundle; one answer, a conversation, or a file of prompts."""
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..bundle import find_bundle
-from ..completion import Completion
-from ..errors import BundleError, UsageError
-from ..files import parse_json_object
-from ..manifest import Manifest
-from ..session import DraftLength, load
-from ..stats import GenerationStats
-from ..text import TextStream
-from .common import CospecCommand, engine_dir_option, json_option, print_json
+from ..errors import UsageError
+from ..session import Prompt, Session, load
+from .common import (
+    CospecCommand,
+    at_least,
+    engine_dir_option,
+    json_option,
+    print_json,
+    print_json_line,
+)
+from .run_output import (
+    Painter,
+    describe,
+    end_json,
+    legend,
+    piece_json,
+    print_any_text,
+    warn_if_uncertified,
+)
+from .run_settings import Prompts, Settings, settings_options
 
 EPILOG = """
 \b
 Examples:
   cospec-run --engine-dir models/ "What is 12 + 30?"
+  cospec-run --engine-dir models/ --chat
   echo "Once upon a time" | cospec-run --engine-dir models/tiny --raw
+  cospec-run --engine-dir models/tiny --temperature 0.8 --top-p 0.95 --seed 7 "A riddle, please."
   cospec-run --engine-dir models/tiny --json "What is 12 + 30?"
-  cospec-run --engine-dir models/tiny --mode collab --provenance "What is 12 + 30?"
+  cospec-run --engine-dir models/tiny --mode collab --trace trace.html "What is 12 + 30?"
+  cospec-run --engine-dir models/tiny --batch prompts.jsonl --output answers.jsonl
+
+\b
+A line of a batch is a prompt or messages, and settings of its own where they differ:
+  {"id": "a", "prompt": "What is 12 + 30?", "max_tokens": 64}
+  {"messages": [{"role": "user", "content": "Hello."}], "temperature": 0.8, "seed": 7}
 """
-
-COLOURS = {"agreed": "green", "draft": "magenta", "bonus": "cyan", "target": "yellow"}
-"""How --provenance shows who chose a token."""
-
-_MAX_CERTIFICATE_BYTES = 16 << 20
-
-
-class _DraftLength(click.ParamType):  # type: ignore[type-arg]
-    """A number, or `auto`."""
-
-    name = "N|auto"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> DraftLength:
-        """Return the number, or `auto`."""
-        if value == "auto":
-            return "auto"
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"'{value}' is neither a number nor 'auto'.", param, ctx)
 
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.argument("prompt", required=False)
 @engine_dir_option
-@click.option("--max-tokens", type=int, help="Tokens to generate at most.")
+@click.option("--chat", is_flag=True, help="A conversation; what a terminal gets without PROMPT.")
+@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@settings_options
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option(
-    "--mode",
-    type=click.Choice(["strict", "collab"]),
-    default="strict",
-    show_default=True,
-    help="strict: exactly the target's greedy output. collab: the arbiter may keep draft tokens.",
+    "--batch",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="IN.jsonl",
+    help="Answer the prompts of this file.",
 )
 @click.option(
-    "--threshold",
-    type=float,
-    help="collab: score above which a draft token stays; 1 is strict. Default: the bundle's.",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="OUT.jsonl",
+    help="Where the answers of a batch go. What is there already is not answered again.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Record bad lines of a batch as errors, end with 1, and try them again the next time.",
 )
 @click.option(
     "--drafter",
-    type=click.Choice(["auto", "model", "ngram", "none"]),
+    type=click.Choice(["auto", "model", "ngram", "combined", "none"]),
     default="auto",
     show_default=True,
     help="Where proposals come from; auto is the draft model, or ngram without one.",
 )
-@click.option(
-    "--num-draft-tokens",
-    type=_DraftLength(),
-    help="Tokens to draft a round; 0 decodes plainly, 'auto' drafts as many as pay for themselves.",
-)
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option(
     "--backend",
     type=click.Choice(["auto", "onnxruntime", "tensorrt", "mixed"]),
@@ -97,37 +95,48 @@ class _DraftLength(click.ParamType):  # type: ignore[type-arg]
     help="Execution provider of ONNX Runtime.",
 )
 @click.option("--provenance", is_flag=True, help="Colour each token by who chose it.")
-@click.option("--stats", is_flag=True, help="Print statistics on stderr at the end.")
+@click.option("--stats", is_flag=True, help="Print statistics on stderr at the end of an answer.")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write a page that shows who chose each token, and why.",
+)
 @json_option
+@click.option("--jsonl", is_flag=True, help="Print one JSON object a round, as they come.")
 def main(
     prompt: str | None,
     engine_dir: Path,
-    max_tokens: int | None,
-    mode: str,
-    threshold: float | None,
-    drafter: str,
-    num_draft_tokens: DraftLength,
+    chat: bool,
+    system: str | None,
+    settings: Settings,
     raw: bool,
+    batch: Path | None,
+    output: Path | None,
+    keep_going: bool,
+    drafter: str,
     backend: str,
     threads: int | None,
     provider: str,
     provenance: bool,
     stats: bool,
+    trace: Path | None,
     as_json: bool,
-) -> None:
+    jsonl: bool,
+) -> int:
     """Generate text from PROMPT, or from standard input.
 
     The prompt is sent as a chat message where the bundle has a chat template, unless --raw is given.
+    On a terminal, and without PROMPT, a conversation begins.
     """
     from ..engines.onnxruntime import OrtOptions
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads is {threads}, but must be at least 1")
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise UsageError(
-                "no prompt", hint='cospec-run --engine-dir DIR "your prompt", or pipe one in'
-            )
+    at_least("--threads", threads, 1)
+    _refuse_what_does_not_go_together(click.get_current_context().params)
+    if settings.sampling.logprobs is not None and not (as_json or jsonl or batch):
+        raise UsageError("--logprobs shows nothing without --json, --jsonl or --batch")
+    terminal = sys.stdin.isatty()
+    if prompt is None and batch is None and not chat and not terminal:
         prompt = sys.stdin.read().rstrip("\n")
     options = OrtOptions(threads=threads, provider=provider)  # type: ignore[arg-type]
     folder = find_bundle(engine_dir)
@@ -137,94 +146,107 @@ def main(
         backend=backend,  # type: ignore[arg-type]
         options=options,
     )
-    as_chat = session.codec.has_chat_template and not raw and prompt.strip()
-    stream = session.stream(
-        [{"role": "user", "content": prompt}] if as_chat else prompt,
-        max_tokens=max_tokens,
-        num_draft_tokens=num_draft_tokens,
-        mode=mode,  # type: ignore[arg-type]
-        threshold=threshold,
-    )
-    if mode == "collab" and not is_certified(folder, session.manifest):
-        click.echo(
-            "this bundle's arbiter was never certified: nobody measured whether its answers are as "
-            "right as the target's; run cospec-calibrate",
-            err=True,
+    if batch is not None and output is not None:
+        from .run_batch import run_batch
+
+        prompts = Prompts(session, system, raw=raw)
+        done = run_batch(batch, output, prompts, settings, folder, keep_going=keep_going)
+        print_json(done.to_json()) if as_json else click.echo(done.summary(), err=True)
+        return 1 if done.failed else 0
+    if prompt is None:
+        from .run_chat import Conversation
+
+        if raw or as_json or jsonl or trace is not None:
+            raise UsageError(
+                "no prompt", hint='cospec-run --engine-dir DIR "your prompt", or pipe one in'
+            )
+        conversation = Conversation(
+            session, folder, settings, system, provenance=provenance, stats=stats
         )
-    if as_json:
-        print_json(stream.completion().to_json())
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Text of a model may hold any character: where the output's encoding lacks it, print a "?".
-        sys.stdout.reconfigure(errors="replace")
+        return conversation.run(terminal=terminal)
+    made = Prompts(session, system, raw=raw).of_text(prompt)
+    _answer(
+        session,
+        folder,
+        made,
+        settings,
+        provenance=provenance,
+        stats=stats,
+        trace=trace,
+        as_json=as_json,
+        jsonl=jsonl,
+    )
+    return 0
+
+
+def _answer(
+    session: Session,
+    folder: Path,
+    prompt: Prompt,
+    settings: Settings,
+    *,
+    provenance: bool,
+    stats: bool,
+    trace: Path | None,
+    as_json: bool,
+    jsonl: bool,
+) -> None:
+    """Generate once, and print it as it comes."""
+    from ..trace import Trace
+
+    observer = None if trace is None else Trace(session)
+    stream = session.stream(prompt, **settings.arguments(), observer=observer)
+    if settings.mode == "collab":
+        warn_if_uncertified(folder, session.manifest)
+    print_any_text()
+    painter = Painter(session.codec.stream(stream.prompt_tokens)) if provenance else None
     for piece in stream:
-        if not provenance:
-            click.echo(piece.text, nl=False)
+        if jsonl:
+            print_json_line(piece_json(piece))
+            sys.stdout.flush()
+        elif not as_json:
+            click.echo(piece.text if painter is None else painter.paint(piece), nl=False)
     completion = stream.completion()
-    if provenance:
-        _echo_provenance(session.codec.stream(stream.prompt_tokens), completion)
-    click.echo()
+    if observer is not None and trace is not None:
+        observer.write(trace, completion)
+    if as_json:
+        print_json(completion.to_json())
+    elif jsonl:
+        print_json_line(end_json(completion))
+    else:
+        click.echo(f"\n{legend()}" if provenance else "")
     if stats:
         click.echo(describe(completion.stats), err=True)
 
 
-def is_certified(folder: Path, manifest: Manifest) -> bool:
-    """Say whether the certificate of a bundle, checked already, tells what its arbiter is worth.
-
-    Raises:
-        BundleError: it is not a JSON object, or tells of other files than the bundle's.
-    """
-    if manifest.certificate is None:
-        return False
-    data = (folder / manifest.certificate).read_bytes()
-    facts = parse_json_object(data, max_bytes=_MAX_CERTIFICATE_BYTES, max_depth=16)
-    quality = facts.get("quality")
-    if not isinstance(quality, dict):
-        return False
-    hashes = {entry.path: entry.sha256 for entry in manifest.files}
-    measured = quality.get("measured_on", {})
-    other = sorted(path for path in measured if hashes.get(path) != measured[path])
-    if other:
-        raise BundleError(
-            f"{folder / manifest.certificate} was measured on another {other[0]} than this bundle's",
-            hint="calibrate this bundle with cospec-calibrate, or use the mode 'strict'",
-        )
-    return True
+_ALONE = (
+    # An option, what it needs, and what it does not go with; names as click has them.
+    ("chat", (), ("prompt", "raw", "as_json", "jsonl", "trace", "batch")),
+    ("batch", ("output",), ("prompt", "jsonl", "trace", "provenance", "stats")),
+    ("output", ("batch",), ()),
+    ("keep_going", ("batch",), ()),
+    ("jsonl", (), ("as_json", "provenance")),
+    ("as_json", (), ("provenance",)),
+)
 
 
-def describe(stats: GenerationStats) -> str:
-    """Return the statistics as a few lines for people."""
+def _refuse_what_does_not_go_together(given: dict[str, object]) -> None:
+    """Refuse options that would be passed over in silence."""
 
-    def figure(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+    def is_given(name: str) -> bool:
+        return given[name] not in (None, False)
 
-    tpot = stats.tpot
-    rate = None if not tpot else 1 / tpot
-    overrides = []
-    if stats.num_capped:  # somebody decided at mismatches
-        capped = ", ".join(f"{n} {cap}" for cap, n in stats.num_capped.items() if n)
-        overrides = [
-            f"overrides    {stats.num_overrides} of {stats.num_mismatches} mismatches "
-            f"({figure(stats.override_rate, '.0%')})" + (f"; capped: {capped}" if capped else "")
-        ]
-    return "\n".join(
-        [
-            f"tokens       {stats.num_prompt_tokens} prompt, {stats.num_generated_tokens} generated",
-            f"passes       {stats.num_target_passes} of the target, "
-            f"{figure(stats.tokens_per_target_pass, '.2f')} tokens each",
-            f"drafted      {stats.num_draft_tokens}, accepted {stats.num_accepted_tokens} "
-            f"({figure(stats.draft_acceptance_rate, '.0%')})",
-            *overrides,
-            f"time         {stats.ttft * 1000:.1f} ms to the first tokens, then "
-            f"{figure(rate, '.0f')} tokens/s",
-        ]
-    )
+    def flag(name: str) -> str:
+        if name == "prompt":
+            return "PROMPT"
+        return "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
 
-
-def _echo_provenance(text: TextStream, completion: Completion) -> None:
-    """Print the output token by token in the colours of COLOURS, and a legend."""
-    for token, who in zip(completion.tokens, completion.provenance, strict=True):
-        click.secho(text.push([token]), fg=COLOURS[who], nl=False)
-    click.echo(text.finish(), nl=False)
-    legend = "  ".join(click.style(who, fg=colour) for who, colour in COLOURS.items())
-    click.echo(f"\n[{legend}]", nl=False)
+    for name, needed, others in _ALONE:
+        if not is_given(name):
+            continue
+        for other in needed:
+            if not is_given(other):
+                raise UsageError(f"{flag(name)} needs {flag(other)}")
+        for other in others:
+            if is_given(other):
+                raise UsageError(f"{flag(name)} does not go with {flag(other)}")

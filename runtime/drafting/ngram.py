@@ -46,6 +46,9 @@ class NgramDrafter:
 
     def _index(self, tokens: Sequence[int]) -> None:
         """Remember, for each n-gram that has a follower, where its latest follower stands."""
+        if len(tokens) < self._indexed:  # the text slid: positions mean something else now
+            self._followers.clear()
+            self._indexed = 0
         for end in range(max(self._indexed, 1), len(tokens)):
             for size in self._sizes:
                 if size <= end:

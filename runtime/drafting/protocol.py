@@ -19,7 +19,8 @@ class Drafter(Protocol):
         """Return up to `count` tokens to follow `tokens`; an empty list is a valid answer.
 
         Args:
-            tokens: every token so far, prompt and committed output. Between two calls it only grows.
+            tokens: every token so far, prompt and committed output. Between two calls it only grows,
+                unless a full cache slides: then its older half is gone.
             count: at most this many.
         """
 

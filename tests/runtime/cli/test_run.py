@@ -19,9 +19,8 @@ from click.testing import CliRunner, Result
 
 import cospec
 from cospec.models.arbiter import export_arbiter
-from cospec.runtime.cli import run as run_module
-from cospec.runtime.cli.run import describe
 from cospec.runtime.cli.run import main as run_main
+from cospec.runtime.cli.run_output import COLOURS, describe
 from cospec.runtime.completion import Completion
 from cospec.runtime.session import Session
 from cospec.runtime.stats import GenerationStats
@@ -106,9 +105,84 @@ def test_provenance_colours_each_token(root, chat):
     assert plain.stdout == chat.text + "\n[agreed  draft  bonus  target]\n"
     coloured = call("--engine-dir", root, "--provenance", PROMPT, colour=True).stdout
     assert click.unstyle(coloured) == plain.stdout
-    for who in set(chat.provenance):
-        style = click.style("x", fg=run_module.COLOURS[who]).partition("x")[0]
-        assert coloured.count(style) == chat.provenance.count(who) + 1, "each token and the legend"
+    assert coloured.partition("\n[")[0] == painted(root, chat)
+
+
+def painted(root: Path, completion: Completion) -> str:
+    """Each token's text in the colour of who chose it; the end of half a character is the last's."""
+    session = cospec.load(root)
+    text = session.codec.stream(session.encode([{"role": "user", "content": PROMPT}]))
+    texts = [text.push([token]) for token in completion.tokens]
+    texts[-1] += text.finish()
+    styled = zip(texts, completion.provenance, strict=True)
+    return "".join(click.style(text, fg=COLOURS[who]) for text, who in styled if text)
+
+
+def test_jsonl_is_an_object_a_round_and_one_at_the_end(root, chat):
+    result = call("--engine-dir", root, "--jsonl", PROMPT)
+    *pieces, end = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(pieces) == chat.stats.num_target_passes > 1
+    assert "".join(piece["text"] for piece in pieces) == chat.text
+    assert [token for piece in pieces for token in piece["tokens"]] == chat.tokens
+    assert [who for piece in pieces for who in piece["provenance"]] == chat.provenance
+    whole = {"finish_reason": chat.finish_reason, "stats": chat.stats.to_json()}
+    assert without_times(end) == without_times(whole)
+    assert result.stderr == ""
+
+
+def test_an_error_with_jsonl_is_one_line(root):
+    result = call("--engine-dir", root, "--jsonl", "")
+    assert result.exit_code == 8
+    (line,) = result.stdout.splitlines()
+    assert json.loads(line)["error"]["type"] == "PromptError"
+
+
+def test_every_option_of_sampling_reaches_the_session(root):
+    options = {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "seed": 11,
+        "min_tokens": 4,
+        "logprobs": 2,
+    }
+    params = cospec.SamplingParams(**options, stop=("PQ", "é"))
+    messages = [{"role": "user", "content": PROMPT}]
+    expected = cospec.load(root).generate(messages, max_tokens=12, sampling=params)
+    flags = [str(x) for k, v in options.items() for x in (f"--{k.replace('_', '-')}", v)]
+    flags += ["--stop", "PQ", "--stop", "é"]
+    found = json.loads(call("--engine-dir", root, *flags, "--json", PROMPT).stdout)
+    plain = json.loads(json.dumps(expected.to_json()))
+    assert without_times(found) == without_times(plain)
+    assert found["seed"] == 11
+    assert len(found["logprobs"][0]["top"]) == 2
+
+
+def test_a_stop_text_is_not_painted(root, chat):
+    stop = chat.text[4:6]
+    expected = chat.text[: chat.text.index(stop)]
+    result = call("--engine-dir", root, "--stop", stop, "--provenance", PROMPT, colour=True)
+    assert click.unstyle(result.stdout).partition("\n[")[0] == expected
+
+
+def test_a_system_message_goes_first(root):
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": PROMPT}]
+    expected = cospec.load(root).generate(messages, max_tokens=12).text
+    assert call("--engine-dir", root, "--system", "s", PROMPT).stdout == expected + "\n"
+
+
+def test_timeout_and_overflow(root):
+    late = json.loads(call("--engine-dir", root, "--timeout", "1e-9", "--json", PROMPT).stdout)
+    assert (late["finish_reason"], late["tokens"]) == ("timeout", [])
+    options = ("--max-tokens", 80, "--num-draft-tokens", 2, "--json", PROMPT)
+    stopped = json.loads(call("--engine-dir", root, *options).stdout)
+    slid = json.loads(call("--engine-dir", root, "--overflow", "slide", *options).stdout)
+    assert (stopped["finish_reason"], slid["finish_reason"]) == ("capacity", "length")
+    assert slid["tokens"][: len(stopped["tokens"])] == stopped["tokens"]
 
 
 def test_stats_go_to_stderr(root, chat):
@@ -153,7 +227,8 @@ def test_collab_is_that_of_the_api_and_colours_the_drafts_tokens(collab_root):
     assert found["stats"]["num_overrides"] == count > 0
     coloured = call(*options, "--provenance", PROMPT, colour=True).stdout
     assert click.unstyle(coloured) == expected.text + "\n[agreed  draft  bonus  target]\n"
-    assert coloured.count(click.style("x", fg="magenta").partition("x")[0]) == count + 1
+    assert coloured.partition("\n[")[0] == painted(collab_root, expected)
+    assert click.style("x", fg="magenta").partition("x")[0] in coloured
     lines = call(*options, "--stats", PROMPT).stderr
     assert f"overrides    {count} of {expected.stats.num_mismatches} mismatches (" in lines
 
@@ -217,6 +292,11 @@ def test_overrides_and_caps_in_words():
         (["--threshold", "0.5", "x"], None, 2, "in the mode 'collab' only"),
         (["--drafter", "oracle", "x"], None, 2, "'oracle' is not"),
         (["--provider", "cuda", "x"], None, 2, "CPU build"),
+        (["--top-p", "0", "x"], None, 2, "top_p is 0"),
+        (["--timeout", "0", "x"], None, 2, "timeout is 0"),
+        (["--stop", "", "x"], None, 2, "stop must be"),
+        (["--logprobs", "1", "x"], None, 2, "--logprobs shows nothing without --json"),
+        (["--raw", "--system", "s", "x"], None, 2, "does not go with --raw"),
     ],
 )
 def test_bad_input_has_a_message_and_an_exit_code(root, arguments, stdin, code, message):
@@ -233,6 +313,13 @@ def test_an_error_with_json_is_an_object_too(root):
     error = json.loads(result.stdout)["error"]
     assert (error["type"], error["exit_code"]) == ("PromptError", 8)
     assert "the prompt is empty" in error["message"]
+
+
+@pytest.mark.parametrize("pair", ["--json --jsonl", "--jsonl --provenance", "--json --provenance"])
+def test_forms_of_output_that_exclude_each_other(root, pair):
+    result = call("--engine-dir", root, *pair.split(), PROMPT)
+    assert result.exit_code == 2
+    assert "does not go with --" in json.loads(result.stdout)["error"]["message"]
 
 
 def test_no_bundle(tmp_path):

@@ -1,0 +1,249 @@
+"""cospec-run's conversation: a line is a message, a line that begins with / a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..chat import Chat
+from ..errors import BundleError, CospecError, ResourceError, UsageError
+from ..files import parse_json_object, write_whole
+from ..session import Session
+from ..stats import GenerationStats
+from ..text import Message
+from .run_output import Painter, describe, print_any_text, warn_if_uncertified
+from .run_settings import Settings
+from .run_terminal import ctrl_c_cancels, line_editing, lines
+
+_MAX_CONVERSATION_BYTES = 64 << 20
+_ROLES = ("system", "user", "assistant")
+
+
+class Conversation:
+    """A conversation on the terminal, or with what is piped in.
+
+    Args:
+        session: of a bundle with a chat template.
+        folder: the bundle's.
+        settings: of the answers, as the commands have not changed them.
+        system: a first message, or None.
+        provenance: colour the tokens of answers.
+        stats: print the statistics of each answer.
+
+    Raises:
+        UsageError: the bundle has no chat template, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        folder: Path,
+        settings: Settings,
+        system: str | None,
+        *,
+        provenance: bool,
+        stats: bool,
+    ) -> None:
+        if not session.codec.has_chat_template:
+            raise UsageError(
+                "this bundle has no chat template, so there is nothing to converse with",
+                hint='give a prompt: cospec-run --engine-dir DIR "your prompt"',
+            )
+        self._chat = Chat(session, system)
+        self._session = session
+        self._folder = folder
+        self._settings = settings
+        self._provenance = provenance
+        self._stats = stats
+        self._last: GenerationStats | None = None
+        self._warned = self._ended = False
+        self._use(settings)
+        self._commands: dict[str, tuple[Callable[[str], None], str]] = {
+            "help": (self._help, "list the commands"),
+            "stats": (self._show_stats, "what the last answer cost"),
+            "mode": (self._mode, "strict or collab; without a word, show it"),
+            "threshold": (self._threshold, "score above which a draft token stays, in collab"),
+            "rewind": (self._rewind, "take back the last turn, or the last N"),
+            "clear": (self._clear, "begin anew, with the same system message"),
+            "system": (self._system, "replace the system message; without a text, drop it"),
+            "save": (self._save, "write the conversation to a file"),
+            "load": (self._load, "go on with a conversation from a file"),
+            "quit": (self._quit, "end, as Ctrl-D does"),
+        }
+
+    def run(self, *, terminal: bool) -> int:
+        """Converse until the input ends; return the exit code.
+
+        On a terminal that is 0. Where lines are piped in nobody sees an error as it comes, so it is
+        that of the first error.
+        """
+        print_any_text()
+        if terminal:
+            click.echo(
+                "/help lists the commands. Ctrl-C ends an answer, Ctrl-D the chat.", err=True
+            )
+        code = 0
+        with line_editing(terminal):
+            for line in lines(terminal):
+                try:
+                    self._take(line.strip())
+                except CospecError as error:
+                    click.echo(f"error: {error}", err=True)
+                    code = code or error.exit_code
+                if self._ended:
+                    break
+        return 0 if terminal else code
+
+    def _take(self, text: str) -> None:
+        """Do what a line says."""
+        if text.startswith("//"):  # a message that begins with /
+            self._answer(text[1:])
+        elif text.startswith("/"):
+            name, _, rest = text[1:].partition(" ")
+            if name not in self._commands:
+                raise UsageError(
+                    f"there is no command /{name}",
+                    hint="/help lists them; a message that begins with / is typed with //",
+                )
+            self._commands[name][0](rest.strip())
+        elif text:
+            self._answer(text)
+
+    def _answer(self, text: str) -> None:
+        turn = self._chat.send(text, **self._arguments(self._settings))
+        stream = turn.stream
+        self._last = stream.stats
+        painter = (
+            Painter(self._session.codec.stream(stream.prompt_tokens)) if self._provenance else None
+        )
+        with ctrl_c_cancels(stream):
+            for piece in turn:
+                click.echo(piece.text if painter is None else painter.paint(piece), nl=False)
+        click.echo()
+        if stream.finish_reason not in ("eos", "stop"):
+            click.echo(f"[ended: {stream.finish_reason}]", err=True)
+        if self._stats:
+            click.echo(describe(stream.stats), err=True)
+
+    def _use(self, settings: Settings) -> None:
+        """Answer with these settings from now on.
+
+        Raises:
+            UsageError: they do not fit the bundle, or a value is out of range.
+        """
+        # Everything is checked before the first pass; this stream never makes one.
+        self._session.stream("x", **self._arguments(settings))
+        self._settings = settings
+        if settings.mode == "collab" and not self._warned:
+            self._warned = True
+            warn_if_uncertified(self._folder, self._session.manifest)
+
+    @staticmethod
+    def _arguments(settings: Settings) -> dict[str, Any]:
+        """Return a stream's arguments; a threshold waits until the mode is one that has it."""
+        if settings.mode == "strict":
+            settings = replace(settings, threshold=None)
+        return settings.arguments()
+
+    def _quit(self, _: str) -> None:
+        self._ended = True
+
+    def _help(self, _: str) -> None:
+        arguments = {
+            "mode": "[strict|collab]",
+            "threshold": "X",
+            "rewind": "[N]",
+            "system": "[TEXT]",
+            "save": "FILE",
+            "load": "FILE",
+        }
+        for name, (_command, meaning) in self._commands.items():
+            usage = f"/{name} {arguments.get(name, '')}"
+            click.echo(f"  {usage:24}{meaning}", err=True)
+
+    def _show_stats(self, _: str) -> None:
+        if self._last is None:
+            raise UsageError("there was no answer yet")
+        click.echo(describe(self._last), err=True)
+
+    def _mode(self, word: str) -> None:
+        if word:
+            self._use(replace(self._settings, mode=word))  # type: ignore[arg-type]
+        click.echo(f"mode: {self._settings.mode}", err=True)
+
+    def _threshold(self, word: str) -> None:
+        self._use(replace(self._settings, threshold=_number(float, word, "/threshold 0.7")))
+        if self._settings.mode == "strict":
+            click.echo("this counts after /mode collab", err=True)
+
+    def _rewind(self, word: str) -> None:
+        self._chat.rewind(_number(int, word, "/rewind 2") if word else 1)
+        turns = sum(message["role"] == "user" for message in self._chat.messages)
+        click.echo(f"turns left: {turns}", err=True)
+
+    def _clear(self, _: str) -> None:
+        self._chat.messages = [each for each in self._chat.messages if each["role"] == "system"]
+
+    def _system(self, text: str) -> None:
+        others = [each for each in self._chat.messages if each["role"] != "system"]
+        first: list[Message] = [{"role": "system", "content": text}] if text else []
+        self._chat.messages = first + others
+
+    def _save(self, name: str) -> None:
+        path = _path(name, "/save talk.json")
+        data = json.dumps({"messages": self._chat.messages}, indent=2, ensure_ascii=False)
+        try:
+            write_whole(path, (data + "\n").encode("utf-8"))
+        except (OSError, UnicodeEncodeError) as error:
+            raise ResourceError(f"{path} could not be written: {error}") from error
+        click.echo(f"written: {path}", err=True)
+
+    def _load(self, name: str) -> None:
+        path = _path(name, "/load talk.json")
+        messages = read_messages(path)
+        self._session.codec.encode_chat(messages)  # a template may refuse them
+        self._chat.messages = messages
+        click.echo(f"messages: {len(messages)}", err=True)
+
+
+def read_messages(path: Path) -> list[Message]:
+    """Return the messages of a conversation that /save has written.
+
+    Raises:
+        UsageError: the file cannot be read or is none.
+    """
+    try:
+        data = path.read_bytes()
+        value = parse_json_object(data, max_bytes=_MAX_CONVERSATION_BYTES, max_depth=8)
+    except (OSError, BundleError) as error:
+        raise UsageError(f"{path} is no saved conversation: {error}") from error
+    messages = value.get("messages")
+    if not isinstance(messages, list) or not all(
+        isinstance(each, dict)
+        and each.get("role") in _ROLES
+        and isinstance(each.get("content"), str)
+        for each in messages
+    ):
+        raise UsageError(
+            f"{path} is no saved conversation",
+            hint='it looks like {"messages": [{"role": "user", "content": "..."}]}',
+        )
+    return messages
+
+
+def _number(kind: type[Any], word: str, example: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise UsageError(f"{word!a} is no number", hint=f"for example: {example}") from None
+
+
+def _path(name: str, example: str) -> Path:
+    if not name:
+        raise UsageError("no file was named", hint=f"for example: {example}")
+    return Path(name).expanduser()

@@ -1,0 +1,165 @@
+"""How cospec-run shows a generation: coloured tokens, statistics, objects of JSON."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..completion import Completion, Piece, logprobs_json
+from ..errors import BundleError
+from ..files import parse_json_object
+from ..loop import Provenance
+from ..manifest import Manifest
+from ..stats import GenerationStats
+from ..text import TextStream
+
+COLOURS: dict[Provenance, str] = {
+    "agreed": "green",
+    "draft": "magenta",
+    "bonus": "cyan",
+    "target": "yellow",
+}
+"""How --provenance shows who chose a token."""
+
+_MAX_CERTIFICATE_BYTES = 16 << 20
+
+
+def print_any_text() -> None:
+    """Let stdout take text of any alphabet: where its encoding lacks a character, print a "?"."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+class Painter:
+    """Colours the text of pieces, token by token, by who chose it.
+
+    Args:
+        text: decodes the output that the pieces belong to.
+    """
+
+    def __init__(self, text: TextStream) -> None:
+        self._text = text
+        self._spans: deque[tuple[int, Provenance]] = deque()
+        self._who: Provenance = "target"
+
+    def paint(self, piece: Piece) -> str:
+        """Return the piece's text in the colours of COLOURS.
+
+        Text that may become a stop text comes with a later piece, so tokens run ahead of it.
+        """
+        for token, who in zip(piece.tokens, piece.provenance, strict=True):
+            self._spans.append((len(self._text.push([token])), who))
+        painted, left = "", piece.text
+        while left:
+            size = self._next(len(left))
+            painted += click.style(left[:size], fg=COLOURS[self._who]) if size else ""
+            left = left[size:]
+        return painted
+
+    def _next(self, most: int) -> int:
+        """Go to the token that the next text belongs to; return how much of it does."""
+        if self._spans:
+            size, self._who = self._spans.popleft()
+            if size > most:
+                self._spans.appendleft((size - most, self._who))
+            elif self._spans:
+                return size
+        return most  # the end of a broken character belongs to the last token
+
+
+def legend() -> str:
+    """Return what the colours of a `Painter` mean, in one line."""
+    names = "  ".join(click.style(who, fg=colour) for who, colour in COLOURS.items())
+    return f"[{names}]"
+
+
+def piece_json(piece: Piece) -> dict[str, Any]:
+    """Return a piece as plain values."""
+    value: dict[str, Any] = {
+        "text": piece.text,
+        "tokens": piece.tokens,
+        "provenance": piece.provenance,
+    }
+    if piece.logprobs:
+        value["logprobs"] = logprobs_json(piece.logprobs)
+    return value
+
+
+def end_json(completion: Completion) -> dict[str, Any]:
+    """Return what is known at the end, and no piece has said, as plain values."""
+    said = ("text", "tokens", "provenance", "logprobs")
+    return {key: value for key, value in completion.to_json().items() if key not in said}
+
+
+def warn_if_uncertified(folder: Path, manifest: Manifest) -> None:
+    """Say on stderr if nobody has measured what the arbiter of a bundle is worth.
+
+    Raises:
+        BundleError: see `is_certified`.
+    """
+    if not is_certified(folder, manifest):
+        click.echo(
+            "this bundle's arbiter was never certified: nobody measured whether its answers are as "
+            "right as the target's; run cospec-calibrate",
+            err=True,
+        )
+
+
+def is_certified(folder: Path, manifest: Manifest) -> bool:
+    """Say whether the certificate of a bundle, checked already, tells what its arbiter is worth.
+
+    Raises:
+        BundleError: it is not a JSON object, or tells of other files than the bundle's.
+    """
+    if manifest.certificate is None:
+        return False
+    data = (folder / manifest.certificate).read_bytes()
+    facts = parse_json_object(data, max_bytes=_MAX_CERTIFICATE_BYTES, max_depth=16)
+    quality = facts.get("quality")
+    if not isinstance(quality, dict):
+        return False
+    hashes = {entry.path: entry.sha256 for entry in manifest.files}
+    measured = quality.get("measured_on", {})
+    other = sorted(path for path in measured if hashes.get(path) != measured[path])
+    if other:
+        raise BundleError(
+            f"{folder / manifest.certificate} was measured on another {other[0]} than this bundle's",
+            hint="calibrate this bundle with cospec-calibrate, or use the mode 'strict'",
+        )
+    return True
+
+
+def describe(stats: GenerationStats) -> str:
+    """Return the statistics as a few lines for people."""
+
+    def figure(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    tpot = stats.tpot
+    rate = None if not tpot else 1 / tpot
+    overrides = []
+    if stats.num_capped:  # somebody decided at mismatches
+        capped = ", ".join(f"{n} {cap}" for cap, n in stats.num_capped.items() if n)
+        overrides = [
+            f"overrides    {stats.num_overrides} of {stats.num_mismatches} mismatches "
+            f"({figure(stats.override_rate, '.0%')})" + (f"; capped: {capped}" if capped else "")
+        ]
+    cached = f" ({stats.num_cached_tokens} of them cached)" if stats.num_cached_tokens else ""
+    return "\n".join(
+        [
+            f"tokens       {stats.num_prompt_tokens} prompt{cached}, "
+            f"{stats.num_generated_tokens} generated",
+            f"passes       {stats.num_target_passes} of the target, "
+            f"{figure(stats.tokens_per_target_pass, '.2f')} tokens each",
+            f"drafted      {stats.num_draft_tokens}, accepted {stats.num_accepted_tokens} "
+            f"({figure(stats.draft_acceptance_rate, '.0%')})",
+            *overrides,
+            f"time         {stats.ttft * 1000:.1f} ms to the first tokens, then "
+            f"{figure(rate, '.0f')} tokens/s",
+        ]
+    )

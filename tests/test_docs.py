@@ -1,0 +1,136 @@
+"""The documentation site: it builds, no link is broken, and a browser shows it without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from browser import opened
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` does; a link that leads nowhere fails it."""
+    for package in ("mkdocs", "material", "mkdocs_click", "mkdocstrings"):
+        pytest.importorskip(package, reason="the extra `docs` is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        check=False,
+        timeout=540,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page links to and what can be linked to in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.resources: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value for name, value in attributes if value is not None}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif tag != "a":
+            is_canonical = given.get("rel") == "canonical"
+            self.resources += [
+                given[name] for name in ("src", "href") if name in given and not is_canonical
+            ]
+
+
+def test_every_link_and_anchor_of_the_html_leads_somewhere(site):
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) >= 15
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.resources:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            anchor = unquote(parts.fragment)
+            known = pages[target].anchors if target in pages else set()
+            if not target.is_file() or (
+                anchor and not anchor.startswith("__") and anchor not in known
+            ):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert broken == []
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        if path.name != "404.html":
+            assert [each for each in Page(path).resources if urlsplit(each).netloc] == []
+
+
+def test_every_command_and_every_public_name_has_its_place(site):
+    import cospec
+
+    commands = re.findall(r"^(cospec-\w+) = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    cli = (site / "cli.html").read_text(encoding="utf-8")
+    from importlib.util import find_spec
+
+    for command in commands:
+        name = command.partition("-")[2]
+        if name == "doctor" and find_spec("cospec.runtime.cli.doctor") is None:
+            continue
+        assert f'id="{command}"' in cli, command
+    anchors = Page(site / "api.html").anchors
+    shown = {anchor.rpartition(".")[2] for anchor in anchors}
+    missing = set(cospec.__all__) - shown - {"__version__"}
+    assert missing == set()
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_browser_shows_it(address):
+    with opened(f"{address}/index.html", color_scheme="dark") as page:
+        assert page.locator("h1").first.inner_text().startswith("CoSpec")
+        page.goto(f"{address}/concepts.html")
+        widths = page.locator("article img").evaluate_all("(all) => all.map((e) => e.naturalWidth)")
+        assert len(widths) == 2
+        assert all(width > 0 for width in widths), "every picture is drawn"
+        page.goto(f"{address}/cli.html")
+        assert page.get_by_text("--trace", exact=False).count() > 0
+        page.goto(f"{address}/api.html")
+        page.get_by_label("Search", exact=True).first.fill("threshold")
+        page.locator(".md-search-result__link").first.wait_for(timeout=30_000)
+        overflow = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        assert not overflow, "nothing is wider than the window"

@@ -62,8 +62,8 @@ def rounds(plan: Plan, caches: Caches, drafter: Drafter, tokens: list[int]) -> I
         prefill(
             caches.target,
             tokens,
-            len(tokens) - 1,
             plan.limits.prefill_chunk,
+            plan.limits.num_draft_tokens,
             plan.interrupt.reason,
         )
         finish = plan.interrupt.reason()

@@ -148,7 +148,7 @@ def decode(
     Raises:
         BackendError: a backend failed; `tokens` holds what was committed before.
     """
-    prefill(target, tokens, len(tokens) - 1, limits.prefill_chunk)
+    prefill(target, tokens, limits.prefill_chunk, limits.num_draft_tokens)
     end = len(tokens) + limits.max_tokens
     finish: FinishReason | None = None
     while finish is None:

@@ -10,17 +10,22 @@ from .engines.protocol import Decoder
 def prefill(
     decoder: Decoder,
     tokens: Sequence[int],
-    end: int,
     chunk: int,
+    ahead: int,
     interrupted: Callable[[], object] = lambda: None,
 ) -> None:
-    """Feed `tokens[decoder.length:end]` in passes of `chunk` tokens, the remainder last.
+    """Feed `tokens` in passes of `chunk` tokens, up to what the caller's own pass can take.
 
-    Bounded passes keep the activations of a long prompt small. A context that is at most two tokens
-    behind is left alone: the caller's own pass reads those along, without a pass of their own.
-    `interrupted` is asked before each pass; what it returns ends the reading unless it is None.
+    That pass reads the last tokens together with the drafted ones, so a short prompt costs no pass of
+    its own. Bounded passes keep the activations of a long one small.
+
+    Args:
+        decoder: what reads; it may hold a part already.
+        tokens: prompt and committed output.
+        chunk: tokens of a pass at most.
+        ahead: drafted tokens that the caller's pass will feed behind them at most.
+        interrupted: asked before each pass; what it returns ends the reading unless it is None.
     """
-    if end - decoder.length < 2:
-        return
-    while decoder.length < end and interrupted() is None:
-        decoder.step(tokens[decoder.length : min(end, decoder.length + chunk)])
+    rest = max(1, chunk - ahead)
+    while len(tokens) - decoder.length > rest and interrupted() is None:
+        decoder.step(tokens[decoder.length : min(len(tokens) - 1, decoder.length + chunk)])

@@ -51,7 +51,7 @@ class ModelDrafter:
         block was accepted, the next call therefore reads two tokens, that one and the target's bonus.
         """
         decoder = self._decoder
-        prefill(decoder, tokens, len(tokens) - 1, self._chunk)
+        prefill(decoder, tokens, self._chunk, 0)
         drafted: list[int] = []
         fresh = list(tokens[decoder.length :])
         if self._chained is not None and self._sampler is None and count > 0:

@@ -20,6 +20,11 @@ from .protocol import GraphShape, StepOutput
 from .sequence import CachedSequence, ShapedEngine, fetched
 
 
+ALWAYS_KEPT, WIDE_KEPT = 16, 4
+"""Bindings that are kept: those of narrow passes all, of wider ones the newest few. The remainder of a
+prompt may have any width, and where logits are wanted their buffers are large."""
+
+
 @dataclass(frozen=True)
 class OrtOptions:
     """How ONNX Runtime executes.
@@ -174,6 +179,9 @@ class OrtDecoder(CachedSequence):
 
     def _bind(self, width: int) -> _Binding:
         """Prepare and keep the binding of one width."""
+        wide = [each for each in self._bindings if each > ALWAYS_KEPT]
+        if len(wide) >= WIDE_KEPT:
+            del self._bindings[wide[0]]
         self._bindings[width] = binding = _Binding(
             self._session, self._shape, width, self._outputs, self._device
         )

@@ -114,7 +114,7 @@ def test_a_drafter_that_was_not_asked_for_a_while_catches_up_in_chunks():
     tokens = PROMPT + list(range(10))
     before = len(decoder.steps)
     assert drafter.propose(tokens, 2) == continuation(tokens, 2)
-    assert [step.width for step in decoder.steps[before:]] == [4, 4, 1, 1, 1]
+    assert [step.width for step in decoder.steps[before:]] == [4, 4, 2, 1]
 
 
 def reference_lookup(tokens: Sequence[int], count: int, sizes: range) -> list[int]:

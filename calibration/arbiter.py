@@ -74,21 +74,62 @@ def calibrate_arbiter(
     export_arbiter(network, graph)
 
     say("measuring the curve of quality and speed")
-    curve = curve_modes("collab", graph)
-    quality = QualityConfig(
+    about = {
+        "data": {
+            "training": request.tasks,
+            "validation": request.validation or f"held out of {request.tasks}",
+            "items": len(validation),
+        },
+        "training": asdict(config),
+    }
+    playing = QualityConfig(
         request.bundle, config.num_draft_tokens, config.max_tokens, request.processes
     )
-    journal = request.work / "curve.jsonl"
-    answers = play_modes(quality, validation, [*PLAIN, *curve], journal)
-    play_finer(quality, validation, curve, answers, journal)
-    result = certificate(validation, answers, curve, request, config)
-    bundle = Bundle.open(request.bundle, verify=False)  # `embed_arbiter` hashes every file
+    return certify_arbiter(folder, validation, playing, request.work / "curve.jsonl", about)
+
+
+def certify_arbiter(
+    folder: Path,
+    tasks: Sequence[Task],
+    playing: QualityConfig,
+    journal: Path,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Choose the thresholds of an arbiter, certify it and embed it; return the certificate.
+
+    Args:
+        folder: of the arbiter's `model.onnx`; settings and certificate are written beside it.
+        tasks: that choose the threshold.
+        playing: the bundle, and how it is played.
+        journal: of answers; a job that was stopped goes on from it.
+        about: what the certificate says beside the figures: `data` and `training`.
+
+    Raises:
+        UsageError: the bundle cannot play the arbiter.
+        BundleError: a damaged bundle.
+        BackendError: a process died, or an engine failed.
+    """
+    graph = folder / "model.onnx"
+    curve = curve_modes("collab", graph)
+    answers = play_modes(playing, tasks, [*PLAIN, *curve], journal)
+    play_finer(playing, tasks, curve, answers, journal)
+    result = {**certificate(tasks, answers, curve), **about}
+    bundle = Bundle.open(playing.bundle, verify=False)  # `embed_arbiter` hashes every file
     result["measured_on"] = measured_on(bundle, graph)
     (folder / "certificate.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
     (folder / "arbiter.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    embed_arbiter(request.bundle, folder)
+    embed_arbiter(playing.bundle, folder)
     return result
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """Return `data` and `training` of an arbiter's earlier certificate; empty if it has none."""
+    path = folder / "certificate.json"
+    if not path.is_file():
+        return {"data": {}, "training": None}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    return {"data": earlier.get("data", {}), "training": earlier.get("training")}
 
 
 def split_tasks(request: CalibrationRequest, seed: int) -> tuple[list[Task], list[Task]]:
@@ -120,8 +161,6 @@ def certificate(
     tasks: Sequence[Task],
     answers: dict[str, list[Answer]],
     curve: Sequence[Mode],
-    request: CalibrationRequest,
-    config: TrainingConfig,
 ) -> dict[str, Any]:
     """Choose the thresholds and sum up what was measured."""
     kinds = [task.kind for task in tasks]
@@ -137,9 +176,7 @@ def certificate(
     tested = [Mode(name, "collab" if name == "collab" else "strict") for name in chosen]
     return {
         "threshold": best.threshold,
-        "speed_first": None
-        if fast is None
-        else _point(fast, played[fast.threshold]),
+        "speed_first": None if fast is None else _point(fast, played[fast.threshold]),
         "modes": {name: summarise(kinds, of_mode) for name, of_mode in chosen.items()},
         "override_precision": override_precision(chosen["collab"], target),
         "oracle": oracle(chosen),
@@ -148,12 +185,6 @@ def certificate(
             _point(point, played[point.threshold])
             for point in sorted(points, key=lambda point: point.threshold)
         ],
-        "data": {
-            "training": request.tasks,
-            "validation": request.validation or f"held out of {request.tasks}",
-            "items": len(tasks),
-        },
-        "training": asdict(config),
     }
 
 

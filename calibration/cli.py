@@ -26,6 +26,13 @@ Examples:
   cospec-calibrate arbiter --engine-dir bundles/mine --tasks gsm8k:train.jsonl --items 3000
 """
 
+CERTIFY_EPILOG = """
+\b
+Example:
+  cospec-calibrate certify --engine-dir models/tiny --arbiter models/tiny_pair/arbiter \\
+    --tasks tiny:validation --items 300
+"""
+
 WEIGHTS_EPILOG = """
 \b
 Examples:
@@ -133,6 +140,58 @@ def arbiter(
         print_json(result)
         return
     click.echo(_summary(folder, result))
+
+
+@main.command(cls=CospecCommand, epilog=CERTIFY_EPILOG)
+@engine_dir_option
+@click.option("--tasks", required=True, help="Tasks that neither training nor tests have used.")
+@click.option("--items", type=int, default=1000, show_default=True, help="Tasks to use.")
+@click.option(
+    "--arbiter",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the arbiter: model.onnx, and arbiter.json if it has one.",
+)
+@click.option("--processes", type=int, default=1, show_default=True, help="One thread each.")
+@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.")
+@click.option("--max-tokens", type=int, help="Tokens that an answer may take.")
+@json_option
+def certify(
+    engine_dir: Path,
+    tasks: str,
+    items: int,
+    folder: Path,
+    processes: int,
+    num_draft_tokens: int | None,
+    max_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Measure an arbiter on this bundle, choose its threshold and put both into the bundle.
+
+    A certificate counts for the very files that it was measured on: after a new export, or with other
+    weights, the same arbiter has to be measured again, but not trained. It is written into FOLDER too.
+    """
+    from ..runtime.bundle import find_bundle
+    from .arbiter import certify_arbiter, training_of
+    from .quality_worker import QualityConfig
+    from .tasks.resolve import resolve_tasks
+
+    at_least("--processes", processes, 1)
+    at_least("--items", items, 1)
+    bundle = find_bundle(engine_dir)
+    known = resolve_tasks(tasks, items=items, seed=0)
+    about = {
+        "data": {**training_of(folder)["data"], "validation": tasks, "items": len(known)},
+        "training": training_of(folder)["training"],
+    }
+    playing = QualityConfig(bundle, num_draft_tokens, max_tokens, processes)
+    result = certify_arbiter(folder, known, playing, folder / "curve.jsonl", about)
+    (folder / "curve.jsonl").unlink()  # a journal helps only while it is not whole
+    if as_json:
+        print_json(result)
+        return
+    click.echo(_summary(bundle, result))
 
 
 @main.command(cls=CospecCommand, epilog=WEIGHTS_EPILOG)

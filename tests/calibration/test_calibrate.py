@@ -178,3 +178,27 @@ def test_a_certificate_of_other_files_is_refused(bundle, calibrated):
     ]
     with pytest.raises(BundleError, match=r"measured on another draft/model.onnx.data"):
         is_certified(bundle, replace(manifest, files=tuple(swapped)))
+
+
+def test_an_arbiter_is_certified_again_on_another_bundle(tiny_pair_bundle, tmp_path):
+    """As after a new export: its old certificate counts for other files."""
+    bundle = shutil.copytree(tiny_pair_bundle, tmp_path / "pair")
+    folder = shutil.copytree(tiny_pair.ARBITER, tmp_path / "arbiter")
+    earlier = json.loads((folder / "certificate.json").read_text())
+    arguments = ["--engine-dir", bundle, "--arbiter", folder, "--tasks", "tiny:validation"]
+    result = CliRunner().invoke(
+        main, ["certify", *map(str, arguments), "--items", "6", "--max-tokens", "48", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["data"] == {**earlier["data"], "validation": "tiny:validation", "items": 6}
+    assert found["training"] == earlier["training"]
+    assert found["modes"]["target"]["n"] == 6
+    opened = Bundle.open(bundle)
+    assert opened.manifest.models.arbiter.threshold == found["threshold"]
+    assert json.loads((bundle / "certificate.json").read_text())["quality"] == found
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "arbiter.json",
+        "certificate.json",
+        "model.onnx",
+    ]

@@ -19,7 +19,6 @@ from ..errors import BackendError, MissingExtraError, UsageError
 from .protocol import GraphShape, StepOutput
 from .sequence import CachedSequence, ShapedEngine, fetched
 
-
 ALWAYS_KEPT, WIDE_KEPT = 16, 4
 """Bindings that are kept: those of narrow passes all, of wider ones the newest few. The remainder of a
 prompt may have any width, and where logits are wanted their buffers are large."""

@@ -115,7 +115,7 @@ CONTROLLED_PAIR = {
     "fp32": (2.6, [23.2, 25.2, 24.5, 27.2, 26.7, 28.2, 33.0, 38.9, 43.0]),
     "int8": (1.2, [7.6, 8.1, 8.6, 10.1, 12.1, 12.6, 14.0, 15.6, 17.0]),
 }
-"""Milliseconds of a draft step and of verify passes, as measured once on two cores; see docs/speed.md."""
+"""Milliseconds of a draft step and of verify passes, as measured once on two cores."""
 
 
 @pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.engines.protocol import Decoder, Engine
-from ...runtime.prefill import prefill
 from .texts import Text
 
 OUTPUTS = ("token", "next_input_logprob")
@@ -66,9 +65,8 @@ def _read(
     """Return (log-probabilities, choices) pass by pass."""
     tokens, start = text.tokens, text.scored_from - 1
     decoder.truncate(0)
-    prefill(decoder, tokens, start, chunk)
-    if decoder.length < start:  # prefill leaves one token to the caller's own pass
-        decoder.step(tokens[decoder.length : start])
+    while decoder.length < start:
+        decoder.step(tokens[decoder.length : min(start, decoder.length + chunk)])
     passes = []
     while start < len(tokens) - 1:
         rows = decoder.step(tokens[start : start + width])

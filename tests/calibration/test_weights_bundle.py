@@ -18,7 +18,7 @@ from cospec.calibration.weights import bundle as weights_bundle
 from cospec.calibration.weights import convert_bundle
 from cospec.runtime.bundle import Bundle, read_manifest
 from cospec.runtime.cli.inspect import main as inspect
-from cospec.runtime.cli.run import is_certified
+from cospec.runtime.cli.run_output import is_certified
 from cospec.runtime.cli.verify import main as verify
 from cospec.runtime.errors import BundleError, ResourceError, UsageError
 from cospec.runtime.manifest import MANIFEST_NAME, EnginesEntry, from_json, to_json

@@ -177,10 +177,15 @@ class Guard:
     @property
     def acceptance(self) -> list[float]:
         """By position, how often the draft's token was accepted of late where it was reached."""
-        believed = self._prior * PRIOR_ACCEPTANCE
-        pooled = (sum(self._accepted) + believed) / (sum(self._reached) + self._prior)
+        pooled = self._pooled
         pairs = zip(self._accepted, self._reached, strict=True)
         return [(a + POOLING * pooled) / (r + POOLING) for a, r in pairs]
+
+    @property
+    def _pooled(self) -> float:
+        """How often a token was accepted of late, wherever it stood; at first what was believed."""
+        believed = self._prior * PRIOR_ACCEPTANCE
+        return (sum(self._accepted) + believed) / (sum(self._reached) + self._prior)
 
     def length(self) -> int:
         """Return how many tokens to draft in the next round."""
@@ -210,8 +215,8 @@ class Guard:
         if not self._speculates:
             return True
         reached = prod(map(self._calibration.acceptance, self._confidences))
-        pooled = sum(self._accepted) / sum(self._reached)
-        return pays_to_go_on(self._now, len(self._confidences), reached, pooled, self._rate)
+        known = len(self._confidences)
+        return pays_to_go_on(self._now, known, reached, self._pooled, self._rate)
 
     def costs(self) -> Costs:
         """Return what the parts of a round cost now."""

@@ -232,6 +232,19 @@ def test_confidence_that_means_something_is_worth_more_than_any_fixed_length():
     assert heard > 1.04 * deaf
 
 
+def test_rounds_without_room_to_draft_teach_nothing_and_break_nothing():
+    """As of generations of one token each: when drafting begins, no token has been judged yet."""
+    draft, verify = CONTROLLED_PAIR["fp32"]
+    guard = Guard(Costs(draft, verify))
+    for _ in range(5):
+        guard.length()
+        guard.record(0, 0, 0.0, 1, verify[0])
+    assert guard.length() > 0
+    assert guard.drafted(0.9)
+    guard.record(1, 1, draft, 2, verify[1])
+    assert guard.acceptance[0] > 0.5
+
+
 def test_the_calibration_believes_the_draft_until_it_has_seen_better():
     calibration = Calibration()
     assert calibration.acceptance(0.97) == pytest.approx(0.95)

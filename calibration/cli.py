@@ -181,9 +181,10 @@ def certify(
     at_least("--items", items, 1)
     bundle = find_bundle(engine_dir)
     known = resolve_tasks(tasks, items=items, seed=0)
+    trained = training_of(folder)
     about = {
-        "data": {**training_of(folder)["data"], "validation": tasks, "items": len(known)},
-        "training": training_of(folder)["training"],
+        "data": {**trained["data"], "validation": tasks, "items": len(known)},
+        "training": trained["training"],
     }
     playing = QualityConfig(bundle, num_draft_tokens, max_tokens, processes)
     result = certify_arbiter(folder, known, playing, folder / "curve.jsonl", about)

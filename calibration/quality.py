@@ -7,18 +7,16 @@ all of them down. Each finished answer is a line in a journal; what is there is 
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import Bundle, find_bundle
 from ..runtime.errors import UsageError
+from .machine import machine_facts
 from .modes import RIVAL_THRESHOLD, Mode
 from .quality_worker import Job, QualityConfig, Setup, play_job
 from .summary import Answer, oracle, override_rate, paired_tests, summarise
@@ -185,10 +183,5 @@ def _environment(
         "arbiters": graphs,
         "processes": config.processes,
         "threads_per_process": 1,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "cospec": version("cospec"),
-        "onnxruntime": version("onnxruntime"),
+        **machine_facts(),
     }

@@ -158,7 +158,7 @@ def _layers(
                 or array.dtype != key.dtype
                 or array.ndim != 4
                 or (array.shape[:2], array.shape[3]) != (key.shape[:2], key.shape[3])
-                or array.shape[2] not in ({length} if length is not None else {array.shape[2]})
+                or length not in (None, array.shape[2])
                 or array.shape[2] > decoder.capacity
                 or not np.isfinite(array).all()
             ):

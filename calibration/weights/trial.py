@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from ...runtime.manifest import WeightFormat, folder_bytes
 from ...runtime.placement import graph_shape
 from ...runtime.session import Session, load
 from ...runtime.text import TextCodec
+from ..machine import machine_facts
 from ..modes import Mode
 from ..quality import play_modes
 from ..quality_worker import QualityConfig
@@ -244,10 +242,5 @@ class Trial:
     def _environment(self) -> dict[str, Any]:
         return {
             "products_saturate": products_saturate(),
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            "cospec": version("cospec"),
-            "onnxruntime": version("onnxruntime"),
+            **machine_facts(),
         }

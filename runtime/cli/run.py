@@ -9,15 +9,15 @@ import click
 
 from ..bundle import find_bundle
 from ..errors import UsageError
-from ..session import Prompt, Session, load
+from ..session import Prompt, Session
 from .common import (
     CospecCommand,
-    at_least,
     engine_dir_option,
     json_option,
     print_json,
     print_json_line,
 )
+from .engine_settings import EngineSettings, engine_options
 from .run_output import (
     Painter,
     describe,
@@ -71,29 +71,7 @@ A line of a batch is a prompt or messages, and settings of its own where they di
     is_flag=True,
     help="Record bad lines of a batch as errors, end with 1, and try them again the next time.",
 )
-@click.option(
-    "--drafter",
-    type=click.Choice(["auto", "model", "ngram", "combined", "none"]),
-    default="auto",
-    show_default=True,
-    help="Where proposals come from; auto is the draft model, or ngram without one.",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt", "mixed"]),
-    default="auto",
-    show_default=True,
-    help="auto: TensorRT for a bundle exported with --trt, where it and a GPU are there. mixed: the "
-    "target on TensorRT, the draft on ONNX Runtime. The first run on TensorRT builds the engines.",
-)
-@click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core.")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Execution provider of ONNX Runtime.",
-)
+@engine_options
 @click.option("--provenance", is_flag=True, help="Colour each token by who chose it.")
 @click.option("--stats", is_flag=True, help="Print statistics on stderr at the end of an answer.")
 @click.option(
@@ -114,10 +92,7 @@ def main(
     batch: Path | None,
     output: Path | None,
     keep_going: bool,
-    drafter: str,
-    backend: str,
-    threads: int | None,
-    provider: str,
+    engines: EngineSettings,
     provenance: bool,
     stats: bool,
     trace: Path | None,
@@ -129,23 +104,14 @@ def main(
     The prompt is sent as a chat message where the bundle has a chat template, unless --raw is given.
     On a terminal, and without PROMPT, a conversation begins.
     """
-    from ..engines.onnxruntime import OrtOptions
-
-    at_least("--threads", threads, 1)
     _refuse_what_does_not_go_together(click.get_current_context().params)
     if settings.sampling.logprobs is not None and not (as_json or jsonl or batch):
         raise UsageError("--logprobs shows nothing without --json, --jsonl or --batch")
     terminal = sys.stdin.isatty()
     if prompt is None and batch is None and not chat and not terminal:
         prompt = sys.stdin.read().rstrip("\n")
-    options = OrtOptions(threads=threads, provider=provider)  # type: ignore[arg-type]
     folder = find_bundle(engine_dir)
-    session = load(
-        folder,
-        drafter=drafter,  # type: ignore[arg-type]
-        backend=backend,  # type: ignore[arg-type]
-        options=options,
-    )
+    session = engines.load(folder)
     if batch is not None and output is not None:
         from .run_batch import run_batch
 

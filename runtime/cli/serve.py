@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
-from ..session import DraftLength, load
+from ..session import DraftLength
 from .common import CospecCommand, at_least, engine_dir_option
+from .engine_settings import EngineSettings, engine_options
 from .run_settings import DraftLengthType
 
 EPILOG = """
@@ -74,30 +75,9 @@ Examples:
 )
 @click.option("--threshold", type=float, help="Of collab, where a request names none.")
 @click.option(
-    "--drafter",
-    type=click.Choice(["auto", "model", "ngram", "combined", "none"]),
-    default="auto",
-    show_default=True,
-    help="Where proposals come from; auto is the draft model, or ngram without one.",
-)
-@click.option(
     "--num-draft-tokens", type=DraftLengthType(), help="A round, where a request names none."
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt", "mixed"]),
-    default="auto",
-    show_default=True,
-    help="As in cospec-run.",
-)
-@click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core.")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Execution provider of ONNX Runtime.",
-)
+@engine_options
 def main(
     engine_dir: Path,
     host: str,
@@ -112,11 +92,8 @@ def main(
     default_temperature: float,
     mode: str,
     threshold: float | None,
-    drafter: str,
     num_draft_tokens: DraftLength,
-    backend: str,
-    threads: int | None,
-    provider: str,
+    engines: EngineSettings,
 ) -> None:
     """Answer OpenAI's chat and text completions with a bundle, over HTTP.
 
@@ -126,14 +103,12 @@ def main(
 
     On SIGTERM, answers under way are finished and those in the queue refused.
     """
-    from ..engines.onnxruntime import OrtOptions
     from ..serve.server import is_loopback, listen, make_service, require_packages, serve
 
     for option, value, low in (
         ("--slots", slots, 1),
         ("--max-queue", max_queue, 0),
         ("--max-body-bytes", max_body_bytes, 1),
-        ("--threads", threads, 1),
         ("--shutdown-timeout", shutdown_timeout, 0),
     ):
         at_least(option, value, low)
@@ -149,12 +124,7 @@ def main(
     from ..serve.app import ServeOptions
     from ..serve.requests import Defaults
 
-    session = load(
-        engine_dir,
-        drafter=drafter,  # type: ignore[arg-type]
-        backend=backend,  # type: ignore[arg-type]
-        options=OrtOptions(threads=threads, provider=provider),  # type: ignore[arg-type]
-    )
+    session = engines.load(engine_dir)
     defaults = Defaults(
         model=served_model_name or session.manifest.name,
         temperature=default_temperature,

@@ -15,6 +15,7 @@ from ..models.tracing import quiet_tracing
 from ..runtime.errors import CheckpointError, GateError
 from .attention import OPSET, Lowering
 from .decoder import Decoder, input_names, kv_shapes, output_names
+from .fusion import fuse
 
 WEIGHTS_FILE = "model.onnx.data"
 
@@ -81,6 +82,8 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     _simplify(model)
     _fold_transposes(model)
     _audit(model, module)
+    if lowering == "gqa":
+        fuse(model)
     _merge(model)
     return TracedGraph(model, tuple(shapes), int(module.get_output_embeddings().weight.shape[1]))
 

@@ -107,8 +107,9 @@ def test_the_operator_set_is_the_lowerings_own(written):
     assert OPSET == {"gqa": 18, "scatter": 24, "portable": 18}
     assert opsets == ({"com.microsoft": 1} if written.lowering == "gqa" else {})
     foreign = Counter((n.domain, n.op_type) for n in written.model.graph.node if n.domain)
-    attention = {("com.microsoft", "GroupQueryAttention"): 1}
-    assert foreign == (attention if written.lowering == "gqa" else {})
+    fused = {"GroupQueryAttention": 1, "RotaryEmbedding": 2, "SkipSimplifiedLayerNormalization": 2}
+    expected = {("com.microsoft", op): count for op, count in fused.items()}
+    assert foreign == (expected if written.lowering == "gqa" else {})
     assert not written.model.functions
 
 

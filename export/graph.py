@@ -16,6 +16,7 @@ from ..runtime.errors import CheckpointError, GateError
 from .attention import OPSET, Lowering
 from .decoder import Decoder, input_names, kv_shapes, output_names
 from .fusion import fuse
+from .head_rows import cut_head
 
 WEIGHTS_FILE = "model.onnx.data"
 
@@ -84,6 +85,7 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     _audit(model, module)
     if lowering == "gqa":
         fuse(model)
+        cut_head(model)
     _merge(model)
     return TracedGraph(model, tuple(shapes), int(module.get_output_embeddings().weight.shape[1]))
 

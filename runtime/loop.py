@@ -162,7 +162,7 @@ def decode(
 
         drafting = perf_counter() - started
         block = tokens[target.length :] + drafted
-        rows = target.step(block)
+        rows = target.step(block, rows=len(drafted) + 1)
         verifying = perf_counter() - started - drafting
         verified = _choices(rows, tokens, drafted, sampler, whole=referee is not None)
         matches = [proposed == chosen for proposed, chosen in zip(drafted, verified, strict=False)]

@@ -59,7 +59,7 @@ Sha256 = Annotated[str, _hex_sha256]
 Size = Annotated[int, Within(1, 1 << 24)]
 Large = Annotated[int, Within(0, 1 << 50)]
 TokenId = Annotated[int, Within(0, (1 << 24) - 1)]
-WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4"]
+WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4", "int4-128"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class ModelEntry(Checked):
 
     `weights` is the format that the weights were converted to after the export (see
     `calibration.weights`); None stands for the precision that the bundle was exported in.
+    `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None
+    stands for all of them.
     """
 
     graph: RelativePath
@@ -87,6 +89,7 @@ class ModelEntry(Checked):
     kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Within(1, 4096)]
     cache_dtype: Literal["float32", "float16"]
     weights: WeightFormat | None = None
+    kept_tokens: Size | None = None
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""
@@ -191,6 +194,12 @@ class Manifest(Checked):
         if any(token >= self.vocab_size for token in ids):
             refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
         Within(1, self.vocab_size)(self.summary_top, "summary_top")
+        models = self.models
+        if models.target.kept_tokens is not None:
+            refuse("models.target.kept_tokens", "only a draft may lack tokens")
+        if models.draft is not None and models.draft.kept_tokens is not None:
+            within = Within(self.summary_top, self.vocab_size)
+            within(models.draft.kept_tokens, "models.draft.kept_tokens")
         for field in ("num_draft_tokens", "max_tokens", "prefill_chunk"):
             Within(0, self.capacity)(getattr(chosen, field), f"generation.{field}")
 
@@ -260,6 +269,9 @@ def _check_version(raw: dict[str, Any]) -> None:
         )
 
 
+_LATER_MODEL_KEYS = ("weights", "kept_tokens")
+
+
 def _as_object(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as JSON has it: a key that came later than version 1 only where it is used.
 
@@ -269,8 +281,9 @@ def _as_object(manifest: Manifest) -> dict[str, Any]:
     if manifest.engines is None:
         del value["engines"]
     for model in _decoders_of(value):
-        if model["weights"] is None:
-            del model["weights"]
+        for key in _LATER_MODEL_KEYS:
+            if model[key] is None:
+                del model[key]
     return value
 
 
@@ -278,7 +291,8 @@ def _with_later_keys(raw: dict[str, Any]) -> dict[str, Any]:
     """Return what was read with the keys that came later than version 1."""
     value = {"engines": None, **deepcopy(raw)}
     for model in _decoders_of(value):
-        model.setdefault("weights", None)
+        for key in _LATER_MODEL_KEYS:
+            model.setdefault(key, None)
     return value
 
 

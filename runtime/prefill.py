@@ -28,4 +28,4 @@ def prefill(
     """
     rest = max(1, chunk - ahead)
     while len(tokens) - decoder.length > rest and interrupted() is None:
-        decoder.step(tokens[decoder.length : min(len(tokens) - 1, decoder.length + chunk)])
+        decoder.step(tokens[decoder.length : min(len(tokens) - 1, decoder.length + chunk)], rows=1)

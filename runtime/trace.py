@@ -1,24 +1,21 @@
-"""A record of a generation, and the page that shows it: who chose each token, and against what."""
+"""A record of a generation: who chose each token, against what, and why."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .arbitration.referee import Ground, Referee
 from .completion import Completion
 from .engines.protocol import StepOutput
-from .errors import ResourceError, UsageError
-from .files import write_whole
+from .errors import UsageError
 from .loop import Observation
 from .session import Session
+from .trace_page import write_page
 
 _CONTEXT = 8
 """Tokens in front of a candidate that decide how it is spelt, such as with a space in front."""
@@ -63,11 +60,14 @@ class Position:
         draft: the draft's candidate; None behind the block.
         target: the target's.
         score: the arbiter's for the draft's candidate; None where it was not asked.
+        decided_by: why the token that stands was preferred where the candidates differ; None where
+            they do not, and in strict mode, where it is always the target's.
     """
 
     draft: Candidate | None
     target: Candidate
     score: float | None
+    decided_by: Ground | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Trace:
         self.rounds: list[TracedRound] = []
         self.prompt_tokens: tuple[int, ...] = ()
         self._session = session
-        self._threshold: float | None = None
+        self._referee: Referee | None = None
         self._began = self._own = 0.0
 
     def see(self, observation: Observation) -> None:
@@ -117,13 +117,7 @@ class Trace:
         if not self.rounds:
             self.prompt_tokens = tuple(seen.tokens)
             self._began = now - seen.drafting - seen.verifying
-        scores = None
-        if seen.referee is not None:
-            self._threshold = seen.referee.threshold
-            if list(seen.verified[: len(seen.drafted)]) != list(seen.drafted):
-                scores = (
-                    seen.referee.scores
-                )  # otherwise nobody asked, and they are of another block
+        self._referee = seen.referee
         draft_rows = _evidence(seen)
         first = len(seen.rows.token) - len(seen.drafted) - 1
         before = list(seen.tokens[-_CONTEXT:])
@@ -133,9 +127,9 @@ class Trace:
                 view = _View(seen.rows, first + i, None if token is None else draft_rows, i)
                 proposal = None if token is None else self._candidate(token, before, view, fed=True)
                 choice = self._candidate(seen.verified[i], before, view)
-                judged = scores is not None and token not in (None, seen.verified[i])
-                score = float(scores[i]) if judged and scores is not None else None
-                positions.append(Position(proposal, choice, score))
+                differ = token not in (None, seen.verified[i])
+                score, ground = _judgement(seen, i) if differ else (None, None)
+                positions.append(Position(proposal, choice, score, ground))
             if token is not None:
                 texts.append(self._spelling(token, before))
                 before = [*before[1:], token]
@@ -183,7 +177,8 @@ class Trace:
             raise UsageError("this trace is of another generation than the completion")
         return {
             "prompt": self._session.codec.decode(self.prompt_tokens),
-            "threshold": self._threshold,
+            "threshold": None if self._referee is None else self._referee.threshold,
+            "caps": None if self._referee is None else asdict(self._referee.caps),
             "finish_reason": completion.finish_reason,
             "stats": completion.stats.to_json(),
             "rounds": rounds,
@@ -196,11 +191,7 @@ class Trace:
             UsageError: see `to_json`.
             ResourceError: the file cannot be written.
         """
-        page = render(self.to_json(completion))
-        try:
-            write_whole(Path(path), page.encode("utf-8"))
-        except OSError as error:
-            raise ResourceError(f"{path} cannot be written: {error.strerror}") from error
+        write_page(path, [self.to_json(completion)])
 
     def _candidate(
         self, token: int, before: Sequence[int], view: _View, *, fed: bool = False
@@ -242,39 +233,6 @@ def probability(rows: StepOutput, i: int, token: int) -> Probability:
     return Probability(math.exp(float(rows.top_values[i, -1]) - total), bound=True)
 
 
-def render(data: dict[str, Any]) -> str:
-    """Return the page that shows what `Trace.to_json` returned.
-
-    The text of a model is untrusted: it is data in the page, in no form that could end the element
-    that holds it, and a policy lets nothing run but the page's own script.
-    """
-    template = files(__package__).joinpath("trace.html").read_text(encoding="utf-8")
-    head, style, middle, script, tail = _split(template)
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    embedded = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e")
-    embedded = embedded.replace("&", "\\u0026")
-    head = head.replace("{{policy}}", policy)
-    middle = middle.replace("{{data}}", embedded)
-    return head + style + middle + script + tail
-
-
-def _split(template: str) -> tuple[str, str, str, str, str]:
-    """Cut the template around the contents of its style and of its script."""
-    head, opened, rest = template.partition("<style>")
-    style, closed, rest = rest.partition("</style>")
-    middle, began, rest = rest.partition("<script>")
-    script, ended, tail = rest.partition("</script>")
-    return head + opened, style, closed + middle + began, script, ended + tail
-
-
-def _digest(text: str) -> str:
-    """Return what a content security policy calls a text."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
-
-
 def _evidence(seen: Observation) -> StepOutput | None:
     """Return the draft's rows of a block, or None where nothing was proposed or seen."""
     if not seen.drafted:
@@ -284,6 +242,15 @@ def _evidence(seen: Observation) -> StepOutput | None:
     except UsageError:  # n-gram lookup, for one, looks at token ids alone
         return None
     return rows if rows.logsumexp is not None else None
+
+
+def _judgement(seen: Observation, i: int) -> tuple[float | None, Ground | None]:
+    """Return score and ground of the decision at a mismatch that was reached."""
+    referee = seen.referee
+    if referee is None:
+        return None, None
+    score = None if referee.scores is None else float(referee.scores[i])
+    return score, "score" if i < seen.accepted else referee.refused_for
 
 
 def _holds(position: Position, token: int) -> bool:

@@ -51,12 +51,14 @@ class DistributionDecoder:
     def length(self) -> int:
         return len(self.cache)
 
-    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
-        rows = []
+    def step(
+        self, tokens: Sequence[int] | NDArray[np.int64], rows: int | None = None
+    ) -> StepOutput:
+        found = []
         for token in tokens:
             self.cache.append(int(token))
-            rows.append(self._row(self.cache))
-        logits = np.stack(rows)
+            found.append(self._row(self.cache))
+        logits = np.stack(found[-(rows or len(found)) :])
         return StepOutput(token=logits.argmax(axis=1), logits=logits)
 
     def select(self, outputs: tuple[str, ...]) -> None:

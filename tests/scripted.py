@@ -87,7 +87,9 @@ class ScriptedDecoder:
     def length(self) -> int:
         return len(self.cache)
 
-    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
+    def step(
+        self, tokens: Sequence[int] | NDArray[np.int64], rows: int | None = None
+    ) -> StepOutput:
         width = len(tokens)
         assert width > 0, "a pass without tokens"
         assert self.length + width <= self.capacity, "the cache overflows"
@@ -95,16 +97,17 @@ class ScriptedDecoder:
         if len(self.steps) - 1 in self.fail_at:
             raise BackendError("the scripted backend failed")
         # As in a real engine: the next step of the same width overwrites what this one returned.
-        rows = self._buffers.setdefault((width, self._outputs), self._new_buffers(width))
+        buffers = self._buffers.setdefault((width, self._outputs), self._new_buffers(width))
         for i, token in enumerate(tokens):
             self.cache.append(int(token))
-            rows["token"][i] = self.choose(self.cache)
+            buffers["token"][i] = self.choose(self.cache)
             if self._outputs:
                 fed_next = tokens[i + 1] if i + 1 < width else None
-                for name, value in self._summary(int(rows["token"][i]), fed_next).items():
+                for name, value in self._summary(int(buffers["token"][i]), fed_next).items():
                     if name in self._outputs:
-                        rows[name][i] = value
-        return StepOutput(**rows)
+                        buffers[name][i] = value
+        wanted = slice(width - (rows or width), None)
+        return StepOutput(**{name: array[wanted] for name, array in buffers.items()})
 
     def select(self, outputs: tuple[str, ...]) -> None:
         self.selected.append(outputs)

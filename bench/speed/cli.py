@@ -18,12 +18,22 @@ SPEED_EPILOG = """
 Examples:
   cospec-bench speed --pair controlled --peers transformers,onnxruntime-genai,openvino-genai,llama.cpp
   cospec-bench speed --pair controlled --peers none --formats fp32,int8,int4 --plot speed.png
+  cospec-bench speed --pair controlled --peers openvino-genai --formats fp32,fp32+int4-128
   cospec-bench speed --engine-dir models/tiny --tokens 64
 
 \b
 The controlled pair is a random Llama of 201M parameters with a draft of 19M inside; --noise sets how
 often they agree. The first run writes and exports it, and makes an environment for each peer with pip:
 several GB below --work, which later runs find there.
+
+
+Formats, one for both models or TARGET+DRAFT (each runtime plays those that it has of both):
+  fp32           all runtimes; the output is that of fp32 whatever the draft is in
+  int8           by output channel, activations too; the others' own int8
+  int8-rows      ours only
+  int8-weights   in blocks of 128; onnxruntime-genai too
+  int4           in blocks of 32; not transformers
+  int4-128       in blocks of 128; onnxruntime-genai and openvino-genai too
 """
 
 work_option = click.option(
@@ -48,7 +58,10 @@ noise_option = click.option(
 @click.option("--engine-dir", type=click.Path(path_type=Path), help="A bundle, by itself.")
 @click.option("--peers", default="none", show_default=True, help="Names, separated by commas.")
 @click.option(
-    "--formats", default="fp32", show_default=True, help="Of weights, separated by commas."
+    "--formats",
+    default="fp32",
+    show_default=True,
+    help="Of the weights, separated by commas: of both models, or TARGET+DRAFT. See below.",
 )
 @noise_option
 @threads_option
@@ -81,6 +94,7 @@ def speed(
     as_json: bool,
 ) -> None:
     """Compare tokens per second: ours at every draft length, and other runtimes on the same weights."""
+    from .formats import parse_formats
     from .peers import OUR_DRAFT_LENGTHS, parse_lengths, parse_peers
     from .report import as_markdown
     from .speed import SpeedConfig, measure_speed
@@ -101,7 +115,7 @@ def speed(
         bundle=engine_dir,
         noise=noise,
         peers=tuple(parse_peers(peers)),
-        formats=tuple(word.strip() for word in formats.split(",") if word.strip()),
+        formats=parse_formats(formats),
         threads=threads,
         tokens=tokens,
         rounds=rounds,

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from ...runtime.errors import UsageError
+from .formats import both
 from .measure import Row, Samples, measure_rows
 from .peers import genai_rows, our_rows
 from .report import table
@@ -56,10 +57,11 @@ def measure_context(config: ContextConfig) -> dict[str, Any]:
     capacity = max(config.contexts) + config.tokens
     with preparing(config.work) as workshop:
         pair = workshop.pair(config.noise)
-        bundle = workshop.bundle(pair, "fp32", capacity)
-        rows = our_rows(bundle, "fp32", config.threads, (DRAFTED,))
+        weights = both("fp32")
+        bundle = workshop.bundle(pair, weights, capacity)
+        rows = our_rows(bundle, weights, config.threads, (DRAFTED,))
         if config.peers:
-            theirs = genai_rows(workshop, pair, "fp32", config.threads, capacity)
+            theirs = genai_rows(workshop, pair, weights, config.threads, capacity)
             rows += [row for row in theirs if row.k in (0, DRAFTED)]
     draw = random.Random(0)
     lengths = [length for length in config.contexts for _ in range(config.rounds)]

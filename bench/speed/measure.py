@@ -6,15 +6,13 @@ So a machine that slows down slows all rows down, and a ratio of two rows is one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal, Protocol
 
 from .remote import Generated, Process, Worker, WorkerError
 
 WARM_UP_TOKENS = 16
-
-Format = Literal["fp32", "int8", "int8-rows", "int8-weights", "int4"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Row:
 
     Attributes:
         name: of the runtime.
-        format: of the weights.
+        format: of the weights; see `formats.PairFormat`. Of the target alone it is the target's.
         k: tokens to draft a round; 0 for the target alone, `auto` where the runtime chooses.
         setting: what else sets it apart from rows of the same name, format and k.
         process: that runs it; None where it cannot be had.
@@ -118,6 +116,17 @@ def measure_rows(
         for worker in workers.values():
             worker.close()
     return samples
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Return rows without those that equal an earlier one in all but their process.
+
+    The target alone is the same row whatever the draft's format.
+    """
+    found: dict[Row, Row] = {}
+    for row in rows:
+        found.setdefault(replace(row, process=None), row)
+    return list(found.values())
 
 
 def turns(count: int, number: int) -> list[int]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ...runtime.errors import CospecError, UsageError
+from .conversions import GENAI, LLAMA, OPENVINO
+from .formats import PairFormat
 from .measure import Row
 from .prepare import NUM_DRAFT_TOKENS, Pair, Workshop, link_files, run, write_json
 from .remote import Process
@@ -26,7 +29,7 @@ OUR_DRAFT_LENGTHS: tuple[DraftLength, ...] = (*range(1, NUM_DRAFT_TOKENS + 1), "
 
 def our_rows(
     bundle: Path,
-    weights: str,
+    weights: PairFormat,
     threads: int,
     lengths: Sequence[DraftLength] = OUR_DRAFT_LENGTHS,
 ) -> list[Row]:
@@ -36,23 +39,36 @@ def our_rows(
         settings = {"bundle": str(bundle), "threads": threads, "shared_pool": shared}
         process = Process(Path(sys.executable), "cospec_worker.py", settings)
         setting = "shared pool" if shared else "own pools"
-        rows += [Row(OURS, weights, k, setting, process) for k in (0, *lengths)]
+        rows += _rows(OURS, weights, (0, *lengths), setting, process)
     return rows
 
 
+def _rows(
+    name: str,
+    weights: PairFormat,
+    lengths: Sequence[DraftLength],
+    setting: str,
+    process: Process,
+) -> list[Row]:
+    """Return a row for each draft length; that of the target alone has the target's format."""
+    return [
+        Row(name, weights.target if k == 0 else str(weights), k, setting, process) for k in lengths
+    ]
+
+
 def transformers_rows(
-    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+    workshop: Workshop, pair: Pair, weights: PairFormat, threads: int, capacity: int
 ) -> list[Row]:
     """`generate` of transformers, in the environment that exported the pair."""
     settings = {role: str(pair.folder / role) for role in ("target", "draft")}
     process = Process(
         Path(sys.executable), "transformers_worker.py", {**settings, "threads": threads}
     )
-    return [Row("transformers", weights, k, "", process) for k in (0, *DRAFT_LENGTHS)]
+    return _rows("transformers", weights, (0, *DRAFT_LENGTHS), "", process)
 
 
 def genai_rows(
-    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+    workshop: Workshop, pair: Pair, weights: PairFormat, threads: int, capacity: int
 ) -> list[Row]:
     """onnxruntime-genai, its threads spinning as they come and sleeping between passes."""
     name = "onnxruntime-genai"
@@ -65,14 +81,14 @@ def genai_rows(
             process = Process(python, "genai_worker.py", settings)
             setting = "as it comes" if spin else "no spinning"
             lengths = DRAFT_LENGTHS if draft else (0,)
-            rows += [Row(name, weights, k, setting, process) for k in lengths]
+            rows += _rows(name, weights, lengths, setting, process)
     return rows
 
 
 def _genai_folder(
     workshop: Workshop,
     pair: Pair,
-    weights: str,
+    weights: PairFormat,
     threads: int,
     capacity: int,
     spin: bool,
@@ -80,15 +96,18 @@ def _genai_folder(
 ) -> Path:
     """Return a folder for genai: the target, with the draft inside where it is to speculate."""
     base = workshop.root / "onnxruntime-genai"
+    forms = {"target": GENAI[weights.target], "draft": GENAI[weights.draft]}
+    roles = ("target", "draft") if draft else ("target",)
     python = workshop.environment("onnxruntime-genai")
 
     def built(role: str) -> Path:
+        form = forms[role]
         builder: list[str | Path] = [python, "-m", "onnxruntime_genai.models.builder"]
-        builder += ["-i", pair.folder / role, "-p", weights, "-e", "cpu"]
+        builder += ["-i", pair.folder / role, "-e", "cpu"]
         return workshop.once(
-            base / f"{pair.name}-{weights}-{role}",
-            f"building the {role} for onnxruntime-genai, {weights}",
-            lambda part: run([*builder, "-o", part]),
+            base / f"{pair.name}-{form.name}-{role}",
+            f"building the {role} for onnxruntime-genai, {form.name}",
+            lambda part: run([*builder, "-o", part, *form.options]),
         )
 
     threading: dict[str, Any] = {"intra_op_num_threads": threads}
@@ -109,24 +128,25 @@ def _genai_folder(
         write_json(part / "genai_config.json", config)
 
     how = f"{threads}{'spin' if spin else 'sleep'}-{'speculative' if draft else 'target'}"
-    folder = base / f"{pair.name}-{weights}-{capacity}-{how}"
+    held = "+".join(dict.fromkeys(forms[role].name for role in roles))
+    folder = base / f"{pair.name}-{held}-{capacity}-{how}"
     return workshop.once(folder, "putting models together for onnxruntime-genai", assemble)
 
 
 def openvino_rows(
-    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+    workshop: Workshop, pair: Pair, weights: PairFormat, threads: int, capacity: int
 ) -> list[Row]:
     """openvino-genai; in fp32 it is kept from computing in bfloat16 where the CPU has that."""
     name = "openvino-genai"
     python = workshop.environment(name)
     models = {}
-    for role in ("target", "draft"):
+    for role, form in (("target", OPENVINO[weights.target]), ("draft", OPENVINO[weights.draft])):
         command: list[str | Path] = [python.parent / "optimum-cli", "export", "openvino"]
         command += ["--model", pair.folder / role, "--task", "text-generation-with-past"]
         models[role] = workshop.once(
-            workshop.root / name / f"{pair.name}-{weights}-{role}",
-            f"converting the {role} for openvino-genai, {weights}",
-            lambda part, command=command: run([*command, "--weight-format", weights, part]),  # type: ignore[misc]
+            workshop.root / name / f"{pair.name}-{form.name}-{role}",
+            f"converting the {role} for openvino-genai, {form.name}",
+            lambda part, command=command, form=form: run([*command, *form.options, part]),  # type: ignore[misc]
         )
     rows = []
     for lengths, draft in (((0,), None), (DRAFT_LENGTHS, str(models["draft"]))):
@@ -134,43 +154,64 @@ def openvino_rows(
             "target": str(models["target"]),
             "draft": draft,
             "threads": threads,
-            "exact": weights == "fp32",
+            "exact": _exact(weights),
         }
         process = Process(python, "openvino_worker.py", settings)
-        rows += [Row(name, weights, k, "", process) for k in lengths]
+        rows += _rows(name, weights, lengths, "", process)
     return rows
 
 
+def _exact(weights: PairFormat) -> dict[str, bool]:
+    """Say of each role whether it is to compute in fp32 all through."""
+    return {"target": weights.target == "fp32", "draft": weights.draft == "fp32"}
+
+
 def llama_rows(
-    workshop: Workshop, pair: Pair, weights: str, threads: int, capacity: int
+    workshop: Workshop, pair: Pair, weights: PairFormat, threads: int, capacity: int
 ) -> list[Row]:
     """llama.cpp, as the wheel xllamacpp has it built."""
     from .llama_file import write_gguf
 
     name = "llama.cpp"
-    kind = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0"}[weights]
+    kinds = {"target": LLAMA[weights.target], "draft": LLAMA[weights.draft]}
     files = {
         role: str(
             workshop.once(
                 workshop.root / name / f"{pair.name}-{role}-{kind}.gguf",
                 f"writing the {role} for llama.cpp, {kind}",
-                lambda part, role=role: write_gguf(pair.folder / role, part, kind),  # type: ignore[misc]
+                lambda part, role=role, kind=kind: write_gguf(pair.folder / role, part, kind),  # type: ignore[misc]
             )
         )
-        for role in ("target", "draft")
+        for role, kind in kinds.items()
     }
-    settings = {**files, "threads": threads, "capacity": capacity, "exact": weights == "fp32"}
+    settings = {**files, "threads": threads, "capacity": capacity, "exact": _exact(weights)}
     process = Process(workshop.environment(name), "llama_worker.py", settings)
-    return [Row(name, weights, k, kind, process) for k in (0, *DRAFT_LENGTHS)]
+    return _rows(name, weights, (0, *DRAFT_LENGTHS), kinds["target"], process)
 
 
-PEERS: dict[str, tuple[Callable[[Workshop, Pair, str, int, int], list[Row]], tuple[str, ...]]] = {
-    "transformers": (transformers_rows, ("fp32",)),
-    "onnxruntime-genai": (genai_rows, ("fp32", "int4")),
-    "openvino-genai": (openvino_rows, ("fp32", "int8", "int4")),
-    "llama.cpp": (llama_rows, ("fp32", "int8", "int4")),
+@dataclass(frozen=True)
+class Peer:
+    """Another runtime.
+
+    Attributes:
+        rows: makes its rows of a pair in a format that it has.
+        formats: that it has for either model.
+    """
+
+    rows: Callable[[Workshop, Pair, PairFormat, int, int], list[Row]]
+    formats: Collection[str]
+
+    def has(self, weights: PairFormat) -> bool:
+        """Say whether it has the formats of both models."""
+        return weights.target in self.formats and weights.draft in self.formats
+
+
+PEERS = {
+    "transformers": Peer(transformers_rows, ("fp32",)),
+    "onnxruntime-genai": Peer(genai_rows, GENAI),
+    "openvino-genai": Peer(openvino_rows, OPENVINO),
+    "llama.cpp": Peer(llama_rows, LLAMA),
 }
-"""By name: what makes a peer's rows, and the formats of weights that it has."""
 
 
 def parse_peers(text: str) -> list[str]:
@@ -212,21 +253,19 @@ def peer_rows(
     workshop: Workshop,
     pair: Pair,
     peers: Sequence[str],
-    formats: Sequence[str],
+    formats: Sequence[PairFormat],
     threads: int,
     capacity: int,
 ) -> list[Row]:
     """Return the rows of the peers; one that cannot be had becomes a row that says why."""
     rows = []
     for name in peers:
-        make, has = PEERS[name]
-        for weights in formats:
-            if weights not in has:
-                continue
+        peer = PEERS[name]
+        for weights in filter(peer.has, formats):
             try:
-                rows += make(workshop, pair, weights, threads, capacity)
+                rows += peer.rows(workshop, pair, weights, threads, capacity)
             except CospecError as error:
-                rows.append(Row(name, weights, 0, reason=error.message))
+                rows.append(Row(name, str(weights), 0, reason=error.message))
     return rows
 
 

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CospecError, ResourceError
+from .formats import PairFormat, both
 from .pair import write_pair
 
 NUM_DRAFT_TOKENS = 8
 """The longest draft that is measured, and the bundle's default: what `auto` may choose up to."""
 
+PACKAGE = Path(__file__).parents[2]
+BUNDLE_SOURCES = ("export", "models", "calibration/weights")
+"""Folders of the package whose modules decide what a bundle holds."""
+
 REQUIREMENTS = Path(__file__).parent / "requirements"
-_LAYOUT = 1
+_LAYOUT = 2
 """Goes into every name; raise it when what is written under a name changes."""
 
 
@@ -83,17 +90,26 @@ class Workshop:
         )
         return Pair(folder, name)
 
-    def bundle(self, pair: Pair, weights: str, capacity: int) -> Path:
-        """Return the pair as a bundle with that capacity, its weights in that format."""
-        fp32 = self.once(
-            self.root / "bundles" / f"{pair.name}-{capacity}-fp32",
-            "exporting the pair",
-            lambda part: _export(pair, part, capacity),
-        )
-        if weights == "fp32":
+    def bundle(self, pair: Pair, weights: PairFormat, capacity: int) -> Path:
+        """Return the pair as a bundle with that capacity, its weights in that format.
+
+        The name holds a digest of the sources that make bundles: when they change, a new bundle takes
+        the place of the old one.
+        """
+
+        def made(form: PairFormat, what: str, make: Callable[[Path], object]) -> Path:
+            name = f"{pair.name}-{capacity}-{form}"
+            folder = self.root / "bundles" / f"{name}-{sources_digest()}"
+            if not folder.exists():
+                self.once(folder, what, make)
+                _remove_others(folder, name)
+            return folder
+
+        fp32 = made(both("fp32"), "exporting the pair", lambda part: _export(pair, part, capacity))
+        if weights == both("fp32"):
             return fp32
-        return self.once(
-            self.root / "bundles" / f"{pair.name}-{capacity}-{weights}",
+        return made(
+            weights,
             f"converting the bundle to {weights}",
             lambda part: _convert(fp32, part, weights),
         )
@@ -123,6 +139,27 @@ def digest(facts: str) -> str:
     from ...calibration.workers import digest as hashed
 
     return hashed(facts)
+
+
+@lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Return what stands for this version of the modules in BUNDLE_SOURCES.
+
+    Computed once: all bundles of a run are of one version.
+    """
+    parts = []
+    for name in BUNDLE_SOURCES:
+        for file in sorted((PACKAGE / name).glob("*.py")):
+            parts += [f"{name}/{file.name}", file.read_text(encoding="utf-8")]
+    return digest(json.dumps(parts))
+
+
+def _remove_others(folder: Path, name: str) -> None:
+    """Remove what can be removed of the bundles of that name with another digest, or with none."""
+    of_name = re.compile(re.escape(name) + r"(-[0-9a-f]{16})?")
+    for other in folder.parent.iterdir():
+        if other != folder and of_name.fullmatch(other.name):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def run(command: list[str | Path]) -> None:
@@ -173,7 +210,7 @@ def _export(pair: Pair, output: Path, capacity: int) -> None:
     )
 
 
-def _convert(bundle: Path, output: Path, weights: str) -> None:
+def _convert(bundle: Path, output: Path, weights: PairFormat) -> None:
     from ...calibration.weights.bundle import convert_bundle
 
-    convert_bundle(bundle, output, weights, weights)  # type: ignore[arg-type]
+    convert_bundle(bundle, output, weights.target, weights.draft)

@@ -10,6 +10,7 @@ from typing import Any
 from ...runtime.errors import UsageError
 from .bandwidth import PairBytes
 from .devices import DEVICES, device_named
+from .formats import target_of
 from .peers import OURS
 from .report import table
 from .roofline import (
@@ -30,8 +31,13 @@ def read_measurement(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [row for row in content["rows"] if row["name"] == OURS and "skipped" not in row]
         sizes = content["bounds"]["pair_bytes"]
-        first = rows[0]
-        alike = [r for r in rows if all(r[k] == first[k] for k in ("format", "setting"))]
+        first = next(row for row in rows if row["k"] != 0)
+        formats = (first["format"], target_of(first["format"]))
+        alike = [
+            row
+            for row in rows
+            if row["format"] == formats[row["k"] == 0] and row["setting"] == first["setting"]
+        ]
         measurement = {
             "rows": alike,
             "sizes": PairBytes(**sizes[first["format"]]),

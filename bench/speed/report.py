@@ -12,7 +12,7 @@ _COLUMNS = (
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """Return tables of the rows, the bounds and the ratios, in Markdown."""
+    """Return tables of the rows, the bounds, the best rows and the ratios, in Markdown."""
     parts = [
         table(_COLUMNS, [_cells(figure) for figure in result["rows"] if "skipped" not in figure])
     ]
@@ -30,10 +30,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         )
         share = bound["share_reached_by_our_target"]
         parts.append(line + ("." if share is None else f"; ours decodes at {share:.0%} of it."))
-    for title, ratio in result["ratios"].items():
-        parts.append(
-            f"{title}: {ratio['ours']} is {ratio['ratio']:.2f} times {ratio['best_peer']}."
-        )
+    parts += [_best_table(result["best"]), *_ratio_lines(result["ratios"])]
     environment = result["environment"]
     parts.append(
         f"{environment['cpu']}, {environment['threads']} threads, {environment['rounds']} rounds of "
@@ -53,6 +50,33 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + " |"
         for line in lines
     )
+
+
+def _best_table(best: dict[str, Any]) -> str:
+    """Return the best row of each runtime: a line a format of the target, a column a runtime."""
+    lines = {**best["by_target_format"], "any": best["overall"]}
+    names = list(best["overall"])
+
+    def cell(found: dict[str, Any] | None) -> str:
+        if found is None:
+            return "-"
+        return f"{found['tokens_per_second']:.1f} ({found['format']} {found['mode']})"
+
+    body = [[title, *(cell(line.get(name)) for name in names)] for title, line in lines.items()]
+    return table(("best tok/s with a target in", *names), body)
+
+
+def _ratio_lines(ratios: dict[str, Any]) -> list[str]:
+    titled = {
+        **ratios["by_format"],
+        **{f"target {name}": ratio for name, ratio in ratios["by_target_format"].items()},
+        "any format": ratios["overall"],
+    }
+    return [
+        f"{title}: {ratio['ours']} is {ratio['ratio']:.2f} times {ratio['best_peer']}."
+        for title, ratio in titled.items()
+        if ratio
+    ]
 
 
 def _cells(figure: dict[str, Any]) -> list[str]:

@@ -16,13 +16,13 @@ from typing import Any
 from ...runtime.bundle import Bundle, find_bundle
 from ...runtime.errors import UsageError
 from .bandwidth import PairBytes, ReadSpeed, sizes_of
-from .measure import Row, Samples, measure_rows, paired_ratio
+from .formats import PairFormat, both
+from .measure import Row, Samples, distinct, measure_rows, paired_ratio
 from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, our_rows, peer_rows
 from .prepare import Workshop
-from .summary import best_ratios, summarise
+from .summary import best_of_each, best_ratios, summarise
 
 PROMPT_TOKENS = 32
-OUR_FORMATS = ("fp32", "int8", "int8-rows", "int8-weights", "int4")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SpeedConfig:
         bundle: a bundle to measure by itself; None measures the controlled pair.
         noise: of the controlled pair.
         peers: names from `peers.PEERS`.
-        formats: of the weights: ours, and those of peers that have them.
+        formats: of the weights, at least one: ours, and those of peers that have them.
         threads: of every row.
         tokens: to generate.
         rounds: each with a prompt of its own.
@@ -48,7 +48,7 @@ class SpeedConfig:
     bundle: Path | None = None
     noise: float = 0.2
     peers: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ("fp32",)
+    formats: tuple[PairFormat, ...] = (both("fp32"),)
     threads: int = 2
     tokens: int = 128
     rounds: int = 5
@@ -59,7 +59,7 @@ class SpeedConfig:
 
 
 def measure_speed(config: SpeedConfig) -> dict[str, Any]:
-    """Prepare and measure; return `rows`, `bounds`, `ratios` and `environment`.
+    """Prepare and measure; return `rows`, `bounds`, `best`, `ratios` and `environment`.
 
     Raises:
         UsageError: settings that contradict each other.
@@ -84,6 +84,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
                 workshop, pair, config.peers, config.formats, config.threads, config.capacity
             )
             rows += [row for row in theirs if row.k == 0 or row.k in config.lengths]
+            rows = distinct(rows)
             prompts = _prompts(config)
     sizes = {weights: sizes_of(folder) for weights, folder in folders.items()}
     return _measured(config, rows, sizes, prompts)
@@ -97,13 +98,6 @@ def _check(config: SpeedConfig) -> None:
         )
     if not config.noise >= 0:
         raise UsageError(f"the noise is {config.noise}, but must be at least 0")
-    unknown = [name for name in config.formats if name not in OUR_FORMATS]
-    if unknown:
-        raise UsageError(
-            f"unknown format '{unknown[0]}'", hint=f"the formats are: {', '.join(OUR_FORMATS)}"
-        )
-    if config.bundle is None and not config.formats:
-        raise UsageError("name at least one format")
     needed = config.prompt_tokens + config.tokens
     if config.bundle is None and needed > config.capacity:
         raise UsageError(
@@ -126,13 +120,14 @@ def preparing(work: Path) -> Iterator[Workshop]:
 
 def _bundle_rows(
     config: SpeedConfig, folder: Path
-) -> tuple[list[Row], dict[str, Path], list[list[int]]]:
+) -> tuple[list[Row], dict[PairFormat, Path], list[list[int]]]:
     """Return the rows of one bundle, its folder by format, and its prompts."""
     from ...runtime.text import TextCodec
 
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
-    weights = manifest.models.target.weights or manifest.precision
+    target, draft = manifest.models.target, manifest.models.draft or manifest.models.target
+    weights = PairFormat(target.weights or manifest.precision, draft.weights or manifest.precision)
     codec = TextCodec(bundle.path(manifest.tokenizer), None)
     texts = config.texts or BUNDLE_PROMPTS
     prompts = [codec.encode(texts[i % len(texts)]) for i in range(config.rounds)]
@@ -161,7 +156,7 @@ def _prompts(config: SpeedConfig) -> list[list[int]]:
 def _measured(
     config: SpeedConfig,
     rows: Sequence[Row],
-    sizes: dict[str, PairBytes],
+    sizes: dict[PairFormat, PairBytes],
     prompts: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Play the rows and sum up."""
@@ -189,6 +184,7 @@ def _measured(
     return {
         "rows": figures,
         "bounds": _bounds(rows, samples, reading.samples, sizes),
+        "best": best_of_each(figures),
         "ratios": best_ratios(figures),
         "environment": _environment(config, rows, samples, load_before),
     }
@@ -198,13 +194,15 @@ def _bounds(
     rows: Sequence[Row],
     samples: Sequence[Samples],
     read: Sequence[float],
-    sizes: dict[str, PairBytes],
+    sizes: dict[PairFormat, PairBytes],
 ) -> dict[str, Any]:
-    """Return what memory allows the target alone, and how much of it our plain rows reach."""
+    """Return what memory allows the target alone, and how much of it our plain rows reach.
+
+    `formats` has the target's formats, `pair_bytes` those of pairs.
+    """
     bytes_per_second = median(read)
     formats = {}
-    for weights, pair in sizes.items():
-        size = pair.target
+    for weights, size in {form.target: pair.target for form, pair in sizes.items()}.items():
         bound = bytes_per_second / size
         reached = [
             paired_ratio(sample.decode_rates, [rate / size for rate in read])
@@ -220,7 +218,7 @@ def _bounds(
         "read_bytes_per_second": bytes_per_second,
         "read_bytes_per_second_by_round": list(read),
         "formats": formats,
-        "pair_bytes": {weights: asdict(pair) for weights, pair in sizes.items()},
+        "pair_bytes": {str(weights): asdict(pair) for weights, pair in sizes.items()},
     }
 
 

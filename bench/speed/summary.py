@@ -1,12 +1,13 @@
-"""What the rounds amount to: figures by row, and our best row against the best of the others."""
+"""What the rounds amount to: figures by row, the best rows, and ours against the best of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from .formats import target_of
 from .measure import Row, Samples, common_prefix, merged_facts, paired_ratio
 from .peers import OURS
 
@@ -60,38 +61,94 @@ def _reference(rows: Sequence[Row], samples: Sequence[Samples]) -> Samples | Non
 
 
 def _plain_twin(row: Row, rows: Sequence[Row], samples: Sequence[Samples]) -> Samples | None:
-    """Return the target-only samples of the same runtime, format and setting."""
+    """Return the target-only samples of the same runtime, target's format and setting."""
+    plain = replace(row, format=target_of(row.format), k=0, process=None)
     for other, sample in zip(rows, samples, strict=True):
-        if replace(other, process=None) == replace(row, k=0, process=None) and sample.rates:
+        if replace(other, process=None) == plain and sample.rates:
             return sample
     return None
 
 
+def best_of_each(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fastest row of each runtime: by the target's format, and over all formats.
+
+    Returns:
+        `by_target_format` and `overall`; each runtime's `row`, `format`, `mode` and
+        `tokens_per_second` by its name.
+    """
+    return _grouped(figures, _best_rows)
+
+
 def best_ratios(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return our best row against the best of the peers, in fp32 and over all formats.
+    """Return our best row against the best of the peers.
 
     Ratios are medians over the rounds of the two rows' ratio in the same round.
+
+    Returns:
+        `by_format`: in each format of a pair, the target alone in its format included.
+        `by_target_format`: over all drafts of a target's format, so with fp32 over all that puts out
+        what fp32 puts out. `overall`: over all formats. Each holds `ours`, `best_peer` and `ratio`;
+        what one side did not play is left out.
     """
-    ratios: dict[str, Any] = {}
-    for title, formats in (("fp32", {"fp32"}), ("any format", None)):
-        played = [
-            figure
-            for figure in figures
-            if "skipped" not in figure and (formats is None or figure["format"] in formats)
-        ]
-        ours = [figure for figure in played if figure["name"] == OURS]
-        theirs = [figure for figure in played if figure["name"] != OURS]
-        if not ours or not theirs:
-            continue
-        best, rival = (max(group, key=lambda f: f["tokens_per_second"]) for group in (ours, theirs))
-        ratios[title] = {
-            "ours": describe(best),
-            "best_peer": describe(rival),
-            "ratio": paired_ratio(
-                best["tokens_per_second_by_round"], rival["tokens_per_second_by_round"]
-            ),
+    grouped = _grouped(figures, _ratio)
+    by_format = {}
+    for text in dict.fromkeys(figure["format"] for figure in figures if figure["k"] != 0):
+        alone = target_of(text)
+        ratio = _ratio(
+            [f for f in figures if f["format"] == text or (f["k"] == 0 and f["format"] == alone)]
+        )
+        if ratio:
+            by_format[text] = ratio
+    return {"by_format": by_format, **grouped}
+
+
+def _grouped(
+    figures: Sequence[dict[str, Any]],
+    sum_up: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what `sum_up` makes of the rows of each format of the target, and of all rows."""
+    targets = dict.fromkeys(target_of(figure["format"]) for figure in figures)
+    by_target = {
+        name: sum_up([f for f in figures if target_of(f["format"]) == name]) for name in targets
+    }
+    return {
+        "by_target_format": {name: found for name, found in by_target.items() if found},
+        "overall": sum_up(figures),
+    }
+
+
+def _best_rows(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fastest row of each runtime by its name."""
+    names = dict.fromkeys(figure["name"] for figure in figures)
+    found = {name: _fastest([f for f in figures if f["name"] == name]) for name in names}
+    return {
+        name: {
+            "row": describe(best),
+            **{key: best[key] for key in ("format", "mode", "tokens_per_second")},
         }
-    return ratios
+        for name, best in found.items()
+        if best is not None
+    }
+
+
+def _ratio(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return our fastest row against the fastest of the others; nothing where either is missing."""
+    ours = _fastest([figure for figure in figures if figure["name"] == OURS])
+    rival = _fastest([figure for figure in figures if figure["name"] != OURS])
+    if ours is None or rival is None:
+        return {}
+    key = "tokens_per_second_by_round"
+    return {
+        "ours": describe(ours),
+        "best_peer": describe(rival),
+        "ratio": paired_ratio(ours[key], rival[key]),
+    }
+
+
+def _fastest(figures: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the fastest of the rows that were played."""
+    played = [figure for figure in figures if "skipped" not in figure]
+    return max(played, key=lambda figure: float(figure["tokens_per_second"]), default=None)
 
 
 def describe(figure: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ def measure_sweep(config: SpeedConfig, noises: Sequence[float] = NOISES) -> list
     for noise in noises:
         result = measure_speed(replace(config, noise=noise, peers=(), formats=(weights,)))
         rows = [row for row in result["rows"] if row["name"] == OURS and "skipped" not in row]
-        sizes = PairBytes(**result["bounds"]["pair_bytes"][weights])
+        sizes = PairBytes(**result["bounds"]["pair_bytes"][str(weights)])
         acceptance = acceptance_of(rows)
         projected = project(sizes, result["bounds"]["read_bytes_per_second"], acceptance)
         points.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def write_converted(
         facts: what the certificate is to say beside the formats.
         reduce_range: see `graph.convert`.
         graph_of: where each role's graph lies in each format, where that is known already.
-        before_commit: called when everything is written.
+        before_commit: called when the graphs are written.
     """
     manifest = source.manifest
     formats = {"target": target_format, "draft": draft_format}
@@ -121,21 +121,42 @@ def write_converted(
             copy_graph(graph_of(role, weights), graph)
             narrowed |= weights in INT8_ACTIVATIONS and bool(reduce_range)
         entries[role] = replace(entry, weights=None if weights == "fp32" else weights)
-    graphs = {entry.graph for entry in entries.values()}
-    graphs |= {f"{graph}{DATA_SUFFIX}" for graph in graphs}
-    for file in manifest.files:
-        if file.path not in (*graphs, CERTIFICATE):
-            shutil.copyfile(source.path(file.path), writer.path(file.path))
     about = {
         "source": manifest.seal,
         **{role: formats[role] for role in entries},
         "reduced_range": narrowed,
         **(facts or {}),
     }
-    certificate = _certificate(source, writer, entries, about)
+    changed = {role for role, entry in entries.items() if entry.weights}
+    before_commit()
+    return commit_rewritten(source, writer, entries, changed, {SECTION: about})
+
+
+def commit_rewritten(
+    source: Bundle,
+    writer: BundleWriter,
+    entries: dict[str, ModelEntry],
+    changed: Collection[str],
+    sections: dict[str, Any],
+) -> Path:
+    """Commit the bundle of rewritten graphs with what else the source holds, and what is still true.
+
+    Args:
+        source: what the graphs were made from.
+        writer: entered; the graphs of all decoders are written.
+        entries: of the decoders by role.
+        changed: roles whose graph is another than the source's.
+        sections: what the certificate is to say, by key.
+    """
+    manifest = source.manifest
+    graphs = {entry.graph for entry in entries.values()}
+    graphs |= {f"{graph}{DATA_SUFFIX}" for graph in graphs}
+    for file in manifest.files:
+        if file.path not in (*graphs, CERTIFICATE):
+            shutil.copyfile(source.path(file.path), writer.path(file.path))
+    certificate = {**_still_true(source, writer, changed), **sections}
     text = json.dumps(certificate, indent=2) + "\n"
     writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
-    before_commit()
     models = replace(manifest.models, target=entries["target"], draft=entries.get("draft"))
     return writer.commit(
         replace(
@@ -154,22 +175,18 @@ def decoders(manifest: Manifest) -> dict[str, ModelEntry]:
     return {"target": models.target, **({} if models.draft is None else {"draft": models.draft})}
 
 
-def _certificate(
-    source: Bundle, writer: BundleWriter, entries: dict[str, ModelEntry], about: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the certificate of the converted bundle: what still holds, and what is new."""
+def _still_true(source: Bundle, writer: BundleWriter, changed: Collection[str]) -> dict[str, Any]:
+    """Return what of the source's certificate holds for the bundle that was written."""
     manifest = source.manifest
     facts: dict[str, Any] = {}
     if manifest.certificate is not None:
         facts = json.loads(source.path(manifest.certificate).read_text(encoding="utf-8"))
     # Parity was measured on graphs; it stays true of those that did not change.
     parity = facts.get("parity") or {}
-    facts["parity"] = {
-        role: parity[role] for role in parity if role in entries and not entries[role].weights
-    }
+    facts["parity"] = {role: parity[role] for role in parity if role not in changed}
     quality = facts.get("quality")
     if quality is not None:
         measured = quality.get("measured_on", {ARBITER: None})
         same = all(writer.sha256_of(path) == sha256 for path, sha256 in measured.items())
         facts["quality"] = quality if same else None
-    return {**facts, SECTION: about}
+    return facts

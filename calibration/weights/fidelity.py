@@ -66,7 +66,7 @@ def _read(
     tokens, start = text.tokens, text.scored_from - 1
     decoder.truncate(0)
     while decoder.length < start:
-        decoder.step(tokens[decoder.length : min(start, decoder.length + chunk)])
+        decoder.step(tokens[decoder.length : min(start, decoder.length + chunk)], rows=1)
     passes = []
     while start < len(tokens) - 1:
         rows = decoder.step(tokens[start : start + width])

@@ -6,8 +6,9 @@
 | fp16 | half precision, widened to fp32 when the graph is loaded | fp32 |
 | int8 | int8, a scale for each output channel | uint8, one scale for all rows of a pass |
 | int8-rows | as int8 | uint8, a scale for each row of a pass |
-| int8-weights | int8, a scale for each block of inputs | int8 inside the kernel, by row and block |
-| int4 | int4, a scale and zero point for each block of inputs | as int8-weights |
+| int8-weights | int8, a scale for each block of 128 inputs | int8 inside the kernel, by row and block |
+| int4 | int4, a scale and zero point for each block of 32 inputs | as int8-weights |
+| int4-128 | the same for each block of 128 inputs | as int8-weights |
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Blockwise:
 BLOCKWISE: dict[WeightFormat, Blockwise] = {
     "int8-weights": Blockwise(bits=8, block=128, is_symmetric=True),
     "int4": Blockwise(bits=4, block=32, is_symmetric=False),
+    "int4-128": Blockwise(bits=4, block=128, is_symmetric=False),
 }
 
 

@@ -57,23 +57,7 @@ def convert(
         BundleError: the graph cannot be read.
         UsageError: its weights are not fp32: it was converted already, or exported in half precision.
     """
-    try:
-        import onnx_ir
-        from onnx_ir.passes import common as passes
-    except ImportError as error:
-        raise MissingExtraError("onnx-ir", "export", "Converting weights") from error
-    try:
-        model = onnx_ir.load(graph)
-    except Exception as error:  # whatever a parser makes of bytes that are no graph
-        raise BundleError(
-            f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
-        ) from error
-    products = _products(model.graph)
-    if not products or any(p.weight.dtype != onnx_ir.DataType.FLOAT for p in products):
-        raise UsageError(
-            f"{graph} is no fp32 graph, and only those can be converted",
-            hint="export the bundle with --precision fp32, and convert that",
-        )
+    model, products = load_graph(graph)
     output.parent.mkdir(parents=True, exist_ok=True)
     if weight_format == "fp32":
         copy_graph(graph, output)
@@ -87,17 +71,57 @@ def convert(
         to_blocks(model, products, weight_format)
     else:
         to_channels(model, products, weight_format, reduce_range=narrow)
+    save_graph(model, graph, output)
+    return Converted(len(products), narrow)
+
+
+def load_graph(graph: Path) -> tuple[Any, list[Product]]:
+    """Open an fp32 decoder graph, its weights mapped from their file.
+
+    Returns:
+        The model of onnx_ir, and its products by a constant matrix in the graph's order.
+
+    Raises:
+        MissingExtraError, BundleError, UsageError: see `convert`.
+    """
+    try:
+        import onnx_ir
+    except ImportError as error:
+        raise MissingExtraError("onnx-ir", "export", "Rewriting a graph") from error
+    try:
+        model = onnx_ir.load(graph)
+    except Exception as error:  # whatever a parser makes of bytes that are no graph
+        raise BundleError(
+            f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
+        ) from error
+    products = _products(model.graph)
+    if not products or any(p.weight.dtype != onnx_ir.DataType.FLOAT for p in products):
+        raise UsageError(
+            f"{graph} is no fp32 graph, and only those can be converted",
+            hint="export the bundle with --precision fp32, and convert that",
+        )
+    return model, products
+
+
+def save_graph(model: Any, graph: Path, output: Path) -> None:
+    """Write what became of the model of `graph` to `output`, its data beside it.
+
+    Raises:
+        BundleError: the weights of `graph`, which are read now, cannot be.
+    """
+    import onnx_ir
+    from onnx_ir.passes import common as passes
+
     passes.RemoveUnusedNodesPass()(model)
     passes.NameFixPass()(model)
     data = output.name + DATA_SUFFIX
     try:
         onnx_ir.save(model, output, external_data=data, size_threshold_bytes=_INLINE_BYTES)
-    except ValueError as error:  # the weights are read now
+    except ValueError as error:
         raise BundleError(
             f"the weights of {graph} cannot be read: {error}",
             hint="copy the bundle to a folder of its own, or export it again",
         ) from error
-    return Converted(len(products), narrow)
 
 
 def copy_graph(graph: Path, output: Path) -> None:

@@ -84,7 +84,7 @@ class _Weights:
                 return self._latest[1][name]
 
             self._values[key] = {
-                name: _lazy_value(
+                name: lazy_value(
                     self._graph,
                     f"{product.weight.name}_{suffix}_{name}",
                     dtype,
@@ -108,7 +108,7 @@ def halve(graph: Any) -> None:
         tensor = value.const_value
         if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _HALVED_FROM:
             continue
-        half = _lazy_value(
+        half = lazy_value(
             graph,
             f"{value.name}_fp16",
             onnx_ir.DataType.FLOAT16,
@@ -276,7 +276,7 @@ def _replace(model: Any, product: Product, nodes: list[Any]) -> None:
     model.graph.opset_imports.setdefault(_CONTRIB, 1)
 
 
-def _lazy_value(
+def lazy_value(
     graph: Any,
     name: str,
     dtype: Any,

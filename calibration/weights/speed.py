@@ -122,13 +122,13 @@ def _time(
     session = session_of(combination.target, combination.draft)
     for count in (None, 0):  # buffers of each width are made when it first occurs
         session.continue_tokens(prompts[0], max_tokens=8, num_draft_tokens=count).completion()
-    rate, acceptance = _rate(session, prompts, None)
+    rate, acceptance = rate_of(session, prompts, None)
     combination.rates.append(rate)
     combination.acceptance = acceptance
-    combination.plain_rates.append(_rate(session, prompts, 0)[0])
+    combination.plain_rates.append(rate_of(session, prompts, 0)[0])
 
 
-def _rate(
+def rate_of(
     session: Session, prompts: Sequence[Sequence[int]], num_draft_tokens: int | None
 ) -> tuple[float, float | None]:
     """Return tokens per second behind the first round, which reads the prompt, and the acceptance."""

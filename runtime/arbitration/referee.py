@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.protocol import StepOutput
 from .protocol import Arbiter, Block
+
+Cap = Literal["in_a_row", "per_block", "repetition"]
+"""A bound on overrides; see `Caps`."""
+
+Ground = Cap | Literal["score", "protected"]
+"""Why a mismatch was decided as it was: by the arbiter's score against the threshold, by a cap, or
+because one of the two tokens is protected."""
 
 _ARRAYS = tuple(array.name for array in fields(StepOutput))
 
@@ -49,6 +56,8 @@ class Referee:
         caps: bounds that no score can lift.
         num_capped: mismatches that a cap decided, by the cap's name.
         scores: float32 [k], the arbiter's for the last block; None if it was not asked.
+        refused_for: why the last block ends at a mismatch; None if it does not. The mismatches in
+            front of that one were kept for their scores.
     """
 
     arbiter: Arbiter
@@ -59,6 +68,7 @@ class Referee:
         default_factory=lambda: {"in_a_row": 0, "per_block": 0, "repetition": 0}
     )
     scores: NDArray[np.float32] | None = field(default=None, init=False)
+    refused_for: Ground | None = field(default=None, init=False)
 
     def keep(
         self,
@@ -78,8 +88,9 @@ class Referee:
             verified: the target's rows, the last k+1 of which belong to the block.
         """
         keep = [proposed == wanted for proposed, wanted in zip(drafted, chosen, strict=False)]
-        self.scores = None
+        self.scores = self.refused_for = None
         if self.threshold >= 1:
+            self.refused_for = None if all(keep) else "score"
             return keep
         run = overrides = 0  # draft tokens kept against the target: side by side, and in all
         for i, match in enumerate(keep):
@@ -88,13 +99,19 @@ class Referee:
                 continue
             # A rejected position ends the block; what lies behind it is never reached.
             if not self.protected.isdisjoint((drafted[i], chosen[i])):
+                self.refused_for = "protected"
                 break
-            tail = [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
-            if self._capped(run, overrides, tail):
+            cap = self._cap(
+                run, overrides, [*tokens[-self.caps.repeat_window :], *drafted[: i + 1]]
+            )
+            if cap is not None:
+                self.num_capped[cap] += 1
+                self.refused_for = cap
                 break
             if self.scores is None:  # not asked before it may decide
                 self.scores = self.arbiter.score(_block(drafted, keep, draft, verified))
             if not self.decide(i, float(self.scores[i])):
+                self.refused_for = "score"
                 break
             keep[i] = True
             run, overrides = run + 1, overrides + 1
@@ -104,17 +121,13 @@ class Referee:
         """Say whether the draft's token stays at position i of the block; training overrides this."""
         return score > self.threshold or self.threshold == 0  # a score may underflow to 0
 
-    def _capped(self, run: int, overrides: int, tail: list[int]) -> bool:
-        """Say whether a cap forbids to keep the last token of `tail`, and count which."""
+    def _cap(self, run: int, overrides: int, tail: list[int]) -> Cap | None:
+        """Return the cap that forbids to keep the last token of `tail`, or None."""
         if run >= self.caps.in_a_row:
-            self.num_capped["in_a_row"] += 1
-        elif overrides >= self.caps.per_block:
-            self.num_capped["per_block"] += 1
-        elif _repeats(tail, self.caps):
-            self.num_capped["repetition"] += 1
-        else:
-            return False
-        return True
+            return "in_a_row"
+        if overrides >= self.caps.per_block:
+            return "per_block"
+        return "repetition" if _repeats(tail, self.caps) else None
 
 
 def _repeats(tail: list[int], caps: Caps) -> bool:

@@ -111,11 +111,15 @@ def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
     weights = model.weights or manifest.precision
     on_disk = format_bytes(folder_bytes(manifest, model.graph))
     cache = format_bytes(model.cache_bytes(manifest.capacity))
+    kept = []
+    if model.kept_tokens is not None:
+        kept = [f"  proposes    {model.kept_tokens} of the {manifest.vocab_size} tokens"]
     return [
         f"{role}  {model.architecture} from {model.source}",
         f"  parameters  {model.parameters:,}; {on_disk} on disk; weights {weights}",
         f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
         f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
+        *kept,
     ]
 
 

@@ -33,7 +33,7 @@ EPILOG = """
 \b
 Examples:
   cospec-run --engine-dir models/ "What is 12 + 30?"
-  cospec-run --engine-dir models/ --chat
+  cospec-run --engine-dir models/ --chat --trace talk.html
   echo "Once upon a time" | cospec-run --engine-dir models/tiny --raw
   cospec-run --engine-dir models/tiny --temperature 0.8 --top-p 0.95 --seed 7 "A riddle, please."
   cospec-run --engine-dir models/tiny --json "What is 12 + 30?"
@@ -78,7 +78,7 @@ A line of a batch is a prompt or messages, and settings of its own where they di
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.html",
-    help="Write a page that shows who chose each token, and why.",
+    help="Write a page that shows who chose each token, and why; anew after each answer of a chat.",
 )
 @json_option
 @click.option("--jsonl", is_flag=True, help="Print one JSON object a round, as they come.")
@@ -122,12 +122,12 @@ def main(
     if prompt is None:
         from .run_chat import Conversation
 
-        if raw or as_json or jsonl or trace is not None:
+        if raw or as_json or jsonl:
             raise UsageError(
                 "no prompt", hint='cospec-run --engine-dir DIR "your prompt", or pipe one in'
             )
         conversation = Conversation(
-            session, folder, settings, system, provenance=provenance, stats=stats
+            session, folder, settings, system, provenance=provenance, stats=stats, trace=trace
         )
         return conversation.run(terminal=terminal)
     made = Prompts(session, system, raw=raw).of_text(prompt)
@@ -187,7 +187,7 @@ def _answer(
 
 _ALONE = (
     # An option, what it needs, and what it does not go with; names as click has them.
-    ("chat", (), ("prompt", "raw", "as_json", "jsonl", "trace", "batch")),
+    ("chat", (), ("prompt", "raw", "as_json", "jsonl", "batch")),
     ("batch", ("output",), ("prompt", "jsonl", "trace", "provenance", "stats")),
     ("output", ("batch",), ()),
     ("keep_going", ("batch",), ()),

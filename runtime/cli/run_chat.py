@@ -16,6 +16,8 @@ from ..files import parse_json_object, write_whole
 from ..session import Session
 from ..stats import GenerationStats
 from ..text import Message
+from ..trace import Trace
+from ..trace_page import write_page
 from .run_output import Painter, describe, print_any_text, warn_if_uncertified
 from .run_settings import Settings
 from .run_terminal import ctrl_c_cancels, line_editing, lines
@@ -34,9 +36,11 @@ class Conversation:
         system: a first message, or None.
         provenance: colour the tokens of answers.
         stats: print the statistics of each answer.
+        trace: the page that shows the conversation, written anew whenever that changes; or None.
 
     Raises:
         UsageError: the bundle has no chat template, or a setting is out of range.
+        ResourceError: the page cannot be written.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Conversation:
         *,
         provenance: bool,
         stats: bool,
+        trace: Path | None,
     ) -> None:
         if not session.codec.has_chat_template:
             raise UsageError(
@@ -60,9 +65,11 @@ class Conversation:
         self._settings = settings
         self._provenance = provenance
         self._stats = stats
+        self._trace = trace
         self._last: GenerationStats | None = None
         self._warned = self._ended = False
         self._use(settings)
+        self._show([])  # whoever names a file that cannot be written learns it now
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "help": (self._help, "list the commands"),
             "stats": (self._show_stats, "what the last answer cost"),
@@ -115,7 +122,8 @@ class Conversation:
             self._answer(text)
 
     def _answer(self, text: str) -> None:
-        turn = self._chat.send(text, **self._arguments(self._settings))
+        trace = None if self._trace is None else Trace(self._session)
+        turn = self._chat.send(text, **self._arguments(self._settings), observer=trace)
         stream = turn.stream
         self._last = stream.stats
         painter = (
@@ -129,6 +137,14 @@ class Conversation:
             click.echo(f"[ended: {stream.finish_reason}]", err=True)
         if self._stats:
             click.echo(describe(stream.stats), err=True)
+        if trace is not None:
+            self._show([*self._traced, {"said": text, **trace.to_json(stream.completion())}])
+
+    def _show(self, turns: list[dict[str, Any]]) -> None:
+        """Write the page of these turns, those of the conversation that were answered here."""
+        self._traced = turns
+        if self._trace is not None:
+            write_page(self._trace, turns)
 
     def _use(self, settings: Settings) -> None:
         """Answer with these settings from now on.
@@ -182,12 +198,15 @@ class Conversation:
             click.echo("this counts after /mode collab", err=True)
 
     def _rewind(self, word: str) -> None:
-        self._chat.rewind(_number(int, word, "/rewind 2") if word else 1)
+        back = _number(int, word, "/rewind 2") if word else 1
+        self._chat.rewind(back)
+        self._show(self._traced[:-back])
         turns = sum(message["role"] == "user" for message in self._chat.messages)
         click.echo(f"turns left: {turns}", err=True)
 
     def _clear(self, _: str) -> None:
         self._chat.messages = [each for each in self._chat.messages if each["role"] == "system"]
+        self._show([])
 
     def _system(self, text: str) -> None:
         others = [each for each in self._chat.messages if each["role"] != "system"]
@@ -208,6 +227,7 @@ class Conversation:
         messages = read_messages(path)
         self._session.codec.encode_chat(messages)  # a template may refuse them
         self._chat.messages = messages
+        self._show([])
         click.echo(f"messages: {len(messages)}", err=True)
 
 

@@ -59,7 +59,7 @@ class ModelDrafter:
             self._seen = _arrays(rows)
             return list(rows.token.tolist())
         while len(drafted) < count:
-            row = decoder.step(fresh)
+            row = decoder.step(fresh, rows=1)
             if self._sampler is None:
                 token = int(row.token[-1])
             else:

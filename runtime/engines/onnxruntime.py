@@ -21,7 +21,11 @@ from .sequence import CachedSequence, ShapedEngine, fetched
 
 ALWAYS_KEPT, WIDE_KEPT = 16, 4
 """Bindings that are kept: those of narrow passes all, of wider ones the newest few. The remainder of a
-prompt may have any width, and where logits are wanted their buffers are large."""
+prompt may have any width."""
+
+HEAD_ROWS = "head_rows"
+"""The operand of our graphs that says how many of the last rows get a head. It has a default, every
+row, and graphs of older exports are without it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class OrtDecoder(CachedSequence):
         self._device = engine.device
         self._graph = engine.graph
         self._cache_length = np.zeros(1, dtype=np.int64)
-        self._by_outputs: dict[tuple[str, ...], dict[int, _Binding]] = {}
+        optional = {each.name for each in engine.session.get_overridable_initializers()}
+        self._cuts_head = HEAD_ROWS in optional
+        self._by_outputs: dict[tuple[str, ...], dict[tuple[int, int], _Binding]] = {}
         self.select(outputs)
         shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
         # Zeroed, because a masked position is multiplied by zero: stray NaN bytes would survive that.
@@ -127,11 +133,14 @@ class OrtDecoder(CachedSequence):
             for kind in ("key", "value")
         }
 
-    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
+    def step(
+        self, tokens: Sequence[int] | NDArray[np.int64], rows: int | None = None
+    ) -> StepOutput:
         """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
         width = len(tokens)
         self._ensure_room(width)
-        binding = self._bindings.get(width) or self._bind(width)
+        kept = width if rows is None or not self._cuts_head else min(rows, width)
+        binding = self._bindings.get((width, kept)) or self._bind(width, kept)
         binding.tokens[:] = tokens
         self._cache_length[0] = self._length
         try:
@@ -176,16 +185,19 @@ class OrtDecoder(CachedSequence):
                 self._cache[f"{i}.{kind}"].update_inplace(whole)
         self._length = length
 
-    def _bind(self, width: int) -> _Binding:
-        """Prepare and keep the binding of one width."""
-        wide = [each for each in self._bindings if each > ALWAYS_KEPT]
+    def _bind(self, width: int, kept: int) -> _Binding:
+        """Prepare and keep the binding of passes of one width that keep so many rows."""
+        wide = [key for key in self._bindings if key[0] > ALWAYS_KEPT]
         if len(wide) >= WIDE_KEPT:
             del self._bindings[wide[0]]
-        self._bindings[width] = binding = _Binding(
-            self._session, self._shape, width, self._outputs, self._device
+        self._bindings[width, kept] = binding = _Binding(
+            self._session, self._shape, width, kept, self._outputs, self._device
         )
         io = binding.io
-        for name, array in (("input_ids", binding.input_ids), ("cache_length", self._cache_length)):
+        fed = {"input_ids": binding.input_ids, "cache_length": self._cache_length}
+        if self._cuts_head:
+            fed[HEAD_ROWS] = binding.head_rows
+        for name, array in fed.items():
             io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, value in self._cache.items():
             io.bind_ortvalue_input(f"past.{name}", value)
@@ -194,27 +206,34 @@ class OrtDecoder(CachedSequence):
 
 
 class _Binding:
-    """The buffers of one width: what a step of S tokens reads and writes."""
+    """The buffers of a pass of `width` tokens of which the last `kept` rows are wanted."""
 
     def __init__(
-        self, session: Any, shape: GraphShape, width: int, outputs: tuple[str, ...], device: str
+        self,
+        session: Any,
+        shape: GraphShape,
+        width: int,
+        kept: int,
+        outputs: tuple[str, ...],
+        device: str,
     ) -> None:
         sizes: dict[str, tuple[tuple[int, ...], type]] = {
-            "token": ((1, width), np.int64),
-            "top_values": ((1, width, shape.summary_top), np.float32),
-            "top_ids": ((1, width, shape.summary_top), np.int64),
-            "logsumexp": ((1, width), np.float32),
-            "entropy": ((1, width), np.float32),
-            "next_input_logprob": ((1, width), np.float32),
-            "hidden": ((1, width, shape.hidden_size), np.float32),
-            "logits": ((1, width, shape.vocab_size), np.float32),
+            "token": ((1, kept), np.int64),
+            "top_values": ((1, kept, shape.summary_top), np.float32),
+            "top_ids": ((1, kept, shape.summary_top), np.int64),
+            "logsumexp": ((1, kept), np.float32),
+            "entropy": ((1, kept), np.float32),
+            "next_input_logprob": ((1, kept), np.float32),
+            "hidden": ((1, kept, shape.hidden_size), np.float32),
+            "logits": ((1, kept, shape.vocab_size), np.float32),
         }
         self.io = session.io_binding()
+        self.head_rows = np.array([kept], dtype=np.int64)
         self.input_ids = np.zeros((1, width), dtype=np.int64)
         self.tokens = self.input_ids[0]
         self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(*sizes[name]) for name in outputs}
         self._logsumexp = self._arrays["logsumexp"][0]
-        self._zeros = np.zeros(width, dtype=np.float32)
+        self._zeros = np.zeros(kept, dtype=np.float32)
         self._device = device
         self._on_device: dict[str, Any] = {}
         for name, array in self._arrays.items():

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one pass over S tokens yields. Row i is the model's view after the i-th fed token.
+    """What one pass yields: a row for each of its tokens, or for the last S of them.
+
+    A row is the model's view after its token was fed; the last row is always the last token's.
 
     The arrays are views of buffers that the next step of the same width overwrites: copy what must
     outlive it. Optional arrays are filled when the decoder was opened with them in `outputs`.
@@ -76,8 +78,14 @@ class Decoder(Protocol):
     def length(self) -> int:
         """Tokens that the cache holds now."""
 
-    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
+    def step(
+        self, tokens: Sequence[int] | NDArray[np.int64], rows: int | None = None
+    ) -> StepOutput:
         """Feed `tokens` [S] in one pass and append them to the cache.
+
+        Args:
+            tokens: what to feed.
+            rows: how many of the last rows are wanted; None for all. A backend may return more.
 
         Raises:
             PromptError: the cache would overflow; nothing was fed.

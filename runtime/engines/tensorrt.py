@@ -95,7 +95,9 @@ class TensorRtDecoder(CachedSequence):
         self._turn = 0
         self.select(outputs)
 
-    def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> StepOutput:
+    def step(
+        self, tokens: Sequence[int] | NDArray[np.int64], rows: int | None = None
+    ) -> StepOutput:
         """Feed `tokens` [S] in one pass; see `engines.protocol.Decoder.step`."""
         return self._call(tokens, chained=0, last_rows=False)
 

@@ -88,7 +88,7 @@ def test_the_full_shape_has_the_parameters_that_it_claims():
         return heads * shape.vocab_size * llama.hidden + llama.layers * layer
 
     assert parameters(shape.target, 2) == pytest.approx(200.8e6, rel=1e-3)
-    assert parameters(shape.draft, 1) == pytest.approx(18.6e6, rel=2e-3)
+    assert parameters(shape.draft, 1) == pytest.approx(19.0e6, rel=2e-3)
 
 
 @pytest.mark.parametrize(

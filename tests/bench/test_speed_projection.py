@@ -102,6 +102,21 @@ def test_devices_are_projected_with_the_error_of_this_machine(measurement_file):
     assert result["error_on_this_machine"]["target_only"] == pytest.approx(0)
 
 
+def test_a_mixed_format_is_measured_against_its_targets_plain_row(measurement_file):
+    content = json.loads(measurement_file.read_text())
+    alone, *others = content["rows"]
+    for row in others:
+        row["format"] = "fp32+int4"
+    content["rows"] = [alone, {**alone, "format": "int8"}, *others]
+    content["bounds"]["pair_bytes"] = {"fp32+int4": {"target": 1000.0, "draft": 100.0}}
+    measurement_file.write_text(json.dumps(content))
+    measurement = read_measurement(measurement_file)
+    assert measurement["format"] == "fp32+int4"
+    assert [row["format"] for row in measurement["rows"][:2]] == ["fp32", "fp32+int4"]
+    result = project_devices(PairBytes(1e9, 1e8), measurement)
+    assert result["error_on_this_machine"]["target_only"] == pytest.approx(0)
+
+
 def test_every_line_of_a_projection_says_so(measurement_file):
     arguments = ["project", "--measured", str(measurement_file), "--devices", "thor,rtx-4090"]
     done = CliRunner().invoke(main, [*arguments, "--target-gb", "500", "--draft-gb", "1"])

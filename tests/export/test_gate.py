@@ -272,7 +272,7 @@ class Echo:
     def truncate(self, length: int) -> None:
         pass
 
-    def step(self, tokens: NDArray[np.int64]) -> StepOutput | None:
+    def step(self, tokens: NDArray[np.int64], rows: int | None = None) -> StepOutput | None:
         if (tokens == 1).all():
             return None  # the garbage between two probes
         probe = self._left.pop(0)

@@ -125,10 +125,13 @@ def test_the_scatter_form_says_its_mask_and_never_a_causal_flag(written):
 def test_names_and_shapes_are_the_contract(written):
     cache = [1, 2, CAPACITY, 16]
     inputs = {value.name: shape(value) for value in written.model.graph.input}
-    assert list(inputs) == ["input_ids", "cache_length", "past.0.key", "past.0.value"]
-    width = inputs["input_ids"][1]
-    assert isinstance(width, str), "the number of new tokens is free"
-    assert list(inputs.values()) == [[1, width], [1], cache, cache]
+    fed = inputs["input_ids"][1]
+    assert isinstance(fed, str), "the number of new tokens is free"
+    expected = {"input_ids": [1, fed], "cache_length": [1]}
+    if written.lowering == "gqa":
+        expected["head_rows"] = [1]
+    assert inputs == {**expected, "past.0.key": cache, "past.0.value": cache}
+    width = "head_rows_kept" if written.lowering == "gqa" else fed
     outputs = {value.name: shape(value) for value in written.model.graph.output}
     assert outputs == {
         "logits": [1, width, VOCAB],

@@ -174,9 +174,9 @@ def test_in_an_event_loop(session, fresh):
 def test_a_cancelled_task_ends_its_generation(session, monkeypatch):
     step = session.caches.target.step
 
-    def slow(tokens):
+    def slow(tokens, rows):
         sleep(0.02)
-        return step(tokens)
+        return step(tokens, rows)
 
     monkeypatch.setattr(session.caches.target, "step", slow)
     stream = session.stream("the block of", max_tokens=40, num_draft_tokens=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 
 from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
-from cospec.runtime.engines.protocol import GraphShape
+from cospec.runtime.engines.protocol import GraphShape, StepOutput
 from cospec.runtime.errors import BackendError, PromptError, UsageError
 
 CAPACITY, VOCAB = 64, 320
@@ -97,9 +97,9 @@ def count_bindings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     original = OrtDecoder._bind
 
-    def bind(self: OrtDecoder, width: int) -> object:
+    def bind(self: OrtDecoder, width: int, kept: int) -> object:
         made.append(width)
-        return original(self, width)
+        return original(self, width, kept)
 
     monkeypatch.setattr(OrtDecoder, "_bind", bind)
     return made
@@ -303,3 +303,23 @@ def test_without_onnxruntime_the_extra_is_named(load, monkeypatch):
     with pytest.raises(BackendError, match="'onnxruntime', which is not installed") as caught:
         load()
     assert caught.value.hint == 'pip install "cospec[cpu]"'
+
+
+EVERYTHING = tuple(field.name for field in fields(StepOutput))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 20])
+def test_only_the_rows_that_are_wanted_get_a_head(load, rows):
+    decoder, cut = (load().decoder(EVERYTHING) for _ in range(2))
+    width = 7
+    whole, part = decoder.step(PROMPT[:width]), cut.step(PROMPT[:width], rows)
+    for name in EVERYTHING:
+        found, expected = getattr(part, name), getattr(whole, name)
+        assert len(found) == min(rows, width)
+        assert_same(found, expected[-rows:])
+    assert_same(cached(cut), cached(decoder))
+
+
+def test_a_graph_without_the_operand_returns_every_row(load):
+    decoder = load("portable").decoder()
+    assert len(decoder.step(PROMPT[:7], rows=1).token) == 7

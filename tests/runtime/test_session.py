@@ -281,11 +281,11 @@ def test_a_backend_failure_leaves_a_usable_session(session, references, monkeypa
     decoder = getattr(session.caches, failing)
     step, calls = decoder.step, []
 
-    def fail_later(tokens):
+    def fail_later(tokens, rows):
         calls.append(len(tokens))
         if len(calls) == 4:
             raise BackendError("the device is gone")
-        return step(tokens)
+        return step(tokens, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "step", fail_later)

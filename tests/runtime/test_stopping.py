@@ -146,10 +146,10 @@ def test_a_deadline(session):
 def test_a_deadline_holds_while_the_prompt_is_read(session, monkeypatch):
     passes = []
 
-    def slow(tokens):
+    def slow(tokens, rows):
         passes.append(len(tokens))
         sleep(0.05)
-        return step(tokens)
+        return step(tokens, rows)
 
     session = session.new_session()
     defaults = replace(session.manifest.generation, prefill_chunk=8)

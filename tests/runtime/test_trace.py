@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from click.testing import CliRunner
 
 import cospec
 from cospec.models.arbiter import export_arbiter
+from cospec.runtime.arbitration.referee import Caps, Referee
 from cospec.runtime.cli.run import main
 from cospec.runtime.completion import Completion
 from cospec.runtime.engines.onnxruntime import OrtEngine
 from cospec.runtime.engines.protocol import StepOutput
 from cospec.runtime.errors import ResourceError, UsageError
 from cospec.runtime.session import Session
-from cospec.runtime.trace import Probability, Trace, probability, render
+from cospec.runtime.trace import Probability, Trace, probability
+from cospec.runtime.trace_page import render, write_page
 
 PROMPT = "the block of 42"
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u2028&lt;"
@@ -154,9 +157,61 @@ def test_scores_stand_where_the_arbiter_was_asked_and_explain_the_decision(sessi
     assert kept
     assert all(each in asked for each in kept)
     assert any(each["who"] == "target" for each in asked)
+    assert {each["decided_by"] for each in asked} <= {
+        "score",
+        "in_a_row",
+        "per_block",
+        "repetition",
+    }
+    for position in asked:
+        if position["decided_by"] == "score":
+            assert (position["score"] > threshold) == (position["who"] == "draft")
     strict, _ = traced(session)
     assert strict["threshold"] is None
-    assert all(position["score"] is None for position in positions(strict))
+    assert strict["caps"] is None
+    for position in positions(strict):
+        assert position["score"] is position["decided_by"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "ground"),
+    [
+        ({"caps": Caps(in_a_row=1)}, "in_a_row"),
+        ({"caps": Caps(in_a_row=9, per_block=1)}, "per_block"),
+        ({"caps": Caps(in_a_row=9, per_block=9, repeat_ngram=1)}, "repetition"),
+        ({"protected": frozenset(range(1, 300))}, "protected"),
+        ({"threshold": 1.0}, "score"),
+    ],
+)
+def test_what_decided_is_recorded_at_every_mismatch(session, settings, ground):
+    """Every mismatch that was reached has a ground, and the grounds agree with the statistics."""
+    data, completion = judged(session, **settings)
+    mismatches = [each for each in positions(data) if differ(each)]
+    assert len(mismatches) == completion.stats.num_mismatches > 0
+    grounds = Counter(each["decided_by"] for each in mismatches if each["who"] == "target")
+    assert grounds[ground] > 0
+    capped = {cap: grounds[cap] for cap in completion.stats.num_capped}
+    assert capped == completion.stats.num_capped
+    assert all(each["decided_by"] == "score" for each in mismatches if each["who"] == "draft")
+    assert all(each["decided_by"] is None for each in positions(data) if not differ(each))
+    assert data["caps"] == asdict(settings.get("caps", Caps()))
+
+
+def judged(
+    session: Session,
+    threshold: float = 0.0,
+    protected: frozenset[int] = frozenset(),
+    caps: Caps | None = None,
+) -> tuple[dict[str, Any], Completion]:
+    """A trace under a referee with settings that the public interface does not give."""
+    referee = Referee(session.arbiter, threshold, protected, caps or Caps())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(session, "_referee", lambda *_: referee)
+        return traced(session, mode="collab", max_tokens=40, num_draft_tokens=6)
+
+
+def differ(position: dict[str, Any]) -> bool:
+    return position["draft"] is not None and position["draft"]["id"] != position["target"]["id"]
 
 
 def test_a_drafter_without_a_model_has_no_probabilities(session, tiny_bundle):
@@ -196,10 +251,10 @@ def test_the_page_is_written_whole_or_not_at_all(session, tmp_path):
 
 def test_no_text_can_leave_the_data(session):
     data, _ = traced(session)
-    data["prompt"] = data["rounds"][0]["drafted"][0] = HOSTILE
-    page = render(data)
+    data["prompt"] = data["said"] = data["rounds"][0]["drafted"][0] = HOSTILE
+    page = render([data])
     embedded = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert [json.loads(text) for text in embedded] == [data]
+    assert [json.loads(text) for text in embedded] == [{"turns": [data]}]
     assert HOSTILE not in page
     assert page.count("<script") == 2
     loads = re.findall(r"(?:src|href|url)\s*[=(]", page.replace(embedded[0], ""))
@@ -215,7 +270,7 @@ def test_the_command_writes_it_beside_its_output(tiny_bundle, tmp_path):
     assert result.exit_code == 0, result.output
     text = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.S)
     assert text is not None
-    found = json.loads(text[1])
+    (found,) = json.loads(text[1])["turns"]
     completion = json.loads(result.stdout)
     assert [position["id"] for position in positions(found)] == completion["tokens"]
     bad = runner.invoke(main, [*arguments[:-1], str(tmp_path / "x" / "y.html"), PROMPT])
@@ -265,6 +320,57 @@ def test_a_browser_shows_it(session, tmp_path):
         assert all(contrast(*pair) >= 4.5 for pair in colours.values()), "WCAG AA"
 
 
+def test_a_browser_says_what_decided(session, tmp_path):
+    turns, hovered, expected = [traced(session)[0]], [("target", None)], ["strict mode"]
+    for settings, ground, words in (
+        ({"caps": Caps(in_a_row=1)}, "in_a_row", "1 draft tokens side by side were kept"),
+        ({"caps": Caps(per_block=1)}, "per_block", "1 draft tokens of this block were kept"),
+        ({"caps": Caps(repeat_ngram=1)}, "repetition", "stood within the last 64"),
+        ({"protected": frozenset(range(1, 300))}, "protected", "only the target chooses"),
+        ({"threshold": 0.999}, "score", "of 0.999: not above the threshold"),
+        ({"threshold": 1.0}, "score", "a threshold of 1, which no score is above"),
+    ):
+        turns.append(judged(session, **settings)[0])
+        hovered.append(("target", ground))
+        expected.append(words)
+    write_page(tmp_path / "trace.html", turns)
+    with opened((tmp_path / "trace.html").as_uri()) as page:
+        for turn, which, words in zip(turns, hovered, expected, strict=True):
+            shown = [differ(each) and (each["who"], each["decided_by"]) for each in positions(turn)]
+            tokens = page.locator(".turn").nth(turns.index(turn)).locator(".token")
+            tokens.nth(shown.index(which)).hover()
+            said = page.locator("#details").inner_text()
+            assert words in said
+            assert "the target's token stands" in said
+
+
+def test_a_browser_shows_a_conversation(session, tmp_path):
+    turns = [{"said": f"message {n}", **traced(session, max_tokens=9 + n)[0]} for n in (1, 2)]
+    turns[1]["prompt"] = "the second prompt"
+    write_page(tmp_path / "trace.html", turns)
+    counts = [len(positions(turn)) for turn in turns]
+    with opened((tmp_path / "trace.html").as_uri()) as page:
+        assert page.locator(".token").count() == sum(counts)
+        assert page.locator(".said").all_inner_texts() == ["message 1", "message 2"]
+        assert page.locator("rect.bar").count() == sum(len(turn["rounds"]) for turn in turns)
+        assert page.locator("line.border").count() == 1
+        assert "2 turns" in page.locator("#facts").inner_text()
+        page.locator(".token").first.hover()
+        page.locator(".token").nth(counts[0]).hover()
+        said = page.locator("#details").inner_text()
+        assert f"token {counts[0] + 1} of {sum(counts)}" in said
+        assert "Turn\n2 of 2, ended by length" in said
+        assert f"Round\n1 of {len(turns[1]['rounds'])}" in said
+        assert page.locator("#prompt").text_content() == "the second prompt"
+        page.locator(".token").nth(counts[0]).focus()
+        page.keyboard.press("ArrowUp")
+        assert "Turn\n1 of 2" in page.locator("#details").inner_text()
+    write_page(tmp_path / "trace.html", [])
+    with opened((tmp_path / "trace.html").as_uri()) as page:
+        assert page.locator("#chart").inner_text() == "There was no round."
+        assert "0 turns" in page.locator("#facts").inner_text()
+
+
 def contrast(*colours: str) -> float:
     """The contrast of two CSS colours `rgb(r, g, b)`, after WCAG 2."""
     light, dark = sorted((luminance(colour) for colour in colours), reverse=True)
@@ -279,12 +385,13 @@ def luminance(colour: str) -> float:
 
 def test_a_browser_runs_nothing_that_a_model_wrote(session, tmp_path):
     data, _ = traced(session)
-    data["prompt"] = HOSTILE
+    data["prompt"] = data["said"] = HOSTILE
     for position in positions(data):
         position["text"] = position["target"]["text"] = HOSTILE
-    (tmp_path / "trace.html").write_text(render(data), encoding="utf-8")
+    write_page(tmp_path / "trace.html", [data])
     with opened((tmp_path / "trace.html").as_uri()) as page:
         assert page.title() == "CoSpec trace"
         assert page.locator("img").count() == 0
         assert page.locator(".token").first.inner_text() == HOSTILE
         assert page.locator("#prompt").text_content() == HOSTILE
+        assert page.locator(".said").inner_text() == HOSTILE

@@ -31,15 +31,18 @@ class LlamaModel:
         params.n_ctx = settings["capacity"]
         params.n_parallel = 1
         params.warmup = True
-        exact = x.ggml_type.GGML_TYPE_F32 if settings["exact"] else x.ggml_type.GGML_TYPE_F16
-        params.cache_type_k = params.cache_type_v = exact
+        cache = {
+            role: x.ggml_type.GGML_TYPE_F32 if exact else x.ggml_type.GGML_TYPE_F16
+            for role, exact in settings["exact"].items()
+        }
+        params.cache_type_k = params.cache_type_v = cache["target"]
         pools = [params.cpuparams, params.cpuparams_batch]
         if mode["k"]:
             draft = params.speculative.draft
             draft.mparams.path = settings["draft"]
             # The draft length as asked for: its confidence does not shorten it.
             draft.n_max, draft.n_min, draft.p_min = mode["k"], 0, 0.0
-            draft.cache_type_k = draft.cache_type_v = exact
+            draft.cache_type_k = draft.cache_type_v = cache["draft"]
             pools += [draft.cpuparams, draft.cpuparams_batch]
             params.speculative.types = [
                 x.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE

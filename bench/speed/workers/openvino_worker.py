@@ -15,20 +15,20 @@ class OpenvinoModel:
         import openvino_genai as genai
 
         self._ov, self._genai = ov, genai
-        # fp32 must mean fp32: on CPUs with bfloat16 OpenVINO would compute in that, and keep the
-        # cache in 8 bits.
-        properties: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": settings["threads"],
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if settings["exact"]:
-            properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+        def properties(role: str) -> dict[str, Any]:
+            found = {"INFERENCE_NUM_THREADS": settings["threads"], "PERFORMANCE_HINT": "LATENCY"}
+            # fp32 must mean fp32: on CPUs with bfloat16 OpenVINO would compute in that, and keep the
+            # cache in 8 bits.
+            exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+            return {**found, **(exact if settings["exact"][role] else {})}
+
         if settings["draft"] is None:
-            self._pipeline = genai.LLMPipeline(settings["target"], "CPU", **properties)
+            self._pipeline = genai.LLMPipeline(settings["target"], "CPU", **properties("target"))
             return
-        draft = genai.draft_model(settings["draft"], "CPU", **properties)
+        draft = genai.draft_model(settings["draft"], "CPU", **properties("draft"))
         self._pipeline = genai.LLMPipeline(
-            settings["target"], "CPU", draft_model=draft, **properties
+            settings["target"], "CPU", draft_model=draft, **properties("target")
         )
 
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:

@@ -169,3 +169,23 @@ def test_the_target_may_repeat_what_it_likes():
     caps = Caps(repeat_ngram=2, repeat_window=8)
     referee = Referee(Fixed([1.0] * 4), 0.5, frozenset(), caps)
     assert keep(referee, [5, 6, 5, 6], [5, 6, 5, 6], tokens=[5, 6]) == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("threshold", "caps", "scores", "drafted", "ground"),
+    [
+        (0.5, Caps(), [0.9, 0.1, 0.9], [1, 2, 3], "score"),
+        (1.0, Caps(), [0.9, 0.9, 0.9], [1, 2, 3], "score"),
+        (0.5, Caps(in_a_row=2), [0.9] * 3, [1, 2, 3], "in_a_row"),
+        (0.5, Caps(per_block=1), [0.9] * 3, [1, 9, 3], "per_block"),
+        (0.5, Caps(repeat_ngram=1), [0.9] * 3, [1, 2, 1], "repetition"),
+        (0.5, Caps(), [0.9] * 3, [1, 2, 7], "protected"),
+        (0.5, Caps(), [0.9] * 3, [1, 2, 3], None),
+        (1.0, Caps(), [0.9] * 3, [9, 9, 9], None),
+    ],
+)
+def test_why_a_block_ends_at_a_mismatch_is_recorded(threshold, caps, scores, drafted, ground):
+    referee = Referee(Fixed(scores), threshold, frozenset([7]), caps)
+    keep(referee, [5], [6], tokens=[6])  # what an earlier block left must not stay
+    keep(referee, drafted, [9, 9, 9])
+    assert referee.refused_for == ground

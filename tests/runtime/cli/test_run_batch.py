@@ -197,6 +197,10 @@ def test_a_file_that_is_no_output_is_left_alone(batch):
         (("--output", "x"), "--output needs --batch"),
         (("--keep-going", "p"), "--keep-going needs --batch"),
         (("--batch", "x", "--output", "y", "p"), "--batch does not go with PROMPT"),
+        (
+            ("--batch", "x", "--output", "y", "--trace", "t.html"),
+            "--batch does not go with --trace",
+        ),
         (("--batch", "/nowhere", "--output", "y"), "/nowhere cannot be read"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 import cospec
 from cospec.models.arbiter import export_arbiter
 from cospec.runtime.chat import Chat
+from cospec.runtime.cli import run_chat
 from cospec.runtime.cli.run import main
 from cospec.runtime.session import Session
 
@@ -149,7 +151,65 @@ def test_help_names_every_command_and_quit_ends(root):
         assert f"/{name} " in result.stderr
 
 
-@pytest.mark.parametrize("option", ["--raw", "--json", "--jsonl", "--trace=x.html"])
+def turns(page: Path) -> list[tuple[str, str]]:
+    """What was said and answered, as a trace shows it."""
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    shown = json.loads(found[1])["turns"]
+    positions = ([p for each in turn["rounds"] for p in each["positions"]] for turn in shown)
+    texts = ("".join(position["text"] for position in each) for each in positions)
+    return list(zip((turn["said"] for turn in shown), texts, strict=True))
+
+
+def test_the_trace_is_that_of_the_whole_conversation(collab_root, tmp_path):
+    page = tmp_path / "talk.html"
+    options = ("--mode", "collab", "--trace", str(page))
+    result = converse(collab_root, "a", "b", options=options)
+    assert result.exit_code == 0, result.output
+    first, second = answers(collab_root, "a", "b", mode="collab")
+    assert turns(page) == [("a", first), ("b", second)]
+    assert [each.name for each in tmp_path.iterdir()] == ["talk.html"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ((), ""),
+        (("a", "b", "/rewind", "c"), "ac"),
+        (("a", "b", "/rewind 2"), ""),
+        (("a", "/clear", "b"), "b"),
+        (("a", "/save {talk}", "b", "/load {talk}"), ""),
+        (("a", "/save {talk}", "/load {talk}", "b", "/rewind 2", "c"), "c"),
+        (("a", "0" * 65, "b"), "ab"),
+    ],
+)
+def test_the_trace_holds_what_is_left_of_the_conversation(root, tmp_path, lines, left):
+    page = tmp_path / "talk.html"
+    typed = [line.format(talk=tmp_path / "talk.json") for line in lines]
+    converse(root, *typed, options=("--trace", str(page)))
+    assert "".join(said for said, _ in turns(page)) == left
+
+
+def test_the_trace_is_written_after_each_turn(root, tmp_path, monkeypatch):
+    seen: list[int] = []
+    write = run_chat.write_page
+
+    def count(path, shown):
+        write(path, shown)
+        seen.append(len(turns(path)))
+
+    monkeypatch.setattr(run_chat, "write_page", count)
+    converse(root, "a", "b", options=("--trace", str(tmp_path / "talk.html")))
+    assert seen == [0, 1, 2]
+
+
+def test_a_trace_that_cannot_be_written_is_an_error_before_the_first_answer(root, tmp_path):
+    result = converse(root, "a", options=("--trace", str(tmp_path / "none" / "talk.html")))
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert "cannot be written" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--raw", "--json", "--jsonl"])
 def test_options_that_a_conversation_does_not_have(root, option):
     result = converse(root, "a", options=(option,))
     assert result.exit_code == 2
@@ -157,7 +217,7 @@ def test_options_that_a_conversation_does_not_have(root, option):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_ends_the_answer_and_not_the_chat(root, monkeypatch):
+def test_ctrl_c_ends_the_answer_and_not_the_chat(root, tmp_path, monkeypatch):
     pieces = Session._pieces
     shown: list[list[str]] = []
 
@@ -173,8 +233,10 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(root, monkeypatch):
     whole = answers(root, "a")[0]
     monkeypatch.setattr(Session, "_pieces", interrupt_the_first)
     handler = signal.getsignal(signal.SIGINT)
-    result = converse(root, "a", "/rewind", "b")
+    page = tmp_path / "talk.html"
+    result = converse(root, "a", "/rewind", "b", options=("--trace", str(page)))
     assert result.exit_code == 0, result.stderr
+    assert turns(page) == [("b", answers(root, "b")[0])]
     assert "[ended: cancelled]" in result.stderr
     assert len(shown[0]) == 2, "the first round, and the end without tokens"
     cut = "".join(shown[0])

@@ -1,0 +1,72 @@
+"""Which tokens a draft keeps: those that calibration texts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import UsageError
+from ...runtime.manifest import Manifest
+from ..weights.texts import Text
+
+HELD_OUT = 5
+"""One text in so many is not counted but measured on."""
+
+
+def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
+    """Return the texts to count, and the held-out ones: the last, not neighbours of all others.
+
+    Raises:
+        UsageError: there is only one text.
+    """
+    held_out = max(1, len(texts) // HELD_OUT)
+    if held_out == len(texts):
+        raise UsageError(
+            "the texts are too short to hold some out",
+            hint="give a longer file, or more --items of tasks",
+        )
+    return list(texts[:-held_out]), list(texts[-held_out:])
+
+
+def count(texts: Iterable[Text], vocab_size: int) -> NDArray[np.int64]:
+    """Return how often each token occurs where texts are scored, int64 [V]."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for text in texts:
+        np.add.at(counts, np.asarray(text.tokens[text.scored_from :], dtype=np.int64), 1)
+    return counts
+
+
+def most_frequent(counts: NDArray[np.int64], size: int, manifest: Manifest) -> NDArray[np.int64]:
+    """Return the ids of the tokens that stay, int64 [size], ascending.
+
+    The tokens that begin and end a text always stay. Of equally frequent ones the lowest ids stay:
+    most tokenizers number their tokens by how early they were merged, which is how frequent they are.
+
+    Args:
+        counts: int64 [V], see `count`.
+        size: how many stay.
+        manifest: of the bundle.
+
+    Raises:
+        UsageError: as many as that there are not, or fewer than each row's summary holds.
+    """
+    chosen = manifest.generation
+    ends = {*chosen.eos_token_ids, chosen.bos_token_id}
+    always = [token for token in ends if token is not None]
+    low, high = max(manifest.summary_top, len(always)), len(counts) - 1
+    if not low <= size <= high:
+        raise UsageError(
+            f"{size} tokens cannot be kept of a vocabulary of {len(counts)}",
+            hint=f"give a --size from {low} to {high}",
+        )
+    first = np.zeros(len(counts), dtype=np.bool_)
+    first[always] = True
+    ranked = np.lexsort((-counts, ~first))  # stable: the lowest id first among equals
+    return np.sort(ranked[:size])
+
+
+def coverage(counts: NDArray[np.int64], kept: NDArray[np.int64]) -> float:
+    """Return the share of counted tokens that are among the kept."""
+    return float(counts[kept].sum() / counts.sum())

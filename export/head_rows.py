@@ -1,0 +1,86 @@
+"""The head for the last rows of a pass alone, as many as `head_rows` says.
+
+Reading a prompt needs the logits of its last token only, and the loop those of the drafted block. A row
+of logits costs a product with the whole head and, while the pass runs, several arrays as wide as the
+vocabulary: for 512 tokens and 128,000 words, 262 MB each. The operand `head_rows` [1] int64 has a
+default that keeps every row, so a program that does not know it may leave it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+HEAD_ROWS = "head_rows"
+
+_ROWS_AXIS = 1
+_ALL = 2**31 - 1
+
+
+def cut_head(model: Any) -> None:
+    """Put a Slice before the head, and before whatever of the pass's rows meets its rows; in place."""
+    graph = model.graph
+    hidden = next(value for value in graph.outputs if value.name == "hidden")
+    producer = hidden.producer()
+    if producer.op_type == "Cast":  # the head itself reads half precision
+        hidden = producer.inputs[0]
+    full, kept = hidden.shape[_ROWS_AXIS], onnx_ir.SymbolicDim(f"{HEAD_ROWS}_kept")
+    wanted = _constant(graph, HEAD_ROWS, _ALL)
+    graph.inputs.insert(2, wanted)
+    start = onnx_ir.node("Neg", [wanted])
+    graph.insert_before(next(iter(graph)), start)
+    bounds = [start.outputs[0], _constant(graph, f"{HEAD_ROWS}_end", _ALL)]
+    bounds.append(_constant(graph, f"{HEAD_ROWS}_axis", _ROWS_AXIS))
+
+    def last(value: Any) -> Any:
+        node = onnx_ir.node("Slice", [value, *bounds])
+        made = node.outputs[0]
+        made.dtype, made.shape = value.dtype, _with_rows(value.shape, full, kept)
+        return node
+
+    readers = list(hidden.uses())
+    first = last(hidden)
+    graph.insert_after(hidden.producer(), first)
+    for use in readers:
+        use.node.replace_input_with(use.idx, first.outputs[0])
+    if hidden.is_graph_output():
+        graph.outputs[graph.outputs.index(hidden)] = first.outputs[0]
+        first.outputs[0].name, hidden.name = hidden.name, f"{hidden.name}_of_all"
+    cut = {first.outputs[0]}
+    for node in list(graph):
+        if node is first or not cut.intersection(node.inputs):
+            continue
+        for i, value in enumerate(node.inputs):
+            if value is not None and value not in cut and _has_rows(value, full):
+                part = last(value)
+                graph.insert_before(node, part)
+                node.replace_input_with(i, part.outputs[0])
+        for made in node.outputs:
+            # ONNX Runtime gives values of equal declared shapes the same memory.
+            made.shape = _with_rows(made.shape, full, kept)
+            cut.add(made)
+
+
+def _has_rows(value: Any, full: Any) -> bool:
+    """Say whether a value has a row for each token of the pass."""
+    shape = value.shape
+    return shape is not None and len(shape) > _ROWS_AXIS and shape[_ROWS_AXIS] == full
+
+
+def _with_rows(shape: Any, full: Any, kept: Any) -> Any:
+    """Return a shape with the rows that are kept instead of all."""
+    if shape is None:
+        return None
+    return onnx_ir.Shape([kept if dim == full else dim for dim in shape])
+
+
+def _constant(graph: Any, name: str, number: int) -> Any:
+    """Add an int64 [1] initializer."""
+    tensor = onnx_ir.tensor(np.array([number], dtype=np.int64), name=name)
+    value = onnx_ir.Value(
+        name=name, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.initializers[name] = value
+    return value

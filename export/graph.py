@@ -85,8 +85,10 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     _audit(model, module)
     if lowering == "gqa":
         fuse(model)
-        cut_head(model)
     _merge(model)
+    if lowering == "gqa":
+        cut_head(model)
+    _tidy(model)
     return TracedGraph(model, tuple(shapes), int(module.get_output_embeddings().weight.shape[1]))
 
 
@@ -124,13 +126,19 @@ def _reads_weight(node: Any) -> bool:
 
 
 def _merge(model: Any) -> None:
-    """Merge equal small constants and equal subexpressions (each layer makes its own mask), tidy up."""
+    """Merge equal small constants and equal subexpressions (each layer makes its own mask)."""
     import onnx_ir.passes.common as passes
 
     passes.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
+
+
+def _tidy(model: Any) -> None:
+    """Name what has no name, and forget what the exporter noted."""
+    import onnx_ir.passes.common as passes
+
     # The exporter notes a stack trace at every node: most of the file, with paths of this machine.
     passes.ClearMetadataAndDocStringPass()(model)
     passes.OutputFixPass()(model)

@@ -110,10 +110,10 @@ class GatedSession:
         target = self._session.caches.target
         step = target.step
 
-        def gated(tokens: Any) -> Any:
+        def gated(tokens: Any, rows: int | None = None) -> Any:
             self.passes += 1
             assert self.permits.acquire(timeout=60)
-            return step(tokens)
+            return step(tokens, rows)
 
         target.step = gated  # type: ignore[method-assign]
 

@@ -83,7 +83,7 @@ def test_the_full_shape_has_the_parameters_that_it_claims():
 
     def parameters(llama: LlamaShape, heads: int) -> int:
         kv = llama.kv_heads * llama.head_dim
-        layer = 2 * llama.hidden * llama.hidden + 2 * llama.hidden * kv
+        layer = 2 * llama.hidden * llama.heads * llama.head_dim + 2 * llama.hidden * kv
         layer += 3 * llama.hidden * llama.intermediate
         return heads * shape.vocab_size * llama.hidden + llama.layers * layer
 

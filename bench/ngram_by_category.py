@@ -85,8 +85,9 @@ def main(
     for line in questions.read_text(encoding="utf-8").splitlines():
         item = json.loads(line)
         kept, text = asked[item["category"]], item["turns"][0]
-        size = len(session.encode([{"role": "user", "content": text}]))
-        if len(kept) < each and size <= prompt_tokens:
+        if len(kept) == each:
+            continue
+        if len(session.encode([{"role": "user", "content": text}])) <= prompt_tokens:
             kept.append(text)
     answers: dict[str, list[Answer]] = defaultdict(list)
     todo = [(category, text) for category, texts in asked.items() for text in texts]

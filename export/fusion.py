@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from .constants import add_constant
+
 _DOMAIN = "com.microsoft"
 
 _TO_HEADS = [0, 2, 1, 3]
@@ -213,14 +215,9 @@ def _placed(before: Any, node: Any, like: Any) -> Any:
 
 def _constant(before: Any, numbers: list[int]) -> Any:
     """Return a small int64 constant of the graph; equal ones are merged later."""
-    tensor = onnx_ir.tensor(np.array(numbers, dtype=np.int64))
     graph = before.graph
     name = f"fusion_{len(graph.initializers)}"
-    value = onnx_ir.Value(
-        name=name, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.initializers[name] = value
-    return value
+    return add_constant(graph, name, np.array(numbers, dtype=np.int64))
 
 
 def _replace(old: Any, new: Any) -> None:

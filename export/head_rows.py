@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from .constants import add_constant
+
 HEAD_ROWS = "head_rows"
 
 _ROWS_AXIS = 1
@@ -27,12 +29,18 @@ def cut_head(model: Any) -> None:
     if producer.op_type == "Cast":  # the head itself reads half precision
         hidden = producer.inputs[0]
     full, kept = hidden.shape[_ROWS_AXIS], onnx_ir.SymbolicDim(f"{HEAD_ROWS}_kept")
-    wanted = _constant(graph, HEAD_ROWS, _ALL)
+    wanted, end, axis = (
+        add_constant(graph, name, np.array([number], dtype=np.int64))
+        for name, number in (
+            (HEAD_ROWS, _ALL),
+            (f"{HEAD_ROWS}_end", _ALL),
+            (f"{HEAD_ROWS}_axis", _ROWS_AXIS),
+        )
+    )
     graph.inputs.insert(2, wanted)
     start = onnx_ir.node("Neg", [wanted])
     graph.insert_before(next(iter(graph)), start)
-    bounds = [start.outputs[0], _constant(graph, f"{HEAD_ROWS}_end", _ALL)]
-    bounds.append(_constant(graph, f"{HEAD_ROWS}_axis", _ROWS_AXIS))
+    bounds = [start.outputs[0], end, axis]
 
     def last(value: Any) -> Any:
         node = onnx_ir.node("Slice", [value, *bounds])
@@ -74,13 +82,3 @@ def _with_rows(shape: Any, full: Any, kept: Any) -> Any:
     if shape is None:
         return None
     return onnx_ir.Shape([kept if dim == full else dim for dim in shape])
-
-
-def _constant(graph: Any, name: str, number: int) -> Any:
-    """Add an int64 [1] initializer."""
-    tensor = onnx_ir.tensor(np.array([number], dtype=np.int64), name=name)
-    value = onnx_ir.Value(
-        name=name, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.initializers[name] = value
-    return value

@@ -35,21 +35,31 @@ def measure_costs(target: Decoder, draft: Decoder | None, longest: int) -> Costs
     """
     context = min(CONTEXT, target.capacity // 2)
     widths = range(1, min(longest + 1, target.capacity - context) + 1)
-    verify = _seconds(target, context, widths)
-    step = LOOKUP_SECONDS if draft is None else _seconds(draft, context, range(1, 2))[0]
-    return Costs(step, verify)
+    verify = [median(each[1:]) for each in time_passes(target, context, widths, REPEATS)]
+    target.truncate(0)
+    if draft is None:
+        return Costs(LOOKUP_SECONDS, verify)
+    (steps,) = time_passes(draft, context, range(1, 2), REPEATS)
+    draft.truncate(0)
+    return Costs(median(steps[1:]), verify)
 
 
-def _seconds(decoder: Decoder, context: int, widths: range) -> list[float]:
-    """Return the median seconds of a pass of each width; the widths take turns."""
+def time_passes(decoder: Decoder, context: int, widths: range, repeats: int) -> list[list[float]]:
+    """Return the seconds of passes of each width, which take turns.
+
+    Args:
+        decoder: what it holds is dropped.
+        context: tokens in the cache before each pass, and afterwards.
+        widths: tokens of the passes.
+        repeats: passes of each width.
+    """
     decoder.truncate(0)
     decoder.step([0] * context)
     seconds: dict[int, list[float]] = {width: [] for width in widths}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for width in widths:
             started = perf_counter()
             decoder.step([0] * width)
             seconds[width].append(perf_counter() - started)
             decoder.truncate(context)
-    decoder.truncate(0)
-    return [median(each[1:]) for each in seconds.values()]
+    return list(seconds.values())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.constants import add_constant
 from ...runtime.errors import UsageError
 from ..weights.graph import load_graph, save_graph
 from ..weights.rewrite import Product, lazy_value
@@ -54,7 +55,7 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
         _trim_operands(model.graph, node, width, kept)
     _narrow(head.node, {width, vocab_size}, len(kept))
 
-    ids = _constant(model.graph, "kept_ids", kept)
+    ids = add_constant(model.graph, "kept_ids", kept)
     readers = list(logits.uses())
     whole = _expand(model.graph, logits, ids, vocab_size)
     for reader, index in readers:
@@ -163,9 +164,9 @@ def _expand(graph: Any, logits: Any, ids: Any, vocab_size: int) -> Any:
     import onnx_ir
 
     rows = onnx_ir.node("Shape", [logits], attributes={"end": 2})
-    width = _constant(graph, "vocab_size", np.array([vocab_size], dtype=np.int64))
+    width = add_constant(graph, "vocab_size", np.array([vocab_size], dtype=np.int64))
     full = onnx_ir.node("Concat", [rows.outputs[0], width], attributes={"axis": 0})
-    lowest = _constant(graph, "lowest_logit", np.array(LOWEST, dtype=np.float32))
+    lowest = add_constant(graph, "lowest_logit", np.array(LOWEST, dtype=np.float32))
     empty = onnx_ir.node("Expand", [lowest, full.outputs[0]])
     size = onnx_ir.node("Shape", [logits])
     indices = onnx_ir.node("Expand", [ids, size.outputs[0]])
@@ -192,13 +193,3 @@ def _map_ids(graph: Any, top: Any, ids: Any) -> None:
     mapped.replace_input_with(1, places)
     value.name, places.name = places.name, "kept_places"
     graph.insert_after(top, mapped)
-
-
-def _constant(graph: Any, name: str, array: NDArray[Any]) -> Any:
-    """Add a constant to the graph."""
-    import onnx_ir
-
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.val(name, const_value=tensor)
-    graph.register_initializer(value)
-    return value

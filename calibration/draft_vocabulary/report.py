@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.files import format_bytes
+from ..weights.report import table
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -19,16 +20,11 @@ def as_text(facts: dict[str, Any]) -> str:
         ("tokens/s", "tokens_per_second", lambda rate: f"{rate:.1f}"),
     ):
         rows.append((label, shown(facts["before"][key]), shown(facts["after"][key])))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     return "\n".join(
         [
             f"{facts['kept_tokens']} of {facts['vocab_size']} tokens kept: {share['counted']:.2%} of "
             f"the {facts['data']['counted_tokens']} counted, {share['held_out']:.2%} of "
             f"{facts['data']['held_out_tokens']} held out",
-            *lines,
+            *table(rows),
         ]
     )

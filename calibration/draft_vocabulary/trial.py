@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
 from typing import Any
 
-from ...runtime.costs import CONTEXT
+from ...runtime.costs import CONTEXT, time_passes
 from ...runtime.engines.protocol import Decoder, Engine
 from ...runtime.session import Session
 from ..weights.speed import ROUNDS, rate_of
@@ -86,12 +85,5 @@ def measure(
 def _time_steps(decoder: Decoder, count: int) -> list[float]:
     """Return the seconds of steps of one token behind a short context."""
     context = min(CONTEXT, decoder.capacity // 2)
-    decoder.truncate(0)
-    decoder.step([0] * context)
-    seconds = []
-    for _ in range(count):
-        started = perf_counter()
-        decoder.step([0])
-        seconds.append(perf_counter() - started)
-        decoder.truncate(context)
+    (seconds,) = time_passes(decoder, context, range(1, 2), count)
     return seconds

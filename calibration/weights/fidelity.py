@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.engines.protocol import Decoder, Engine
+from ...runtime.prefill import prefill
 from .texts import Text
 
 OUTPUTS = ("token", "next_input_logprob")
@@ -65,8 +66,8 @@ def _read(
     """Return (log-probabilities, choices) pass by pass."""
     tokens, start = text.tokens, text.scored_from - 1
     decoder.truncate(0)
-    while decoder.length < start:
-        decoder.step(tokens[decoder.length : min(start, decoder.length + chunk)], rows=1)
+    # All but one of these tokens: the scored passes begin with it.
+    prefill(decoder, tokens[: start + 1], chunk, ahead=chunk - 1)
     passes = []
     while start < len(tokens) - 1:
         rows = decoder.step(tokens[start : start + width])

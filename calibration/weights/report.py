@@ -20,7 +20,7 @@ it."""
 def as_text(facts: dict[str, Any]) -> str:
     """Return the formats, the combinations and the choice, as `choose_weights` returns them."""
     rows = [_row(name, found) for name, found in facts["formats"].items()]
-    lines = _table([_COLUMNS, *rows])
+    lines = table([_COLUMNS, *rows])
     lines += ["", NOTE, ""]
     timed: list[tuple[str, ...]] = [("target", "draft", "tokens/s", "target only", "accepted")]
     for each in facts["speed"]:
@@ -34,7 +34,7 @@ def as_text(facts: dict[str, Any]) -> str:
                 accepted,
             )
         )
-    lines += _table(timed)
+    lines += table(timed)
     chosen = facts["chosen"]
     draft = f", draft {chosen['draft']}" if chosen["draft"] else ""
     return "\n".join([*lines, "", f"written: target {chosen['target']}{draft}"])
@@ -57,7 +57,7 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return rows as lines with their columns aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.constants import add_constant
 from ...runtime.manifest import WeightFormat
 from .formats import BLOCKWISE
 from .quantise import quantise_blocks, quantise_channels
@@ -220,10 +221,7 @@ def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
     import onnx_ir
 
     def constant(name: str, array: NDArray[Any]) -> Any:
-        tensor = onnx_ir.tensor(array, name=f"int8_rows_{name}")
-        value = onnx_ir.val(tensor.name, const_value=tensor)
-        graph.register_initializer(value)
-        return value
+        return add_constant(graph, f"int8_rows_{name}", array)
 
     last_axis = constant("last_axis", np.array([-1], dtype=np.int64))
     flat = constant("flat", np.array([-1], dtype=np.int64))

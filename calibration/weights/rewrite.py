@@ -228,11 +228,8 @@ def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
     step = constant("step", np.array(1 / (_MIDDLE - 1), dtype=np.float32))
     one = constant("one", np.array(1, dtype=np.float32))
     middle = constant("middle", np.array(_MIDDLE, dtype=np.uint8))
-    # As many zero points as rows, once for the whole graph.
-    rows = onnx_ir.node("Shape", [graph.inputs[0]], attributes={"start": 1})
     fill = onnx_ir.tensor(np.array([_MIDDLE], dtype=np.uint8))
-    zeros = onnx_ir.node("ConstantOfShape", rows.outputs, attributes={"value": fill})
-    graph.insert_before(graph[0], [rows, zeros])
+    zeros: dict[Any, Any] = {}
 
     def multiply(source: Any, weight: dict[str, Any], quantised: dict[Any, list[Any]]) -> list[Any]:
         new = []
@@ -241,13 +238,21 @@ def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
             largest = onnx_ir.node("ReduceMax", [magnitude.outputs[0], last_axis])
             scale = onnx_ir.node("Mul", [largest.outputs[0], step])
             scales = onnx_ir.node("Reshape", [scale.outputs[0], flat])
+            new += [magnitude, largest, scale, scales]
+            # As many zero points as rows, once for each number of them: the head may read fewer.
+            count = _rows_of(source)
+            if count not in zeros:
+                rows = onnx_ir.node("Shape", scales.outputs)
+                made = onnx_ir.node("ConstantOfShape", rows.outputs, attributes={"value": fill})
+                new += [rows, made]
+                zeros[count] = made.outputs[0]
             # The axis of rows is the one before the last, with or without a batch before it.
             rounded = onnx_ir.node(
                 "QuantizeLinear",
-                [source, scales.outputs[0], zeros.outputs[0]],
+                [source, scales.outputs[0], zeros[count]],
                 attributes={"axis": -2},
             )
-            new += [magnitude, largest, scale, scales, rounded]
+            new.append(rounded)
             quantised[source] = [rounded.outputs[0], scale.outputs[0]]
         values, scale_of_row = quantised[source]
         product = onnx_ir.node(
@@ -259,6 +264,13 @@ def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
         return [*new, product, scaled]
 
     return multiply
+
+
+def _rows_of(source: Any) -> Any:
+    """Return what is the same for activations that are known to have as many rows."""
+    rows = None if source.shape is None else source.shape[-2]
+    name = getattr(rows, "value", rows)  # of a symbolic size; a number is itself
+    return source if name is None else name
 
 
 def _replace(model: Any, product: Product, nodes: list[Any]) -> None:

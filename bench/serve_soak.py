@@ -16,13 +16,14 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, TextIO
 
 import click
 import psutil
@@ -256,6 +257,18 @@ def report(
     }
 
 
+def first_line(log: TextIO, server: subprocess.Popen[bytes]) -> str:
+    """Wait for the line in which the server says where it listens."""
+    while server.poll() is None:
+        log.seek(0)
+        line = log.readline()
+        if line.endswith("\n"):
+            return line
+        sleep(0.1)
+    log.seek(0)
+    raise click.ClickException(f"the server ended: {log.read()}")
+
+
 @click.command()
 @click.option("--engine-dir", default="models/tiny", show_default=True, type=Path)
 @click.option("--minutes", default=10.0, show_default=True)
@@ -272,18 +285,22 @@ def main(
     options = {"--engine-dir": engine_dir, "--port": 0, "--max-queue": max_queue}
     options |= {"--threads": threads, "--served-model-name": "tiny"}
     words = [str(word) for option in options.items() for word in option]
-    server = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True
-    )
-    assert server.stderr is not None
-    try:
-        url = server.stderr.readline().split()[-1]
-        tally, metrics, probed = asyncio.run(soak(url, server.pid, known, clients, minutes * 60))
-    finally:
-        server.terminate()
-        said = server.stderr.read()
+    # A pipe that nobody reads would stop the server; "a": reading here does not move its place.
+    with tempfile.TemporaryFile("a+") as log:
+        server = subprocess.Popen([sys.executable, "-c", code, *words], stderr=log)
+        try:
+            url = first_line(log, server).split()[-1]
+            tally, metrics, probed = asyncio.run(
+                soak(url, server.pid, known, clients, minutes * 60)
+            )
+        finally:
+            server.terminate()
+            server.wait()
+        log.seek(0)
+        said = log.readlines()[1:]
     figures = report(tally, metrics, probed, max_queue, minutes * 60)
-    figures |= {"server_exit_code": server.wait(), "server_said": said[-2000:]}
+    figures |= {"server_exit_code": server.returncode}
+    figures |= {"lines_on_stderr": len(said), "last_on_stderr": said[-5:]}
     figures["examples"] = {"wrong": tally.wrong[:3], "lost": tally.lost[:3]}
     click.echo(json.dumps(figures, indent=2))
     if tally.wrong or tally.lost or tally.waiting > max_queue:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from math import prod
 from statistics import median
 
+from .confidence import Calibration
+
 MEMORY = 0.98
 """What an older observation of acceptance weighs against the next: about the last 50 rounds count."""
 
@@ -26,11 +28,8 @@ PRIOR_ROUNDS, PRIOR_ACCEPTANCE = 2.0, 0.6
 POOLING = 8.0
 """Rounds that the mean over all positions weighs at each of them: the later ones are seen rarely."""
 
-CONFIDENCE_PRIOR = 4.0
-"""Tokens that the draft's own word for its confidence weighs against what was seen."""
-
-FIRST_LENGTH = 3
-"""Tokens to draft at most while nothing is known: a longer block would cost more than it teaches."""
+FIRST_ROUNDS, FIRST_LENGTH = 2, 3
+"""Rounds in which nothing is known, and tokens to draft in them: more cost more than they teach."""
 
 SPEED_WINDOW = 9
 """Rounds whose median tells how fast the machine is now: a slow one on a busy machine is no trend."""
@@ -115,25 +114,6 @@ def pays_to_go_on(
     return False
 
 
-class Calibration:
-    """How often tokens are accepted of which the draft was so or so sure; a bin for each tenth."""
-
-    def __init__(self) -> None:
-        self._reached = [CONFIDENCE_PRIOR] * 10
-        self._accepted = [CONFIDENCE_PRIOR * (i + 0.5) / 10 for i in range(10)]
-
-    def acceptance(self, confidence: float) -> float:
-        """Return the probability that a token of this confidence is accepted."""
-        i = min(9, int(10 * confidence))
-        return self._accepted[i] / self._reached[i]
-
-    def record(self, confidence: float, accepted: bool) -> None:
-        """Take in a token that was reached."""
-        i = min(9, int(10 * confidence))
-        self._reached[i] = MEMORY * self._reached[i] + 1
-        self._accepted[i] = MEMORY * self._accepted[i] + accepted
-
-
 @dataclass
 class Guard:
     """Chooses the draft length of each round from what the rounds before it showed.
@@ -150,7 +130,7 @@ class Guard:
     _accepted: list[float] = field(init=False)
     _draft_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
     _verify_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
-    _calibration: Calibration = field(default_factory=Calibration)
+    _calibration: Calibration = field(default_factory=lambda: Calibration(MEMORY))
     _confidences: list[float] = field(default_factory=list)
     _hears: bool = False
     _speculates: bool = False
@@ -191,7 +171,7 @@ class Guard:
         """Return how many tokens to draft in the next round."""
         self._confidences.clear()
         self._speculates = False
-        if self._rounds < PRIOR_ROUNDS:
+        if self._rounds < FIRST_ROUNDS:
             return min(FIRST_LENGTH, self.longest)
         acceptance, self._now = self.acceptance, self.costs()
         best = best_length(self._now, acceptance)
@@ -254,8 +234,7 @@ class Guard:
             self._pause += lost / PROBE_SHARE
             # A success is followed up at once, until there are enough of them to decide.
             self._is_probing = accepted > 0 and self._tries < PROBE_EVIDENCE
-        for position, confidence in enumerate(self._confidences[: accepted + 1]):
-            self._calibration.record(confidence, position < accepted)
+        self._calibration.record(self._confidences[: accepted + 1], accepted)
         for position in range(min(drafted, accepted + 1, self.longest)):
             self._reached[position] = MEMORY * self._reached[position] + 1
             self._accepted[position] = MEMORY * self._accepted[position] + (position < accepted)
@@ -264,6 +243,6 @@ class Guard:
         """Let all that was seen before weigh no more than a few rounds."""
         share = min(1.0, PROBE_EVIDENCE / max(PROBE_EVIDENCE, *self._reached))
         self._prior = 0.0
-        self._calibration = Calibration()
+        self._calibration = Calibration(MEMORY)
         self._reached = [share * reached for reached in self._reached]
         self._accepted = [share * accepted for accepted in self._accepted]

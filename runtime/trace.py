@@ -59,7 +59,8 @@ class Position:
     Attributes:
         draft: the draft's candidate; None behind the block.
         target: the target's.
-        score: the arbiter's for the draft's candidate; None where it was not asked.
+        score: the arbiter's for the draft's candidate; None where it was not asked, or where what it
+            answered is not a number.
         decided_by: why the token that stands was preferred where the candidates differ; None where
             they do not, and in strict mode, where it is always the target's.
     """
@@ -250,6 +251,8 @@ def _judgement(seen: Observation, i: int) -> tuple[float | None, Ground | None]:
     if referee is None:
         return None, None
     score = None if referee.scores is None else float(referee.scores[i])
+    if score is not None and math.isnan(score):
+        score = None  # JSON has no word for it
     return score, "score" if i < seen.accepted else referee.refused_for
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
+
 from ...runtime.errors import UsageError
 from .formats import both
 from .measure import Row, Samples, measure_rows
 from .peers import genai_rows, our_rows
+from .prepare import journal
 from .report import table
 from .speed import cpu_model, preparing
 
 DRAFTED = 3
+
+THEIR_BEST = ((0, "as it comes"), (DRAFTED, "no spinning"))
+"""Of the settings of onnxruntime-genai, those that are fastest in `cospec-bench speed`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class ContextConfig:
 def measure_context(config: ContextConfig) -> dict[str, Any]:
     """Return `rows` (one a runtime, mode and context) and `environment`.
 
+    A run that is stopped goes on with the next context.
+
     Raises:
         UsageError: a context that is too short, or none.
         CospecError: something cannot be made.
@@ -59,21 +67,25 @@ def measure_context(config: ContextConfig) -> dict[str, Any]:
         pair = workshop.pair(config.noise)
         weights = both("fp32")
         bundle = workshop.bundle(pair, weights, capacity)
-        rows = our_rows(bundle, weights, config.threads, (DRAFTED,))
+        rows = our_rows(bundle, weights, config.threads, (DRAFTED,), pools=("shared",))
         if config.peers:
             theirs = genai_rows(workshop, pair, weights, config.threads, capacity)
-            rows += [row for row in theirs if row.k in (0, DRAFTED)]
-    draw = random.Random(0)
-    lengths = [length for length in config.contexts for _ in range(config.rounds)]
-    prompts = [[draw.randrange(2, 32000) for _ in range(length)] for length in lengths]
-    with tqdm(
-        total=len(rows) * (len(prompts) + 1), unit="turn", disable=not sys.stderr.isatty()
-    ) as bar:
-        samples = measure_rows(
-            rows, prompts, config.tokens, played=lambda row: bar.update() and None
-        )
+            rows += [row for row in theirs if (row.k, row.setting) in THEIR_BEST]
+    kept = journal(config.work, "context", config, lambda what: click.echo(what, err=True))
+    figures = []
+    turns = len(rows) * (config.rounds + 1) * len(config.contexts)
+    with tqdm(total=turns, unit="turn", disable=not sys.stderr.isatty()) as bar:
+        for context in dict.fromkeys(config.contexts):
+            bar.set_postfix_str(f"behind {context}", refresh=False)
+            figures += kept.once(
+                str(context),
+                lambda context=context: _measured(  # type: ignore[misc]
+                    config, rows, context, lambda row: bar.update() and None
+                ),
+            )
+    kept.finish()
     return {
-        "rows": by_context(rows, samples, lengths),
+        "rows": figures,
         "environment": {
             "cpu": cpu_model(),
             "threads": config.threads,
@@ -85,30 +97,38 @@ def measure_context(config: ContextConfig) -> dict[str, Any]:
     }
 
 
-def by_context(
-    rows: Sequence[Row], samples: Sequence[Samples], lengths: Sequence[int]
+def _measured(
+    config: ContextConfig, rows: Sequence[Row], context: int, played: Callable[[Row], None]
 ) -> list[dict[str, Any]]:
-    """Return the medians of each row at each context, in the order of the contexts."""
+    """Play the rows behind contexts of one length."""
+    draw = random.Random(context)
+    prompts = [[draw.randrange(2, 32000) for _ in range(context)] for _ in range(config.rounds)]
+    samples = measure_rows(rows, prompts, config.tokens, played=played, reading_once=True)
+    return at_context(rows, samples, context)
+
+
+def at_context(
+    rows: Sequence[Row], samples: Sequence[Samples], context: int
+) -> list[dict[str, Any]]:
+    """Return the medians of each row behind contexts of one length."""
     figures = []
-    for length in dict.fromkeys(lengths):
-        rounds = [i for i, each in enumerate(lengths) if each == length]
-        for row, sample in zip(rows, samples, strict=True):
-            figure: dict[str, Any] = {
-                "name": row.name,
-                "mode": row.mode,
-                "setting": row.setting,
-                "context": length,
+    for row, sample in zip(rows, samples, strict=True):
+        figure: dict[str, Any] = {
+            "name": row.name,
+            "mode": row.mode,
+            "setting": row.setting,
+            "context": context,
+        }
+        if sample.error is not None:
+            figure["skipped"] = sample.error
+        else:
+            first = median(sample.first)
+            figure |= {
+                "tokens_per_second": median(sample.decode_rates),
+                "time_to_first_token_ms": 1000 * first,
+                "prefill_tokens_per_second": context / first,
             }
-            if sample.error is not None:
-                figure["skipped"] = sample.error
-            else:
-                first = median(sample.first[i] for i in rounds)
-                figure |= {
-                    "tokens_per_second": median(sample.decode_rates[i] for i in rounds),
-                    "time_to_first_token_ms": 1000 * first,
-                    "prefill_tokens_per_second": length / first,
-                }
-            figures.append(figure)
+        figures.append(figure)
     return figures
 
 

@@ -87,6 +87,8 @@ def measure_rows(
     start: Callable[[Process], Generator] = Worker,
     before_round: Callable[[], None] = lambda: None,
     played: Callable[[Row], None] = lambda row: None,
+    *,
+    reading_once: bool = False,
 ) -> list[Samples]:
     """Play every row on every prompt, one round a prompt, and return the samples by row.
 
@@ -97,20 +99,24 @@ def measure_rows(
         start: makes the worker of a process; every worker lives until the end.
         before_round: called before each round, for what is measured beside.
         played: called after each turn of a row, the warm-up included.
+        reading_once: for long prompts: warm up on the beginning of one, and take the time to the first
+            token from the one generation of a turn; its worker tells it.
     """
+    play = _play_once if reading_once else _play
+    warm_up = prompts[0][:WARM_UP_TOKENS] if reading_once else prompts[0]
     samples = [Samples(error=row.reason) for row in rows]
     workers: dict[str, Generator] = {}
     try:
         for row, sample in zip(rows, samples, strict=True):
             if row.process is not None:
-                _warm_up(row, row.process, sample, workers, prompts[0], tokens, start)
+                _warm_up(row, row.process, sample, workers, warm_up, tokens, start)
                 played(row)
         for number, prompt in enumerate(prompts):
             before_round()
             for i in turns(len(rows), number):
                 row, sample = rows[i], samples[i]
                 if row.process is not None and sample.error is None:
-                    _play(row, workers[row.process.key], sample, prompt, tokens)
+                    play(row, workers[row.process.key], sample, prompt, tokens)
                     played(row)
     finally:
         for worker in workers.values():
@@ -162,11 +168,30 @@ def _play(row: Row, worker: Generator, sample: Samples, prompt: Sequence[int], t
     except WorkerError as error:
         sample.error = str(error)
         return
+    _add(sample, whole, first.seconds, 1)
+
+
+def _play_once(
+    row: Row, worker: Generator, sample: Samples, prompt: Sequence[int], tokens: int
+) -> None:
+    """One turn in which the prompt is read once."""
+    try:
+        whole = worker.generate(prompt, tokens, {"k": row.k})
+    except WorkerError as error:
+        sample.error = str(error)
+        return
+    assert whole.first is not None, f"the worker of {row.name} does not tell when tokens came first"
+    _add(sample, whole, *whole.first)
+
+
+def _add(sample: Samples, whole: Generated, first_seconds: float, first_tokens: int) -> None:
+    """Take in a turn, of which the first tokens came after so many seconds."""
     count = len(whole.tokens)
-    sample.first.append(first.seconds)
+    sample.first.append(first_seconds)
     sample.rates.append(count / whole.seconds)
     # A pass that is shorter than the noise of the clock's would be no time at all.
-    sample.decode_rates.append((count - 1) / max(whole.seconds - first.seconds, 1e-9))
+    rest = max(whole.seconds - first_seconds, 1e-9)
+    sample.decode_rates.append((count - first_tokens) / rest)
     sample.outputs.append(whole.tokens)
     sample.facts.append(whole.facts)
     sample.peak = max(sample.peak, whole.peak)

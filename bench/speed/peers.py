@@ -24,6 +24,7 @@ DRAFT_LENGTHS = (2, 3, 4, 5)
 """Draft lengths of peers: their best lies among them on every pair that was tried."""
 
 DraftLength = int | Literal["auto"]
+Pool = Literal["own", "shared"]
 OUR_DRAFT_LENGTHS: tuple[DraftLength, ...] = (*range(1, NUM_DRAFT_TOKENS + 1), "auto")
 
 
@@ -32,10 +33,13 @@ def our_rows(
     weights: PairFormat,
     threads: int,
     lengths: Sequence[DraftLength] = OUR_DRAFT_LENGTHS,
+    *,
+    pools: Sequence[Pool] = ("own", "shared"),
 ) -> list[Row]:
-    """Return the rows of a bundle: the target alone and each draft length, with both kinds of pools."""
+    """Return the rows of a bundle: the target alone and each draft length, with each kind of pools."""
     rows = []
-    for shared in (False, True):
+    for pool in pools:
+        shared = pool == "shared"
         settings = {"bundle": str(bundle), "threads": threads, "shared_pool": shared}
         process = Process(Path(sys.executable), "cospec_worker.py", settings)
         setting = "shared pool" if shared else "own pools"

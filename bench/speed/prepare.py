@@ -21,6 +21,7 @@ from typing import Any
 
 from ...runtime.errors import CospecError, ResourceError
 from .formats import PairFormat, both
+from .journal import Journal
 from .pair import write_pair
 
 NUM_DRAFT_TOKENS = 8
@@ -29,6 +30,9 @@ NUM_DRAFT_TOKENS = 8
 PACKAGE = Path(__file__).parents[2]
 BUNDLE_SOURCES = ("export", "models", "calibration/weights")
 """Folders of the package whose modules decide what a bundle holds."""
+
+MEASURED_SOURCES = ("runtime", "runtime/drafting", "runtime/engines", "bench/speed")
+"""Folders whose modules decide how fast it is played, and what is measured."""
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 _LAYOUT = 2
@@ -73,6 +77,7 @@ class Workshop:
             path.parent.mkdir(parents=True, exist_ok=True)
             make(part)
             part.rename(path)
+            part.with_name(f".{part.name}.lock").unlink(missing_ok=True)  # the exporter's
         except OSError as error:
             raise ResourceError(
                 f"{what}: cannot write {path}: {error.strerror}",
@@ -134,6 +139,12 @@ class Workshop:
         return folder / "bin/python"
 
 
+def journal(root: Path, kind: str, facts: object, report: Callable[[str], None]) -> Journal:
+    """Return what was kept of a measurement that was stopped, of these facts and these sources."""
+    name = digest(f"{facts} {sources_digest()} {sources_digest(MEASURED_SOURCES)}")
+    return Journal(root / f"stopped-{kind}-{name}.json", report)
+
+
 def digest(facts: str) -> str:
     """Return what stands for `facts` in a name."""
     from ...calibration.workers import digest as hashed
@@ -141,14 +152,14 @@ def digest(facts: str) -> str:
     return hashed(facts)
 
 
-@lru_cache(maxsize=1)
-def sources_digest() -> str:
-    """Return what stands for this version of the modules in BUNDLE_SOURCES.
+@lru_cache
+def sources_digest(folders: tuple[str, ...] = BUNDLE_SOURCES) -> str:
+    """Return what stands for this version of the modules in some folders of the package.
 
     Computed once: all bundles of a run are of one version.
     """
     parts = []
-    for name in BUNDLE_SOURCES:
+    for name in folders:
         for file in sorted((PACKAGE / name).glob("*.py")):
             parts += [f"{name}/{file.name}", file.read_text(encoding="utf-8")]
     return digest(json.dumps(parts))

@@ -41,12 +41,21 @@ class Process:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer of a worker: the tokens, seconds of the call, peak bytes of its process, facts."""
+    """One answer of a worker.
+
+    Attributes:
+        tokens: that it generated.
+        seconds: of the call.
+        peak: bytes of its process.
+        facts: about the generation.
+        first: seconds to the first tokens, and how many those were, from workers that can tell.
+    """
 
     tokens: list[int]
     seconds: float
     peak: int
     facts: dict[str, Any]
+    first: tuple[float, int] | None = None
 
 
 class Worker:
@@ -87,7 +96,7 @@ class Worker:
         self._process.send_signal(signal.SIGCONT)
         answer = self._ask(op="generate", prompt=list(prompt), tokens=tokens, mode=mode)
         self._pause()
-        return Generated(answer["tokens"], answer["seconds"], answer["peak"], answer["facts"])
+        return Generated(**answer)
 
     def close(self) -> None:
         """End the process."""

@@ -18,7 +18,7 @@ from ...runtime.errors import UsageError
 from .bandwidth import PairBytes, ReadSpeed, sizes_of
 from .formats import PairFormat, both
 from .measure import Row, Samples, distinct, measure_rows, paired_ratio
-from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, our_rows, peer_rows
+from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, Pool, our_rows, peer_rows
 from .prepare import Workshop
 from .summary import best_of_each, best_ratios, summarise
 
@@ -42,6 +42,7 @@ class SpeedConfig:
         capacity: of the controlled pair's caches, in tokens.
         texts: prompts for a bundle, one a round.
         lengths: draft lengths: ours, and those of peers that are among `peers.DRAFT_LENGTHS`.
+        pools: of threads, for ours.
     """
 
     work: Path
@@ -56,6 +57,7 @@ class SpeedConfig:
     capacity: int = 2048
     texts: tuple[str, ...] = ()
     lengths: tuple[DraftLength, ...] = OUR_DRAFT_LENGTHS
+    pools: tuple[Pool, ...] = ("own", "shared")
 
 
 def measure_speed(config: SpeedConfig) -> dict[str, Any]:
@@ -78,7 +80,9 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
             rows = [
                 row
                 for weights, folder in folders.items()
-                for row in our_rows(folder, weights, config.threads, config.lengths)
+                for row in our_rows(
+                    folder, weights, config.threads, config.lengths, pools=config.pools
+                )
             ]
             theirs = peer_rows(
                 workshop, pair, config.peers, config.formats, config.threads, config.capacity
@@ -133,7 +137,7 @@ def _bundle_rows(
     prompts = [codec.encode(texts[i % len(texts)]) for i in range(config.rounds)]
     longest = max(1, manifest.generation.num_draft_tokens)
     lengths = [k for k in config.lengths if k == "auto" or k <= longest]
-    rows = our_rows(bundle.root, weights, config.threads, lengths)
+    rows = our_rows(bundle.root, weights, config.threads, lengths, pools=config.pools)
     return rows, {weights: bundle.root}, prompts
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .bandwidth import PairBytes
+from .measure import paired_ratio
 from .peers import OURS
+from .prepare import journal
 from .roofline import acceptance_of, project
 from .speed import SpeedConfig, measure_speed
 
@@ -17,43 +22,59 @@ NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, float("inf"))
 
 
 def measure_sweep(config: SpeedConfig, noises: Sequence[float] = NOISES) -> list[dict[str, Any]]:
-    """Measure our rows of the first format at each noise.
+    """Measure our rows of the first format at each noise, with the pool of threads that is faster.
+
+    A run that is stopped goes on with the next noise.
 
     Returns:
         By noise: `noise`, `acceptance` (of a draft of one token), `rows`, `bound_tokens_per_second`
         (of the best draft length) and `bound_target_only`; see `roofline`.
     """
-    weights = config.formats[0]
+    config = replace(config, peers=(), formats=config.formats[:1], pools=("shared",))
+    kept = journal(config.work, "sweep", config, _say)
     points = []
     for noise in noises:
-        result = measure_speed(replace(config, noise=noise, peers=(), formats=(weights,)))
-        rows = [row for row in result["rows"] if row["name"] == OURS and "skipped" not in row]
-        sizes = PairBytes(**result["bounds"]["pair_bytes"][str(weights)])
-        acceptance = acceptance_of(rows)
-        projected = project(sizes, result["bounds"]["read_bytes_per_second"], acceptance)
-        points.append(
-            {
-                "noise": noise if noise != float("inf") else "unrelated",
-                "acceptance": acceptance,
-                "rows": rows,
-                "bound_tokens_per_second": max(projected.speculative),
-                "bound_target_only": projected.target_only,
-                "guard": guard_quality(rows),
-            }
-        )
+        name = "unrelated" if math.isinf(noise) else f"{noise:g}"
+        _say(f"noise {name}")
+        points.append(kept.once(name, lambda noise=noise: _point(config, noise)))  # type: ignore[misc]
+    kept.finish()
     return points
 
 
+def _point(config: SpeedConfig, noise: float) -> dict[str, Any]:
+    """Measure at one noise."""
+    result = measure_speed(replace(config, noise=noise))
+    rows = [row for row in result["rows"] if row["name"] == OURS and "skipped" not in row]
+    sizes = PairBytes(**result["bounds"]["pair_bytes"][str(config.formats[0])])
+    acceptance = acceptance_of(rows)
+    projected = project(sizes, result["bounds"]["read_bytes_per_second"], acceptance)
+    return {
+        "noise": "unrelated" if math.isinf(noise) else noise,
+        "acceptance": acceptance,
+        "rows": rows,
+        "bound_tokens_per_second": max(projected.speculative),
+        "bound_target_only": projected.target_only,
+        "guard": guard_quality(rows),
+    }
+
+
+def _say(what: str) -> None:
+    click.echo(what, err=True)
+
+
 def guard_quality(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return by setting what `auto` gets of the target alone, and of the best fixed draft length."""
+    """Return by setting what `auto` gets of the target alone, and of the best fixed draft length.
+
+    Both are medians over the rounds, of rows of the same round.
+    """
     quality = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        rate = {r["k"]: r["tokens_per_second"] for r in rows if r["setting"] == setting}
-        auto = rate.pop("auto", None)
-        if auto is not None and 0 in rate:
+        rates = {r["k"]: r["tokens_per_second_by_round"] for r in rows if r["setting"] == setting}
+        auto = rates.pop("auto", None)
+        if auto is not None and 0 in rates:
             quality[setting] = {
-                "of_target_only": auto / rate[0],
-                "of_best_fixed": auto / max(rate.values()),
+                "of_target_only": paired_ratio(auto, rates[0]),
+                "of_best_fixed": min(paired_ratio(auto, fixed) for fixed in rates.values()),
             }
     return quality
 

@@ -16,6 +16,7 @@ from .common import at_least
 
 Command = Callable[..., Any]
 Provider = Literal["auto", "cpu", "cuda"]
+Pool = Literal["shared", "own"]
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,25 @@ class EngineSettings:
     drafter: DrafterName
     backend: Backend
     threads: int | None
+    pool: Pool
     provider: Provider
 
     def __post_init__(self) -> None:
         """Refuse a number that makes no sense before anything is read."""
         at_least("--threads", self.threads, 1)
 
+    @property
+    def shares_pool(self) -> bool:
+        """Whether all sessions share ONNX Runtime's threads: a command has its process to itself."""
+        return self.pool == "shared"
+
     def load(self, folder: Path) -> Session:
         """Open the bundle at `folder`, or the one bundle below it; errors as `cospec.load`."""
         from ..engines.onnxruntime import OrtOptions
 
-        options = OrtOptions(threads=self.threads, provider=self.provider)
+        options = OrtOptions(
+            threads=self.threads, shared_pool=self.shares_pool, provider=self.provider
+        )
         return load(folder, drafter=self.drafter, backend=self.backend, options=options)
 
 
@@ -57,6 +66,14 @@ _OPTIONS = (
         "engines.",
     ),
     click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core."),
+    click.option(
+        "--pool",
+        type=click.Choice(get_args(Pool)),
+        default="shared",
+        show_default=True,
+        help="Threads of ONNX Runtime: the same for draft and target, spinning for a moment after each "
+        "pass; or a set for each that sleeps between passes, for a machine that has other work.",
+    ),
     click.option(
         "--provider",
         type=click.Choice(get_args(Provider)),

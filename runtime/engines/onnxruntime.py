@@ -37,8 +37,8 @@ class OrtOptions:
             have a pool each, which sleeps between passes: two that spin steal each other's cores.
         shared_pool: one pool for all sessions of the process instead, ONNX Runtime's global one, whose
             threads spin for a while after each pass. Its size stays, and every later session of the
-            process must use it, others' too: for programs of one's own, not for libraries inside
-            others. What it gains is in docs/speed.md.
+            process must use it, others' too: for programs of one's own, as our commands are, not for
+            libraries inside others. What it gains is in docs/speed.md.
         provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
         low_memory: convert fp16 weights in each pass instead of once at load. A CPU computes fp16
             graphs in fp32; by default it keeps all weights twice, in both precisions.
@@ -324,6 +324,8 @@ def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = Non
             hint="give every session of a process the same number of threads",
         )
     session_options.use_per_session_threads = not _SharedPool.joined
+    if _SharedPool.joined:  # sizes of its own would only be warned of
+        session_options.intra_op_num_threads = session_options.inter_op_num_threads = 0
 
 
 def _first_line(error: Exception) -> str:

@@ -96,6 +96,9 @@ class EventStream(Response):
         async for data in self._events:
             body = f"data: {data}\n\n".encode()
             await send({"type": "http.response.body", "body": body, "more_body": True})
+            # Pieces that have piled up would be sent without a turn for the event loop in between,
+            # and so without hearing that the client has left.
+            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from cospec.bench.speed import prepare, remote
 from cospec.bench.speed.bandwidth import ReadSpeed, streamed_bytes
-from cospec.bench.speed.context import by_context
+from cospec.bench.speed.context import at_context
 from cospec.bench.speed.formats import PairFormat, both, parse_formats, target_of
 from cospec.bench.speed.measure import (
     Row,
@@ -499,17 +499,23 @@ def test_reading_is_measured_each_time_it_is_asked_for():
     assert min(reading.samples) > 0
 
 
-def test_contexts_are_summed_up_by_length():
-    samples = Samples(rates=[1.0] * 4, decode_rates=[10, 12, 4, 6], first=[1, 3, 10, 30])
-    figures = by_context([ROWS[0]], [samples], [100, 100, 800, 800])
-    assert [figure["context"] for figure in figures] == [100, 800]
-    assert [figure["tokens_per_second"] for figure in figures] == [11, 5]
-    assert [figure["prefill_tokens_per_second"] for figure in figures] == [50, 40]
+def test_a_context_is_summed_up():
+    played = Samples(rates=[1.0] * 2, decode_rates=[10, 12], first=[1, 3])
+    figures = at_context([ROWS[0], ROWS[3]], [played, Samples(error="pip failed")], 100)
+    assert [figure["context"] for figure in figures] == [100, 100]
+    assert figures[0]["tokens_per_second"] == 11
+    assert figures[0]["prefill_tokens_per_second"] == 50
+    assert figures[1]["skipped"] == "pip failed"
 
 
 def swept() -> list[dict[str, Any]]:
     rows = [
-        {"k": k, "setting": "own pools", "tokens_per_second": rate}
+        {
+            "k": k,
+            "setting": "own pools",
+            "tokens_per_second": rate,
+            "tokens_per_second_by_round": [rate, rate / 2],
+        }
         for k, rate in ((0, 10.0), (1, 14.0), (2, 16.0), ("auto", 15.0))
     ]
     return [

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPT = """
 import json, sys
 import onnxruntime
@@ -35,6 +37,36 @@ found["any size"] = tokens(shared_pool=True)
 found["joins"] = tokens()
 print(json.dumps(found))
 """
+
+
+COMMAND = """
+import sys
+import onnxruntime
+from cospec.runtime.cli.run import main
+
+main(["--engine-dir", *sys.argv[1:], "--threads", "1", "What is 2 + 3?"], standalone_mode=False)
+options = onnxruntime.SessionOptions()
+options.use_per_session_threads, options.log_severity_level = True, 3
+try:
+    onnxruntime.InferenceSession(sys.argv[1] + "/draft/model.onnx", sess_options=options)
+    print("own")
+except Exception as error:
+    assert "use_per_session_threads" in str(error), error
+    print("shared")
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["--pool", "shared"], ["--pool", "own"]])
+def test_a_command_has_one_pool_unless_told_otherwise(tiny_pair_bundle, words):
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, str(tiny_pair_bundle), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ("own" if "own" in words else "shared")
+    assert "W:onnxruntime" not in done.stderr
 
 
 def found(bundle: Path, who: str) -> dict[str, Any]:

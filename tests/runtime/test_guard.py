@@ -11,7 +11,6 @@ from scripted import ScriptedDecoder, agreeing, hashed, reference_decode
 
 from cospec.runtime.drafting.model import ModelDrafter
 from cospec.runtime.guard import (
-    Calibration,
     Costs,
     Guard,
     best_length,
@@ -245,11 +244,19 @@ def test_rounds_without_room_to_draft_teach_nothing_and_break_nothing():
     assert guard.acceptance[0] > 0.5
 
 
-def test_the_calibration_believes_the_draft_until_it_has_seen_better():
-    calibration = Calibration()
-    assert calibration.acceptance(0.97) == pytest.approx(0.95)
-    assert calibration.acceptance(1.0) == pytest.approx(0.95)
-    for _ in range(200):
-        calibration.record(0.97, False)
-    assert calibration.acceptance(0.97) < 0.03
-    assert calibration.acceptance(0.5) == pytest.approx(0.55)
+@pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))
+@pytest.mark.parametrize("confidence", [0.05, 0.35, 0.65])
+def test_a_draft_that_is_always_right_and_never_sure_is_found_out_at_once(weights, confidence):
+    draft, verify = CONTROLLED_PAIR[weights]
+    guard, seconds, tokens = Guard(Costs(draft, verify)), 0.0, 0
+    while tokens < 64:
+        most, drafted = guard.length(), 0
+        while drafted < most:
+            drafted += 1
+            if not guard.drafted(confidence):
+                break
+        guard.record(drafted, drafted, drafted * draft, drafted + 1, verify[drafted])
+        seconds += drafted * draft + verify[drafted]
+        tokens += drafted + 1
+    best = min((k * draft + verify[k]) / (k + 1) for k in range(9))
+    assert best / (seconds / tokens) > 0.9

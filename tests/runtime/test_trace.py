@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import cospec
 from cospec.models.arbiter import export_arbiter
+from cospec.runtime.arbitration.protocol import Arbiter, Block
 from cospec.runtime.arbitration.referee import Caps, Referee
 from cospec.runtime.cli.run import main
 from cospec.runtime.completion import Completion
@@ -202,12 +203,31 @@ def judged(
     threshold: float = 0.0,
     protected: frozenset[int] = frozenset(),
     caps: Caps | None = None,
+    arbiter: Arbiter | None = None,
 ) -> tuple[dict[str, Any], Completion]:
     """A trace under a referee with settings that the public interface does not give."""
-    referee = Referee(session.arbiter, threshold, protected, caps or Caps())
+    referee = Referee(arbiter or session.arbiter, threshold, protected, caps or Caps())
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "_referee", lambda *_: referee)
         return traced(session, mode="collab", max_tokens=40, num_draft_tokens=6)
+
+
+class Broken:
+    """An arbiter whose scores are no numbers."""
+
+    target_outputs: tuple[str, ...] = ()
+    draft_outputs: tuple[str, ...] = ()
+
+    def score(self, block: Block) -> Any:
+        return np.full(len(block.drafted), np.nan, dtype=np.float32)
+
+
+def test_a_score_that_is_not_a_number_is_valid_json(session):
+    data, _ = judged(session, threshold=0.5, arbiter=Broken())
+    refused = [each for each in positions(data) if differ(each)]
+    assert refused
+    assert all(each["score"] is None and each["who"] == "target" for each in refused)
+    json.dumps(data, allow_nan=False)
 
 
 def differ(position: dict[str, Any]) -> bool:
@@ -329,6 +349,7 @@ def test_a_browser_says_what_decided(session, tmp_path):
         ({"protected": frozenset(range(1, 300))}, "protected", "only the target chooses"),
         ({"threshold": 0.999}, "score", "of 0.999: not above the threshold"),
         ({"threshold": 1.0}, "score", "a threshold of 1, which no score is above"),
+        ({"threshold": 0.5, "arbiter": Broken()}, "score", "its score is not a number"),
     ):
         turns.append(judged(session, **settings)[0])
         hovered.append(("target", ground))

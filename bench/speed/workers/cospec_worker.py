@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 from worker_protocol import serve
@@ -18,12 +19,16 @@ class CospecModel:
         # What the bench has just written or checked is not hashed again.
         self._session = load(settings["bundle"], options=options, verify=False)
         self.facts: dict[str, Any] = {}
+        self.first = (0.0, 0)
 
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:
         """Continue `prompt` in strict mode."""
+        started = perf_counter()
         stream = self._session.continue_tokens(
             prompt, max_tokens=tokens, num_draft_tokens=mode["k"]
         )
+        tokens_of_first = next(stream).tokens
+        self.first = (perf_counter() - started, len(tokens_of_first))
         completion = stream.completion()
         stats = completion.stats
         self.facts = {

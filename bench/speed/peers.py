@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...runtime.engines.onnxruntime import SPIN_MICROSECONDS
 from ...runtime.errors import CospecError, UsageError
 from .conversions import GENAI, LLAMA, OPENVINO
 from .formats import PairFormat
@@ -71,19 +72,26 @@ def transformers_rows(
     return _rows("transformers", weights, (0, *DRAFT_LENGTHS), "", process)
 
 
+GENAI_WAITING: dict[str, dict[str, str]] = {
+    "as it comes": {},
+    "no spinning": {"session.intra_op.allow_spinning": "0"},
+    "spinning briefly": {"session.intra_op.spin_duration_us": str(SPIN_MICROSECONDS)},
+}
+"""How its worker threads wait for the next operator; the last is what ours do."""
+
+
 def genai_rows(
     workshop: Workshop, pair: Pair, weights: PairFormat, threads: int, capacity: int
 ) -> list[Row]:
-    """onnxruntime-genai, its threads spinning as they come and sleeping between passes."""
+    """onnxruntime-genai, with each way for its threads to wait."""
     name = "onnxruntime-genai"
     python = workshop.environment(name)
     rows = []
-    for spin in (True, False):
+    for setting in GENAI_WAITING:
         for draft in (False, True):
-            folder = _genai_folder(workshop, pair, weights, threads, capacity, spin, draft)
+            folder = _genai_folder(workshop, pair, weights, threads, capacity, setting, draft)
             settings = {"folder": str(folder), "capacity": capacity}
             process = Process(python, "genai_worker.py", settings)
-            setting = "as it comes" if spin else "no spinning"
             lengths = DRAFT_LENGTHS if draft else (0,)
             rows += _rows(name, weights, lengths, setting, process)
     return rows
@@ -95,7 +103,7 @@ def _genai_folder(
     weights: PairFormat,
     threads: int,
     capacity: int,
-    spin: bool,
+    waiting: str,
     draft: bool,
 ) -> Path:
     """Return a folder for genai: the target, with the draft inside where it is to speculate."""
@@ -114,9 +122,7 @@ def _genai_folder(
             lambda part: run([*builder, "-o", part, *form.options]),
         )
 
-    threading: dict[str, Any] = {"intra_op_num_threads": threads}
-    if not spin:
-        threading["session.intra_op.allow_spinning"] = "0"
+    threading = {"intra_op_num_threads": threads, **GENAI_WAITING[waiting]}
 
     def assemble(part: Path) -> None:
         link_files(built("target"), part)
@@ -131,7 +137,7 @@ def _genai_folder(
             config["model"]["draft"] = drafts
         write_json(part / "genai_config.json", config)
 
-    how = f"{threads}{'spin' if spin else 'sleep'}-{'speculative' if draft else 'target'}"
+    how = f"{threads}-{waiting.replace(' ', '-')}-{'speculative' if draft else 'target'}"
     held = "+".join(dict.fromkeys(forms[role].name for role in roles))
     folder = base / f"{pair.name}-{held}-{capacity}-{how}"
     return workshop.once(folder, "putting models together for onnxruntime-genai", assemble)

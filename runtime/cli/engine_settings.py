@@ -33,17 +33,12 @@ class EngineSettings:
         """Refuse a number that makes no sense before anything is read."""
         at_least("--threads", self.threads, 1)
 
-    @property
-    def shares_pool(self) -> bool:
-        """Whether all sessions share ONNX Runtime's threads: a command has its process to itself."""
-        return self.pool == "shared"
-
     def load(self, folder: Path) -> Session:
         """Open the bundle at `folder`, or the one bundle below it; errors as `cospec.load`."""
         from ..engines.onnxruntime import OrtOptions
 
         options = OrtOptions(
-            threads=self.threads, shared_pool=self.shares_pool, provider=self.provider
+            threads=self.threads, shared_pool=self.pool == "shared", provider=self.provider
         )
         return load(folder, drafter=self.drafter, backend=self.backend, options=options)
 
@@ -69,10 +64,10 @@ _OPTIONS = (
     click.option(
         "--pool",
         type=click.Choice(get_args(Pool)),
-        default="shared",
+        default="own",
         show_default=True,
-        help="Threads of ONNX Runtime: the same for draft and target, spinning for a moment after each "
-        "pass; or a set for each that sleeps between passes, for a machine that has other work.",
+        help="Threads of ONNX Runtime: a set for each model, which sleep between passes; or one for "
+        "both, which spins on after a pass: faster, on a machine that has nothing else to do.",
     ),
     click.option(
         "--provider",

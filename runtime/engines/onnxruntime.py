@@ -28,17 +28,25 @@ HEAD_ROWS = "head_rows"
 row, and graphs of older exports are without it."""
 
 
+SPIN_MICROSECONDS = 20
+"""For which a worker thread waits for the next operator before it sleeps: most come sooner, and a pool
+that waits longer takes the cores from the other model's, and from other programs; see docs/speed.md."""
+
+BRIEF_SPINNING_SINCE = (1, 26)
+"""The version of ONNX Runtime that can limit the wait. Before, threads spin far too long or never."""
+
+
 @dataclass(frozen=True)
 class OrtOptions:
     """How ONNX Runtime executes.
 
     Attributes:
         threads: worker threads of a pass; None takes the number of physical cores. Draft and target
-            have a pool each, which sleeps between passes: two that spin steal each other's cores.
+            have a pool each, which sleeps between passes: two that spin on steal each other's cores.
         shared_pool: one pool for all sessions of the process instead, ONNX Runtime's global one, whose
             threads spin for a while after each pass. Its size stays, and every later session of the
-            process must use it, others' too: for programs of one's own, as our commands are, not for
-            libraries inside others. What it gains is in docs/speed.md.
+            process must use it, others' too: for programs of one's own, not for libraries inside
+            others, on a machine that has nothing else to do. What it gains is in docs/speed.md.
         provider: `cpu`, `cuda`, or `auto` for CUDA where the installed build and the machine have it.
         low_memory: convert fp16 weights in each pass instead of once at load. A CPU computes fp16
             graphs in fp32; by default it keeps all weights twice, in both precisions.
@@ -281,7 +289,12 @@ def _session_options(ort: Any, options: OrtOptions) -> Any:
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    briefly = tuple(map(int, ort.__version__.split(".")[:2])) >= BRIEF_SPINNING_SINCE
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(briefly)))
+    if briefly:
+        session_options.add_session_config_entry(
+            "session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS)
+        )
     return session_options
 
 

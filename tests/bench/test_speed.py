@@ -428,10 +428,11 @@ def test_genai_has_each_model_in_its_own_format(tmp_path, converted, text, model
     rows = rows_of(tmp_path, "onnxruntime-genai", text)
     base = tmp_path / "onnxruntime-genai"
     together = "+".join(dict.fromkeys(models))
+    waiting = ("as-it-comes", "no-spinning", "spinning-briefly")
     assert {folder.name for folder in base.iterdir()} == {
         *(f"p-{models[0]}-target", f"p-{models[1]}-draft"),
-        *(f"p-{models[0]}-64-2{how}-target" for how in ("spin", "sleep")),
-        *(f"p-{together}-64-2{how}-speculative" for how in ("spin", "sleep")),
+        *(f"p-{models[0]}-64-2-{how}-target" for how in waiting),
+        *(f"p-{together}-64-2-{how}-speculative" for how in waiting),
     }
     for command, role, end in zip(converted, ("target", "draft"), options, strict=True):
         assert f"-i {tmp_path / 'pair' / role} " in command

@@ -14,7 +14,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.engines.onnxruntime import (
+    SPIN_MICROSECONDS,
+    OrtDecoder,
+    OrtEngine,
+    OrtOptions,
+    _session_options,
+)
 from cospec.runtime.engines.protocol import GraphShape, StepOutput
 from cospec.runtime.errors import BackendError, PromptError, UsageError
 
@@ -294,7 +300,6 @@ def test_options_reach_onnx_runtime(load, threads):
     options = session.get_session_options()
     assert options.intra_op_num_threads == (threads or 0)
     assert options.inter_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
@@ -323,3 +328,16 @@ def test_only_the_rows_that_are_wanted_get_a_head(load, rows):
 def test_a_graph_without_the_operand_returns_every_row(load):
     decoder = load("portable").decoder()
     assert len(decoder.step(PROMPT[:7], rows=1).token) == 7
+
+
+@pytest.mark.parametrize(
+    ("version", "spins"), [("1.23.2", "0"), ("1.25.1", "0"), ("1.26.0", "1"), ("2.0.0rc1", "1")]
+)
+def test_threads_spin_where_onnxruntime_can_limit_it(monkeypatch, version, spins):
+    """A version that does not know the limit ignores it, and would spin long."""
+    monkeypatch.setattr(ort, "__version__", version)
+    options = _session_options(ort, CPU)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
+    if spins == "1":
+        limit = options.get_session_config_entry("session.intra_op.spin_duration_us")
+        assert limit == str(SPIN_MICROSECONDS)

@@ -23,12 +23,18 @@ class OpenvinoModel:
             exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
             return {**found, **(exact if settings["exact"][role] else {})}
 
-        if settings["draft"] is None:
-            self._pipeline = genai.LLMPipeline(settings["target"], "CPU", **properties("target"))
-            return
-        draft = genai.draft_model(settings["draft"], "CPU", **properties("draft"))
+        # As the pipeline sets itself up, but that it reads every prompt: by default it keeps what it
+        # has read, and a row would go on where the one before it, with the same prompt, began.
+        scheduler = genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False
+        scheduler.max_num_batched_tokens = 2**31 - 1
+        models = {"scheduler_config": scheduler}
+        if settings["draft"] is not None:
+            models["draft_model"] = genai.draft_model(
+                settings["draft"], "CPU", **properties("draft")
+            )
         self._pipeline = genai.LLMPipeline(
-            settings["target"], "CPU", draft_model=draft, **properties("target")
+            settings["target"], "CPU", **models, **properties("target")
         )
 
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:

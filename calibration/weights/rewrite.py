@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...export.constants import add_constant
 from ...runtime.manifest import WeightFormat
-from .formats import BLOCKWISE
+from .formats import BLOCKWISE, Blockwise
 from .quantise import quantise_blocks, quantise_channels
 
 _CONTRIB = "com.microsoft"
@@ -58,36 +59,36 @@ class _Weights:
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
-        self._values: dict[tuple[str, bool], dict[str, Any]] = {}
-        self._latest: tuple[tuple[str, bool], _Parts] | None = None
+        self._values: dict[Any, dict[str, Any]] = {}
+        self._latest: tuple[Any, _Parts] | None = None
 
     def of(
         self,
-        product: Product,
+        products: Sequence[Product],
         suffix: str,
         shapes: dict[str, tuple[Any, tuple[int, ...]]],
-        compute: Callable[[NDArray[np.float32]], _Parts],
+        compute: Callable[[], _Parts],
     ) -> dict[str, Any]:
-        """Return the values that stand for a product's weight, by part.
+        """Return the values that stand for the weights of products, by part.
 
         Args:
-            product: whose weight.
-            suffix: told behind the weight's name.
+            products: whose weights: one, or several that become one.
+            suffix: told behind the first weight's name.
             shapes: type and shape of each part.
-            compute: the parts of a weight [K, N].
+            compute: the parts.
         """
-        key = (product.weight.name, product.is_transposed)
+        key = tuple((each.weight.name, each.is_transposed) for each in products)
         if key not in self._values:
 
             def part(name: str) -> NDArray[Any]:
                 if self._latest is None or self._latest[0] != key:
-                    self._latest = (key, compute(product.matrix()))
+                    self._latest = (key, compute())
                 return self._latest[1][name]
 
             self._values[key] = {
                 name: lazy_value(
                     self._graph,
-                    f"{product.weight.name}_{suffix}_{name}",
+                    f"{products[0].weight.name}_{suffix}_{name}",
                     dtype,
                     shape,
                     partial(part, name),
@@ -128,23 +129,27 @@ def _half(tensor: Any) -> NDArray[np.float16]:
 
 
 def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) -> None:
-    """Replace products by MatMulNBits, which reads weights in blocks."""
+    """Replace products by MatMulNBits, which reads weights in blocks.
+
+    Products of the same activations become one, cut up behind it: queries, keys and values; gate and
+    up. Each operator rounds its activations and wakes the threads anew. The numbers of an output are
+    the same wherever it stands.
+    """
     import onnx_ir
 
     form = BLOCKWISE[weight_format]
     weights = _Weights(model.graph)
-    for product in products:
-        inputs, outputs = product.size
-        blocks, per_byte = -(-inputs // form.block), 8 // form.bits
+    for group in _by_activations(products):
+        inputs, sizes = group[0].size[0], [each.size[1] for each in group]
+        outputs, blocks, per_byte = sum(sizes), -(-inputs // form.block), 8 // form.bits
         shapes = {
             "packed": (onnx_ir.DataType.UINT8, (outputs, blocks, form.block // per_byte)),
             "scales": (onnx_ir.DataType.FLOAT, (outputs, blocks)),
         }
         if not form.is_symmetric:
             shapes["zero_points"] = (onnx_ir.DataType.UINT8, (outputs, -(-blocks // per_byte)))
-        tensors = weights.of(
-            product, weight_format, shapes, lambda weight: quantise_blocks(weight, form)
-        )
+        suffix = weight_format if len(group) == 1 else f"and_others_{weight_format}"
+        tensors = weights.of(group, suffix, shapes, partial(_blocks_of, group, form, shapes))
         attributes = {
             "K": inputs,
             "N": outputs,
@@ -154,11 +159,52 @@ def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) 
         }
         node = onnx_ir.node(
             "MatMulNBits",
-            [product.node.inputs[0], *tensors.values()],
+            [group[0].node.inputs[0], *tensors.values()],
             attributes=attributes,
             domain=_CONTRIB,
         )
-        _replace(model, product, [node])
+        if len(group) == 1:
+            _replace(model, group[0], [node])
+        else:
+            _cut_up(model, group, node, sizes)
+
+
+def _by_activations(products: list[Product]) -> list[list[Product]]:
+    """Return the products in groups that read the same, in the order of each group's first.
+
+    A weight that several products read stays by itself: joined to others it would be stored twice.
+    """
+    readers = Counter(product.weight for product in products)
+    groups: dict[Any, list[Product]] = {}
+    for product in products:
+        alone = readers[product.weight] > 1
+        groups.setdefault(product.node if alone else product.node.inputs[0], []).append(product)
+    return list(groups.values())
+
+
+def _blocks_of(group: list[Product], form: Blockwise, shapes: dict[str, Any]) -> _Parts:
+    """Return the parts of the weights of a group, one weight's outputs behind the other's."""
+    parts = [quantise_blocks(each.matrix(), form) for each in group]
+    return {
+        name: np.concatenate([each[name].reshape(-1, *shape[1:]) for each in parts])
+        for name, (_, shape) in shapes.items()
+    }
+
+
+def _cut_up(model: Any, group: list[Product], node: Any, sizes: list[int]) -> None:
+    """Put one product, and a Split behind it, in the place of several."""
+    import onnx_ir
+
+    graph, name = model.graph, f"outputs_{'_'.join(map(str, sizes))}"
+    cuts = graph.initializers.get(name)
+    if cuts is None:
+        cuts = add_constant(graph, name, np.array(sizes, dtype=np.int64))
+    split = onnx_ir.node(
+        "Split", [node.outputs[0], cuts], attributes={"axis": -1}, num_outputs=len(sizes)
+    )
+    graph.insert_before(group[0].node, [node, split])
+    for product, output in zip(group, split.outputs, strict=True):
+        _replace(model, product, [], output)
 
 
 def to_channels(
@@ -174,15 +220,15 @@ def to_channels(
     for product in products:
         inputs, outputs = product.size
 
-        def parts(weight: NDArray[np.float32]) -> _Parts:
-            packed, scales = quantise_channels(weight, reduce_range=reduce_range)
+        def parts(product: Product = product) -> _Parts:
+            packed, scales = quantise_channels(product.matrix(), reduce_range=reduce_range)
             return {"packed": packed, "scales": scales}
 
         shapes = {
             "packed": (onnx_ir.DataType.INT8, (inputs, outputs)),
             "scales": (onnx_ir.DataType.FLOAT, (outputs,)),
         }
-        tensors = weights.of(product, "int8", shapes, parts)
+        tensors = weights.of([product], "int8", shapes, parts)
         _replace(model, product, multiply(product.node.inputs[0], tensors, quantised))
 
 
@@ -273,15 +319,25 @@ def _rows_of(source: Any) -> Any:
     return source if name is None else name
 
 
-def _replace(model: Any, product: Product, nodes: list[Any]) -> None:
-    """Put `nodes`, the last of which yields the product, in the place of the product's node."""
+def _replace(model: Any, product: Product, nodes: list[Any], result: Any = None) -> None:
+    """Put others in the place of a product's node.
+
+    Args:
+        model: that holds it.
+        product: what is replaced.
+        nodes: new ones, in order.
+        result: the product as the new nodes, or those before them, yield it; None for the last one's
+            first output.
+    """
     import onnx_ir
 
     old = product.node
+    result = nodes[-1].outputs[0] if result is None else result
     if old.op_type == "Gemm" and len(old.inputs) > 2 and old.inputs[2] is not None:
-        nodes = [*nodes, onnx_ir.node("Add", [nodes[-1].outputs[0], old.inputs[2]])]
+        nodes = [*nodes, onnx_ir.node("Add", [result, old.inputs[2]])]
+        result = nodes[-1].outputs[0]
     onnx_ir.convenience.replace_nodes_and_values(
-        model.graph, old, [old], nodes, old.outputs, nodes[-1].outputs
+        model.graph, old, [old], nodes, old.outputs, [result]
     )
     model.graph.opset_imports.setdefault(_CONTRIB, 1)
 

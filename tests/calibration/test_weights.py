@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from cospec.calibration.weights import WEIGHT_FORMATS, convert, formats
@@ -20,6 +21,14 @@ from cospec.runtime.bundle import read_manifest
 from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from cospec.runtime.errors import BundleError, UsageError
 from cospec.runtime.placement import graph_shape
+
+JOINED = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The products of a layer that become one where weights are in blocks."""
 
 CONVERTED = [name for name in WEIGHT_FORMATS if name != "fp32"]
 TOKENS = np.random.default_rng(0).integers(3, 500, 40)
@@ -90,7 +99,8 @@ def test_every_weight_is_converted(graphs, name):
     product = {"int8": "MatMulInteger", "int8-rows": "MatMulIntegerToFloat"}.get(
         name, "MatMulNBits"
     )
-    assert operators.count(product) == 4 * 7 + 1
+    # Blocks: queries, keys and values are one product, gate and up another.
+    assert operators.count(product) == 4 * (4 if product == "MatMulNBits" else 7) + 1
     halves = [i.name for i in large.values() if i.data_type == onnx.TensorProto.FLOAT]
     # Only scales of blocks and the embedding are left in fp32.
     assert [key for key in halves if not key.endswith("_scales")] == ["module.lm_head.weight"]
@@ -179,12 +189,19 @@ def test_numbers_are_those_of_the_block_quantiser(tiny_pair_bundle, graphs, name
     suffix = f"_Q{form.bits}"
     weights = [key.removesuffix(suffix) for key in made if key.endswith(suffix)]
     assert len(weights) == 4 * 7
-    for weight in weights:
-        assert np.array_equal(found[f"{weight}_{name}_packed"], made[weight + suffix])
-        assert np.array_equal(found[f"{weight}_{name}_scales"], made[f"{weight}_scales"])
-        if not form.is_symmetric:
-            zero_points = found[f"{weight}_{name}_zero_points"]
-            assert np.array_equal(zero_points.ravel(), made[f"{weight}_zero_points"].ravel())
+    parts = {"packed": suffix, "scales": "_scales", "zero_points": "_zero_points"}
+    if form.is_symmetric:
+        del parts["zero_points"]
+    for layer in range(4):
+        for group in JOINED:
+            members = [f"module.model.layers.{layer}.{each}.weight" for each in group]
+            joined = "and_others_" if len(group) > 1 else ""
+            for part, of_tool in parts.items():
+                expected = [
+                    made[f"{m}{of_tool}"].reshape(len(made[m + suffix]), -1) for m in members
+                ]
+                ours = found[f"{members[0]}_{joined}{name}_{part}"]
+                assert np.array_equal(ours.reshape(len(ours), -1), np.concatenate(expected))
     ours = onnx.load(graphs[name], load_external_data=False)
     nodes = [node for node in ours.graph.node if node.op_type == "MatMulNBits"]
     attributes = {a.name: a.i for a in nodes[0].attribute}
@@ -269,3 +286,46 @@ def test_weights_with_a_second_name_are_refused(tiny_pair_bundle, tmp_path):
     os.link(tmp_path / "target/model.onnx.data", tmp_path / "second")
     with pytest.raises(BundleError, match="cannot be read"):
         convert(tmp_path / "target/model.onnx", tmp_path / "new/model.onnx", "int8")
+
+
+def test_products_of_the_same_activations_become_one(tmp_path):
+    """Two with biases are joined; a weight that is read twice is stored once, so it stays alone."""
+    rng = np.random.default_rng(3)
+    weights = {
+        name: rng.normal(size=(64, size)).astype(np.float32)
+        for name, size in (("a", 32), ("b", 48), ("twice", 64))
+    }
+    biases = {
+        f"bias_{n}": rng.normal(size=w.shape[1]).astype(np.float32) for n, w in weights.items()
+    }
+    nodes = [
+        onnx.helper.make_node("Gemm", ["x", "a", "bias_a"], ["a_out"]),
+        onnx.helper.make_node("MatMul", ["x", "twice"], ["x_twice"]),
+        onnx.helper.make_node("Gemm", ["x", "b", "bias_b"], ["b_out"]),
+        onnx.helper.make_node("MatMul", ["x_twice", "twice"], ["twice_out"]),
+    ]
+    value, float_ = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes,
+        "products",
+        [value("x", float_, [3, 64])],
+        [value(f"{name}_out", float_, [3, w.shape[1]]) for name, w in weights.items()],
+        [onnx.numpy_helper.from_array(w, n) for n, w in {**weights, **biases}.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    convert(tmp_path / "model.onnx", tmp_path / "new/model.onnx", "int8-weights")
+
+    made = onnx.load(tmp_path / "new/model.onnx")
+    sizes = [next(a.i for a in n.attribute if a.name == "N") for n in made.graph.node if n.domain]
+    assert sizes == [32 + 48, 64, 64]
+    packed = [i.name for i in made.graph.initializer if i.name.endswith("packed")]
+    assert sorted(packed) == ["a_and_others_int8-weights_packed", "twice_int8-weights_packed"]
+    x = rng.normal(size=(3, 64)).astype(np.float32)
+    outputs = [
+        onnxruntime.InferenceSession(path).run(None, {"x": x})
+        for path in (tmp_path / "model.onnx", tmp_path / "new/model.onnx")
+    ]
+    for exact, rounded in zip(*outputs, strict=True):
+        assert np.abs(exact - rounded).max() < 0.03 * np.abs(exact).max()

@@ -108,6 +108,11 @@ def speed(
         from ...calibration.quality_plot import require_matplotlib
 
         require_matplotlib()  # now, and not after an hour of measuring
+        if draft_lengths is not None and 1 not in parse_lengths(draft_lengths):
+            raise UsageError(
+                "--plot needs the draft length 1, whose acceptance is its axis",
+                hint=f"--draft-lengths 1,{draft_lengths}",
+            )
     if texts and engine_dir is None:
         raise UsageError("--prompt is for --engine-dir: the controlled pair reads random tokens")
     config = SpeedConfig(

@@ -48,7 +48,8 @@ def read_measurement(path: Path) -> dict[str, Any]:
         acceptance_of(alike)
     except (ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise UsageError(
-            f"{path} is no result of cospec-bench speed --json on a pair with a draft"
+            f"{path} is no result of cospec-bench speed --json on a pair with a draft of length 1",
+            hint="measure again without --draft-lengths, or with 1 among them",
         ) from error
     return measurement
 

@@ -597,6 +597,10 @@ def test_unknown_peers_are_refused():
         (["speed", "--pair", "controlled", "--prompt", "x"], "--prompt is for"),
         (["speed", "--pair", "controlled", "--formats", "fp32+int3"], "unknown format 'int3'"),
         (["speed", "--engine-dir", "x", "--plot", "y.png"], "--plot draws"),
+        (
+            ["speed", "--pair", "controlled", "--plot", "y.png", "--draft-lengths", "2,auto"],
+            "--plot needs the draft length 1",
+        ),
         (["speed", "--pair", "controlled", "--draft-lengths", "3,9"], "'9' is neither auto"),
         (["context", "--contexts", "1,a"], "no list of numbers"),
         (["project", "--measured", __file__], "either --engine-dir"),

@@ -44,12 +44,14 @@ def listen(host: str, port: int) -> socket.socket:
         ResourceError: it is in use, or may not be opened.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, OverflowError) as error:
         raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol: asyncio turns Nagle's delay off only where it reads there that this is TCP. An
+    # answer's body would wait 40 ms for the client to acknowledge the headers.
+    opened = socket.socket(family, kind, protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -265,3 +266,27 @@ def test_a_default_that_no_request_could_use_is_refused_at_once(serving):
     ):
         with pytest.raises(UsageError), serving(defaults=defaults):
             pass
+
+
+def test_no_answer_waits_for_acknowledgements():
+    """Nagle's algorithm is off on accepted connections: it would hold back a body for 40 ms."""
+    assert asyncio.run(option_of_accepted(socket.TCP_NODELAY)) != 0
+
+
+async def option_of_accepted(option: int) -> int:
+    """Return an option of a connection that asyncio accepted on our socket."""
+    seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        seen.set_result(connection.getsockopt(socket.IPPROTO_TCP, option))
+        writer.close()
+
+    with listen("127.0.0.1", 0) as listening:
+        listening.setblocking(False)
+        server = await asyncio.start_server(accepted, sock=listening)
+        _, writer = await asyncio.open_connection(*listening.getsockname())
+        found = await asyncio.wait_for(seen, 30)
+        writer.close()
+        server.close()
+        return found

@@ -22,7 +22,7 @@ from .speed import cpu_model, preparing
 
 DRAFTED = 3
 
-THEIR_BEST = ((0, "as it comes"), (DRAFTED, "no spinning"))
+THEIR_BEST = ((0, "as it comes"), (DRAFTED, "spinning briefly"))
 """Of the settings of onnxruntime-genai, those that are fastest in `cospec-bench speed`."""
 
 

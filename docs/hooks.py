@@ -27,17 +27,12 @@ _LINK = re.compile(r"(?<!\\)(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation that are not written yet, and show mkdocstrings the package."""
-    config.nav = _present(config.nav)
-    _link_package()
-    return config
-
-
-def _link_package() -> None:
+def on_startup(*, command: str, dirty: bool) -> None:
     """Make a folder that holds what the reference is made of under the package's name.
 
     The repository root is the package; it holds environments and caches too, which nobody should walk.
+    mkdocstrings does that where it does not find the folder when it reads its configuration, so the
+    folder is made before.
     """
     package = ROOT / ".cache/docs/cospec"
     package.mkdir(parents=True, exist_ok=True)
@@ -45,6 +40,12 @@ def _link_package() -> None:
         link = package / name
         if not link.is_symlink():
             link.symlink_to(ROOT / name)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave pages out of the navigation that are not written yet."""
+    config.nav = _present(config.nav)
+    return config
 
 
 def _present(entry: Any) -> Any:

@@ -102,13 +102,14 @@ def speed(
     if (pair is None) == (engine_dir is None):
         raise UsageError("give either --pair controlled or --engine-dir")
     _check_counts(threads, tokens, rounds)
+    lengths = OUR_DRAFT_LENGTHS if draft_lengths is None else parse_lengths(draft_lengths)
     if plot is not None:
         if engine_dir is not None:
             raise UsageError("--plot draws the controlled pair", hint="leave --engine-dir out")
         from ...calibration.quality_plot import require_matplotlib
 
         require_matplotlib()  # now, and not after an hour of measuring
-        if draft_lengths is not None and 1 not in parse_lengths(draft_lengths):
+        if 1 not in lengths:
             raise UsageError(
                 "--plot needs the draft length 1, whose acceptance is its axis",
                 hint=f"--draft-lengths 1,{draft_lengths}",
@@ -125,7 +126,7 @@ def speed(
         tokens=tokens,
         rounds=rounds,
         texts=texts,
-        lengths=OUR_DRAFT_LENGTHS if draft_lengths is None else parse_lengths(draft_lengths),
+        lengths=lengths,
     )
     result = measure_speed(config)
     if plot is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import click
-
 from ...runtime.errors import UsageError
 from .formats import both
 from .measure import Row, Samples, measure_rows
 from .peers import genai_rows, our_rows
 from .prepare import journal
 from .report import table
-from .speed import cpu_model, preparing
+from .speed import cpu_model, preparing, random_prompts, say
 
 DRAFTED = 3
 
@@ -71,7 +68,7 @@ def measure_context(config: ContextConfig) -> dict[str, Any]:
         if config.peers:
             theirs = genai_rows(workshop, pair, weights, config.threads, capacity)
             rows += [row for row in theirs if (row.k, row.setting) in THEIR_BEST]
-    kept = journal(config.work, "context", config, lambda what: click.echo(what, err=True))
+    kept = journal(config.work, "context", config, say)
     figures = []
     turns = len(rows) * (config.rounds + 1) * len(config.contexts)
     with tqdm(total=turns, unit="turn", disable=not sys.stderr.isatty()) as bar:
@@ -101,8 +98,7 @@ def _measured(
     config: ContextConfig, rows: Sequence[Row], context: int, played: Callable[[Row], None]
 ) -> list[dict[str, Any]]:
     """Play the rows behind contexts of one length."""
-    draw = random.Random(context)
-    prompts = [[draw.randrange(2, 32000) for _ in range(context)] for _ in range(config.rounds)]
+    prompts = random_prompts(context, config.rounds, context)
     samples = measure_rows(rows, prompts, config.tokens, played=played, reading_once=True)
     return at_context(rows, samples, context)
 

@@ -102,7 +102,6 @@ def measure_rows(
         reading_once: for long prompts: warm up on the beginning of one, and take the time to the first
             token from the one generation of a turn; its worker tells it.
     """
-    play = _play_once if reading_once else _play
     warm_up = prompts[0][:WARM_UP_TOKENS] if reading_once else prompts[0]
     samples = [Samples(error=row.reason) for row in rows]
     workers: dict[str, Generator] = {}
@@ -116,7 +115,8 @@ def measure_rows(
             for i in turns(len(rows), number):
                 row, sample = rows[i], samples[i]
                 if row.process is not None and sample.error is None:
-                    play(row, workers[row.process.key], sample, prompt, tokens)
+                    worker = workers[row.process.key]
+                    _play(row, worker, sample, prompt, tokens, reading_once=reading_once)
                     played(row)
     finally:
         for worker in workers.values():
@@ -159,33 +159,26 @@ def _warm_up(
         sample.error = str(error)
 
 
-def _play(row: Row, worker: Generator, sample: Samples, prompt: Sequence[int], tokens: int) -> None:
-    """One turn: the first token by itself, for its time; then all of them."""
+def _play(
+    row: Row,
+    worker: Generator,
+    sample: Samples,
+    prompt: Sequence[int],
+    tokens: int,
+    *,
+    reading_once: bool,
+) -> None:
+    """One turn: the first token by itself, unless the worker tells its time; then all of them."""
     mode = {"k": row.k}
     try:
-        first = worker.generate(prompt, 1, mode)
+        alone = None if reading_once else (worker.generate(prompt, 1, mode).seconds, 1)
         whole = worker.generate(prompt, tokens, mode)
     except WorkerError as error:
         sample.error = str(error)
         return
-    _add(sample, whole, first.seconds, 1)
-
-
-def _play_once(
-    row: Row, worker: Generator, sample: Samples, prompt: Sequence[int], tokens: int
-) -> None:
-    """One turn in which the prompt is read once."""
-    try:
-        whole = worker.generate(prompt, tokens, {"k": row.k})
-    except WorkerError as error:
-        sample.error = str(error)
-        return
-    assert whole.first is not None, f"the worker of {row.name} does not tell when tokens came first"
-    _add(sample, whole, *whole.first)
-
-
-def _add(sample: Samples, whole: Generated, first_seconds: float, first_tokens: int) -> None:
-    """Take in a turn, of which the first tokens came after so many seconds."""
+    first = alone or whole.first
+    assert first is not None, f"the worker of {row.name} does not tell when tokens came first"
+    first_seconds, first_tokens = first
     count = len(whole.tokens)
     sample.first.append(first_seconds)
     sample.rates.append(count / whole.seconds)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...runtime.cli.engine_settings import Pool
 from ...runtime.engines.onnxruntime import SPIN_MICROSECONDS
 from ...runtime.errors import CospecError, UsageError
 from .conversions import GENAI, LLAMA, OPENVINO
@@ -25,7 +26,6 @@ DRAFT_LENGTHS = (2, 3, 4, 5)
 """Draft lengths of peers: their best lies among them on every pair that was tried."""
 
 DraftLength = int | Literal["auto"]
-Pool = Literal["own", "shared"]
 OUR_DRAFT_LENGTHS: tuple[DraftLength, ...] = (*range(1, NUM_DRAFT_TOKENS + 1), "auto")
 
 

@@ -14,11 +14,12 @@ from statistics import median
 from typing import Any
 
 from ...runtime.bundle import Bundle, find_bundle
+from ...runtime.cli.engine_settings import Pool
 from ...runtime.errors import UsageError
 from .bandwidth import PairBytes, ReadSpeed, sizes_of
 from .formats import PairFormat, both
 from .measure import Row, Samples, distinct, measure_rows, paired_ratio
-from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, Pool, our_rows, peer_rows
+from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, our_rows, peer_rows
 from .prepare import Workshop
 from .summary import best_of_each, best_ratios, summarise
 
@@ -89,7 +90,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
             )
             rows += [row for row in theirs if row.k == 0 or row.k in config.lengths]
             rows = distinct(rows)
-            prompts = _prompts(config)
+            prompts = random_prompts(0, config.rounds, config.prompt_tokens)
     sizes = {weights: sizes_of(folder) for weights, folder in folders.items()}
     return _measured(config, rows, sizes, prompts)
 
@@ -114,12 +115,18 @@ def _check(config: SpeedConfig) -> None:
 @contextmanager
 def preparing(work: Path) -> Iterator[Workshop]:
     """Yield a workshop that says on stderr what it is making; one run at a time makes things there."""
-    import click
     from filelock import FileLock
 
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / ".lock"):
-        yield Workshop(work, lambda what: click.echo(f"{what} ...", err=True))
+        yield Workshop(work, lambda what: say(f"{what} ..."))
+
+
+def say(what: str) -> None:
+    """Tell a person how far it is, on stderr."""
+    import click
+
+    click.echo(what, err=True)
 
 
 def _bundle_rows(
@@ -148,13 +155,10 @@ BUNDLE_PROMPTS = (
 )
 
 
-def _prompts(config: SpeedConfig) -> list[list[int]]:
-    """Return random prompts without special tokens, the same in every run."""
-    draw = random.Random(0)
-    return [
-        [draw.randrange(2, 32000) for _ in range(config.prompt_tokens)]
-        for _ in range(config.rounds)
-    ]
+def random_prompts(seed: int, count: int, tokens: int) -> list[list[int]]:
+    """Return prompts for the controlled pair without special tokens, the same in every run."""
+    draw = random.Random(seed)
+    return [[draw.randrange(2, 32000) for _ in range(tokens)] for _ in range(count)]
 
 
 def _measured(

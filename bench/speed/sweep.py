@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .bandwidth import PairBytes
 from .measure import paired_ratio
 from .peers import OURS
 from .prepare import journal
 from .roofline import acceptance_of, project
-from .speed import SpeedConfig, measure_speed
+from .speed import SpeedConfig, measure_speed, say
 
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, float("inf"))
 """From a draft that is always right to one that has nothing to do with its target."""
@@ -31,11 +29,11 @@ def measure_sweep(config: SpeedConfig, noises: Sequence[float] = NOISES) -> list
         (of the best draft length) and `bound_target_only`; see `roofline`.
     """
     config = replace(config, peers=(), formats=config.formats[:1], pools=("shared",))
-    kept = journal(config.work, "sweep", config, _say)
+    kept = journal(config.work, "sweep", config, say)
     points = []
     for noise in noises:
         name = "unrelated" if math.isinf(noise) else f"{noise:g}"
-        _say(f"noise {name}")
+        say(f"noise {name}")
         points.append(kept.once(name, lambda noise=noise: _point(config, noise)))  # type: ignore[misc]
     kept.finish()
     return points
@@ -56,10 +54,6 @@ def _point(config: SpeedConfig, noise: float) -> dict[str, Any]:
         "bound_target_only": projected.target_only,
         "guard": guard_quality(rows),
     }
-
-
-def _say(what: str) -> None:
-    click.echo(what, err=True)
 
 
 def guard_quality(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

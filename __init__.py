@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .runtime.errors import (
+from .errors import (
     BackendError,
     BundleError,
     CheckpointError,
@@ -23,25 +23,25 @@ from .runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.chat import Chat
-    from .runtime.completion import Completion, Piece, Stream
+    from .runtime.decoding.chat import Chat
+    from .runtime.decoding.completion import Completion, Piece, Stream
+    from .runtime.decoding.session import Session, load
+    from .runtime.decoding.stats import GenerationStats
     from .runtime.engines.onnxruntime import OrtOptions
     from .runtime.sampling.params import SamplingParams
-    from .runtime.session import Session, load
-    from .runtime.stats import GenerationStats
-    from .runtime.trace import Trace
+    from .runtime.trace.record import Trace
 
 _LAZY = {
-    "Chat": ".runtime.chat",
-    "Completion": ".runtime.completion",
-    "GenerationStats": ".runtime.stats",
+    "Chat": ".runtime.decoding.chat",
+    "Completion": ".runtime.decoding.completion",
+    "GenerationStats": ".runtime.decoding.stats",
     "OrtOptions": ".runtime.engines.onnxruntime",
-    "Piece": ".runtime.completion",
+    "Piece": ".runtime.decoding.completion",
     "SamplingParams": ".runtime.sampling.params",
-    "Session": ".runtime.session",
-    "Stream": ".runtime.completion",
-    "Trace": ".runtime.trace",
-    "load": ".runtime.session",
+    "Session": ".runtime.decoding.session",
+    "Stream": ".runtime.decoding.completion",
+    "Trace": ".runtime.trace.record",
+    "load": ".runtime.decoding.session",
 }
 
 __all__ = [

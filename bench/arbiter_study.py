@@ -23,27 +23,27 @@ from typing import Any
 import click
 
 from bench.arbiter_tables import as_markdown, compare
-from cospec.calibration.config import TrainingConfig
-from cospec.calibration.curve import curve_modes, curve_points, play_finer
-from cospec.calibration.embed import measured_files
-from cospec.calibration.modes import PLAIN, RIVAL_THRESHOLD, Mode
-from cospec.calibration.quality import play_modes
-from cospec.calibration.quality_plot import plot_quality, require_matplotlib
-from cospec.calibration.quality_worker import QualityConfig
-from cospec.calibration.summary import Answer, override_rate
-from cospec.calibration.tasks.item import Task
-from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
-from cospec.calibration.threshold import fastest_with_gain, fastest_without_loss
-from cospec.calibration.train import (
+from cospec.calibration.arbiter.config import TrainingConfig
+from cospec.calibration.arbiter.curve import curve_modes, curve_points, play_finer
+from cospec.calibration.arbiter.install import measured_files
+from cospec.calibration.arbiter.network import A_FEATURES, export_arbiter, save_network
+from cospec.calibration.arbiter.threshold import fastest_with_gain, fastest_without_loss
+from cospec.calibration.arbiter.training import (
     arbiter_shape,
     play_branches,
     player_setup,
     train_from_branches,
 )
-from cospec.calibration.workers import Journal, Workers
-from cospec.models.arbiter import A_FEATURES, export_arbiter, save_network
+from cospec.calibration.quality.accuracy_plot import plot_quality, require_matplotlib
+from cospec.calibration.quality.measurement import play_modes
+from cospec.calibration.quality.mode_summary import Answer, override_rate
+from cospec.calibration.quality.modes import PLAIN, RIVAL_THRESHOLD, Mode
+from cospec.calibration.quality.worker import QualityConfig
+from cospec.calibration.quality.worker_pool import Journal, Workers
+from cospec.calibration.tasks.item import Task
+from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
 from cospec.models.tiny_pair.tasks import KINDS
-from cospec.runtime.bundle import Bundle, find_bundle
+from cospec.runtime.bundle.reader import Bundle, find_bundle
 
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cospec.calibration.modes import Mode
-from cospec.calibration.statistics import mcnemar
-from cospec.calibration.summary import Answer, oracle, summarise
-from cospec.calibration.threshold import difference_bound
+from cospec.calibration.arbiter.threshold import difference_bound
+from cospec.calibration.quality.mode_summary import Answer, oracle, summarise
+from cospec.calibration.quality.modes import Mode
+from cospec.calibration.quality.statistics import mcnemar
 
 _HEAD = (
     "| mode | threshold | right % | of headroom | p against target | tokens a pass | to strict "

@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from cospec.runtime.bundle import Bundle, find_bundle
+from cospec.runtime.bundle.reader import Bundle, find_bundle
+from cospec.runtime.decoding.session import Session, load
 from cospec.runtime.engines.onnxruntime import OrtOptions
-from cospec.runtime.session import Session, load
 
 
 class TimedSession:

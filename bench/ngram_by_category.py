@@ -21,8 +21,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from cospec.runtime.decoding.session import DraftLength, Session, load
 from cospec.runtime.engines.onnxruntime import OrtOptions
-from cospec.runtime.session import DraftLength, Session, load
 
 
 @dataclass(frozen=True)

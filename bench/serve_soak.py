@@ -29,7 +29,7 @@ import click
 import psutil
 
 from cospec import SamplingParams
-from cospec.runtime.session import load
+from cospec.runtime.decoding.session import load
 
 MAX_TOKENS = 64
 LONG_TOKENS = 400

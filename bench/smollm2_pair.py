@@ -42,12 +42,12 @@ from bench.distillation import (
     shortened,
     subsets,
 )
+from cospec.calibration.quality.worker_pool import Journal, digest
 from cospec.calibration.tasks import Task, resolve_tasks
-from cospec.calibration.workers import Journal, digest
 from cospec.models.checkpoint import Checkpoint, load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.vocabulary import tokenizer_json
-from cospec.runtime.text import TextCodec
+from cospec.runtime.text.codec import TextCodec
 
 HELD_OUT = 16
 """Answers that are kept out of training: agreement is measured on them, and layers are chosen."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import MissingExtraError, UsageError
 from ..runtime.cli.common import (
     CospecCommand,
     CospecGroup,
@@ -16,8 +17,7 @@ from ..runtime.cli.common import (
     json_option,
     print_json,
 )
-from ..runtime.errors import MissingExtraError, UsageError
-from .draft_vocabulary_cli import draft_vocabulary
+from .draft_vocabulary.cli import draft_vocabulary
 
 EPILOG = """
 \b
@@ -114,9 +114,9 @@ def arbiter(
     for package in ("torch", "matplotlib"):  # asked for now, not after the rollouts
         if find_spec(package) is None:
             raise MissingExtraError(package, "calibrate", "Training an arbiter")
-    from ..runtime.bundle import find_bundle
-    from .arbiter import CalibrationRequest, calibrate_arbiter
-    from .config import TrainingConfig, with_settings
+    from ..runtime.bundle.reader import find_bundle
+    from .arbiter.calibrate import CalibrationRequest, calibrate_arbiter
+    from .arbiter.config import TrainingConfig, with_settings
 
     at_least("--processes", processes, 1)
     at_least("--validation-items", validation_items, 1)
@@ -174,9 +174,9 @@ def certify(
     A certificate counts for the very files that it was measured on: after a new export, or with other
     weights, the same arbiter has to be measured again, but not trained. It is written into FOLDER too.
     """
-    from ..runtime.bundle import find_bundle
-    from .arbiter import certify_arbiter, training_of
-    from .quality_worker import QualityConfig
+    from ..runtime.bundle.reader import find_bundle
+    from .arbiter.calibrate import certify_arbiter, training_of
+    from .quality.worker import QualityConfig
     from .tasks.resolve import resolve_tasks
 
     at_least("--processes", processes, 1)
@@ -257,10 +257,10 @@ def weights(
     """
     if find_spec("onnx_ir") is None:
         raise MissingExtraError("onnx-ir", "calibrate", "Converting weights")
-    from .weights.choose import choose_weights
     from .weights.formats import parse_format
-    from .weights.report import as_text
     from .weights.request import Limits, WeightsRequest
+    from .weights.selection import choose_weights
+    from .weights.weights_report import as_text
 
     at_least("--items", items, 1)
     at_least("--text-tokens", text_tokens, 2)

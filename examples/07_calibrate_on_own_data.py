@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import cospec
-from cospec.calibration.arbiter import CalibrationRequest, calibrate_arbiter
-from cospec.calibration.config import TrainingConfig
+from cospec.calibration.arbiter.calibrate import CalibrationRequest, calibrate_arbiter
+from cospec.calibration.arbiter.config import TrainingConfig
 
 
 def write_tasks(path: Path, count: int, seed: int) -> None:

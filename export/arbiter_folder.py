@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..runtime.arbitration.learned import LearnedArbiter
-from ..runtime.errors import CheckpointError
-from ..runtime.manifest import ArbiterEntry
+from ..runtime.bundle.manifest import ArbiterEntry
 
 GRAPH = "arbiter/model.onnx"
 """Where the graph lies in a bundle."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..runtime.bundle import Bundle
-from ..runtime.errors import BackendError, MissingExtraError
-from ..runtime.manifest import EnginesEntry
+from ..errors import BackendError, MissingExtraError
+from ..runtime.bundle.manifest import EnginesEntry
+from ..runtime.bundle.reader import Bundle
 from ..runtime.tensorrt.api import Gpu, find_gpu, flavour_of, import_tensorrt, version_of
 from ..runtime.tensorrt.builder import Progress
+from ..runtime.tensorrt.bundle_engines import engine_specs, prepare_engines
 from ..runtime.tensorrt.devices import DEVICES, Device, device_of
-from ..runtime.tensorrt.engines import engine_specs, prepare_engines
 
 
 def build_bundle(

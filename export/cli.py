@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ..errors import MissingExtraError, UsageError
 from ..runtime.cli.common import CospecCommand, json_option, print_json
-from ..runtime.errors import MissingExtraError, UsageError
-from ..runtime.tensorrt.progress import build_bars
+from ..runtime.tensorrt.build_progress import build_bars
 
 if TYPE_CHECKING:
-    from ..runtime.tensorrt.memory import DeviceMemory
+    from ..runtime.tensorrt.device_memory import DeviceMemory
     from .pipeline import ExportOptions
-    from .tensorrt import EngineExport
+    from .tensorrt_export import EngineExport
 
 EPILOG = """
 \b
@@ -154,7 +154,7 @@ def _engines(
 ) -> EngineExport:
     """Choose the device and check what was asked for against it."""
     from .target_device import check_form, choose_device
-    from .tensorrt import EngineExport
+    from .tensorrt_export import EngineExport
 
     chosen, note = choose_device(device)
     check_form(chosen, lowering or chosen.lowering, precision or "fp16")
@@ -187,7 +187,7 @@ def _refuse_what_is_for_exports(context: click.Context) -> None:
 
 def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
     """Build the engines of a bundle that is there."""
-    from ..runtime.bundle import Bundle, find_bundle
+    from ..runtime.bundle.reader import Bundle, find_bundle
     from ..runtime.tensorrt.devices import resolve_device
     from .build_only import build_bundle
 

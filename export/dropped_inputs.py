@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.errors import GateError
+from ..errors import GateError
 from ..runtime.tensorrt.builder import ParsedGraph
 from ..runtime.tensorrt.lint import Network, inputs_of
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import BackendError, CheckpointError, GateError
 from ..runtime.engines.onnxruntime import OrtDecoder, OrtEngine
 from ..runtime.engines.protocol import StepOutput
-from ..runtime.errors import BackendError, CheckpointError, GateError
 from .decoder import SUMMARY_OUTPUTS, head_input
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}

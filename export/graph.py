@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..models.tracing import quiet_tracing
-from ..runtime.errors import CheckpointError, GateError
+from ..errors import CheckpointError, GateError
 from .attention import OPSET, Lowering
 from .decoder import Decoder, input_names, kv_shapes, output_names
 from .fusion import fuse
-from .head_rows import cut_head
+from .logits_to_keep import cut_head
+from .tracing import quiet_tracing
 
 WEIGHTS_FILE = "model.onnx.data"
 

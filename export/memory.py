@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import MissingExtraError, ResourceError, UsageError
 from ..models.checkpoint import BYTES_PER_WEIGHT, Checkpoint
-from ..runtime.errors import MissingExtraError, ResourceError, UsageError
+from ..runtime.bundle.files import free_disk
 
 PEAK_FACTOR = 1.5
 """Peak memory of an export, in units of the exported weights: the module, and the tensors that are
@@ -137,14 +137,6 @@ def available_memory() -> int:
     free = int(psutil.virtual_memory().available)
     container = _container_memory(_CGROUP)
     return free if container is None else min(free, container)
-
-
-def free_disk(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, or that would hold it."""
-    existing = path.resolve()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
 
 
 def _container_memory(cgroup: Path) -> int | None:

@@ -10,16 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
 from ..models.presets import resolve_arbiter, resolve_pair
 from ..models.vocabulary import shared_vocabulary, tokenizer_json
-from ..runtime.errors import UsageError
-from ..runtime.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from ..runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from ..runtime.bundle.writer import BundleWriter
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
-from .bundle_writer import BundleWriter
 from .memory import MIN_CAPACITY, ensure_fits, plan
-from .tensorrt import EngineExport
+from .tensorrt_export import EngineExport
 
 DEFAULT_CAPACITY = 2048
 """Tokens of context, unless the models are made for less."""

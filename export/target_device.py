@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..runtime.errors import BackendError, UsageError
+from ..errors import BackendError, UsageError
 from ..runtime.tensorrt.api import find_gpu, flavour_of, import_tensorrt, version_of
 from ..runtime.tensorrt.devices import GENERIC, Device, device_of, resolve_device
 

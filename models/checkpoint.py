@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..runtime.errors import CheckpointError
+from ..errors import CheckpointError
 from . import gguf
 from .families import FAMILIES, check_supported, unsupported
 from .hf import blaming, quiet, transformers_class
 from .metadata import chat_template, eos_ids, max_positions, read_json, special_tokens
+from .safetensors_files import read_weight_files
 from .source import Source, fetch
-from .weights import read_weight_files
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError
+from ..errors import CheckpointError
 
 FAMILIES: dict[str, str] = {
     "gemma2": "Gemma2ForCausalLM",

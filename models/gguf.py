@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..runtime.errors import CheckpointError, MissingExtraError
+from ..errors import CheckpointError, MissingExtraError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
 """`general.architecture` values whose conversion in transformers is known to be faithful."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError, CospecError, MissingExtraError, ResourceError
+from ..errors import CheckpointError, CospecError, MissingExtraError, ResourceError
 
 
 @contextlib.contextmanager

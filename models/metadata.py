@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError
+from ..errors import CheckpointError
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_JSON_BYTES = 32 << 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..runtime.errors import CheckpointError
+from ..errors import CheckpointError
 from .source import HUB_ID, Source, local_source
 
 NO_DRAFT = "none"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..runtime.errors import CheckpointError, CospecError, MissingExtraError, ResourceError
+from ..errors import CheckpointError, CospecError, MissingExtraError, ResourceError
 
 SourceKind = Literal["packaged", "folder", "gguf", "hub"]
 

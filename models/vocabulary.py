@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError
+from ..errors import CheckpointError
 from .checkpoint import Checkpoint
 from .hf import blaming, quiet, transformers_class
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cospec.runtime.bundle import read_manifest
-from cospec.runtime.files import sha256_of
-from cospec.runtime.manifest import MANIFEST_NAME, ArbiterEntry, FileEntry, to_json
+from cospec.runtime.bundle.files import sha256_of
+from cospec.runtime.bundle.manifest import MANIFEST_NAME, ArbiterEntry, FileEntry, to_json
+from cospec.runtime.bundle.reader import read_manifest
 
 GRAPH = "arbiter/model.onnx"
 
@@ -22,7 +22,7 @@ def untrained_network(bundle: Path, features: str = "a", seed: int = 0) -> Any:
     """A random arbiter for a bundle, whose scores lie on both sides of one half."""
     import torch
 
-    from cospec.models.arbiter import ArbiterConfig, ArbiterNetwork
+    from cospec.calibration.arbiter.network import ArbiterConfig, ArbiterNetwork
 
     models = read_manifest(bundle).models
     assert models.draft is not None

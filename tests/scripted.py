@@ -13,8 +13,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from cospec.errors import BackendError
 from cospec.runtime.engines.protocol import StepOutput
-from cospec.runtime.errors import BackendError
 
 Choose = Callable[[Sequence[int]], int]
 """The greedy choice of a model: every token so far -> the next one."""

@@ -360,5 +360,5 @@ def simulate(
         plan = simulated_plan(graph, widths=widths, in_place=in_place, version=version)
         return BuiltPlan(plan, BuildLog(), b"")
 
-    monkeypatch.setattr("cospec.runtime.tensorrt.engines.build_engine", build)
+    monkeypatch.setattr("cospec.runtime.tensorrt.bundle_engines.build_engine", build)
     return trt

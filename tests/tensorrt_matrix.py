@@ -77,8 +77,8 @@ def write_graph(
     from cospec.export import graph
     from cospec.models.checkpoint import load_module, open_checkpoint
     from cospec.models.presets import resolve
-    from cospec.runtime.manifest import ModelEntry
-    from cospec.runtime.tensorrt.engines import decoder_spec
+    from cospec.runtime.bundle.manifest import ModelEntry
+    from cospec.runtime.tensorrt.bundle_engines import decoder_spec
 
     sizes = sizes or Sizes()
     opened = open_checkpoint(resolve(str(checkpoint)))
@@ -102,8 +102,8 @@ def write_graph(
 
 def check_and_build(trt: Any, folder: Path, spec: Any, sm: int) -> dict[str, Any]:
     """Parse, lint and build one graph; return what was found, a refusal in its own words included."""
+    from cospec.errors import BackendError, GateError
     from cospec.export.dropped_inputs import lint_inputs
-    from cospec.runtime.errors import BackendError, GateError
     from cospec.runtime.tensorrt.builder import BuildRequest, build_plan, parse_graph
     from cospec.runtime.tensorrt.lint import (
         activation_bytes,

@@ -17,7 +17,7 @@ from tensorrt_matrix import LOWERINGS, RESULTS, SMS, models
 from tensorrt_versions import NEWEST, OLDER, nearest
 from tensorrt_weights import FORMS
 
-from cospec.export.tensorrt import stand_in
+from cospec.export.tensorrt_export import stand_in
 from cospec.runtime.tensorrt.devices import DEVICES, Device
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "tensorrt.md"

@@ -161,7 +161,7 @@ def test_calibrate_on_own_data(tiny_pair_bundle, tmp_path):
         "draft",
         "collab",
     ]
-    from cospec.runtime.bundle import Bundle
+    from cospec.runtime.bundle.reader import Bundle
 
     assert Bundle.open(tmp_path / "bundle").manifest.models.arbiter is not None
     assert Bundle.open(tiny_pair_bundle).manifest.models.arbiter is None, "a copy was calibrated"

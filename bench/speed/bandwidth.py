@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle import Bundle
+from ...runtime.bundle.reader import Bundle
 
 BUFFER_BYTES = 512 << 20
 """A thread's buffer: several times the last-level cache of large processors, all threads together."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ...errors import UsageError
 from ...runtime.cli.common import CospecCommand, at_least, json_option, print_json
-from ...runtime.errors import UsageError
 
 WORK = Path(".cache/speed")
 
@@ -94,10 +94,10 @@ def speed(
     as_json: bool,
 ) -> None:
     """Compare tokens per second: ours at every draft length, and other runtimes on the same weights."""
-    from .formats import parse_formats
+    from .peer_formats import parse_formats
     from .peers import OUR_DRAFT_LENGTHS, parse_lengths, parse_peers
-    from .report import as_markdown
     from .speed import SpeedConfig, measure_speed
+    from .speed_report import as_markdown
 
     if (pair is None) == (engine_dir is None):
         raise UsageError("give either --pair controlled or --engine-dir")
@@ -106,7 +106,7 @@ def speed(
     if plot is not None:
         if engine_dir is not None:
             raise UsageError("--plot draws the controlled pair", hint="leave --engine-dir out")
-        from ...calibration.quality_plot import require_matplotlib
+        from ...calibration.quality.accuracy_plot import require_matplotlib
 
         require_matplotlib()  # now, and not after an hour of measuring
         if 1 not in lengths:
@@ -197,7 +197,7 @@ def project(
     if acceptance is not None and not 0 <= acceptance <= 1:
         raise UsageError(f"--acceptance is {acceptance}, but must be from 0 to 1")
     if engine_dir is not None:
-        from ...runtime.bundle import find_bundle
+        from ...runtime.bundle.reader import find_bundle
         from .bandwidth import sizes_of
 
         sizes = sizes_of(find_bundle(engine_dir))

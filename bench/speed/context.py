@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...runtime.errors import UsageError
-from .formats import both
+from ...errors import UsageError
 from .measure import Row, Samples, measure_rows
+from .peer_formats import both
 from .peers import genai_rows, our_rows
 from .prepare import journal
-from .report import table
 from .speed import cpu_model, preparing, random_prompts, say
+from .speed_report import table
 
 DRAFTED = 3
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...runtime.files import write_whole
+from ...runtime.bundle.files import write_whole
 
 
 class Journal:

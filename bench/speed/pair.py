@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import UsageError
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...errors import CospecError, UsageError
 from ...runtime.cli.engine_settings import Pool
 from ...runtime.engines.onnxruntime import SPIN_MICROSECONDS
-from ...runtime.errors import CospecError, UsageError
 from .conversions import GENAI, LLAMA, OPENVINO
-from .formats import PairFormat
 from .measure import Row
+from .peer_formats import PairFormat
 from .prepare import NUM_DRAFT_TOKENS, Pair, Workshop, link_files, run, write_json
 from .remote import Process
 

@@ -19,10 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import CospecError, ResourceError
-from .formats import PairFormat, both
+from ...errors import CospecError, ResourceError
 from .journal import Journal
 from .pair import write_pair
+from .peer_formats import PairFormat, both
 
 NUM_DRAFT_TOKENS = 8
 """The longest draft that is measured, and the bundle's default: what `auto` may choose up to."""
@@ -147,7 +147,7 @@ def journal(root: Path, kind: str, facts: object, report: Callable[[str], None])
 
 def digest(facts: str) -> str:
     """Return what stands for `facts` in a name."""
-    from ...calibration.workers import digest as hashed
+    from ...calibration.quality.worker_pool import digest as hashed
 
     return hashed(facts)
 
@@ -222,6 +222,6 @@ def _export(pair: Pair, output: Path, capacity: int) -> None:
 
 
 def _convert(bundle: Path, output: Path, weights: PairFormat) -> None:
-    from ...calibration.weights.bundle import convert_bundle
+    from ...calibration.weights.converted_bundle import convert_bundle
 
     convert_bundle(bundle, output, weights.target, weights.draft)

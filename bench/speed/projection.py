@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UsageError
+from ...errors import UsageError
 from .bandwidth import PairBytes
-from .devices import DEVICES, device_named
-from .formats import target_of
+from .device_bandwidth import DEVICES, device_named
+from .peer_formats import target_of
 from .peers import OURS
-from .report import table
-from .roofline import (
-    acceptance_of,
-    project,
-    projection_error,
-    verify_curve,
-)
+from .roofline import acceptance_of, project, projection_error, verify_curve
+from .speed_report import table
 
 
 def read_measurement(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ...runtime.guard import expected_tokens
+from ...runtime.drafting.draft_length import expected_tokens
 from .bandwidth import PairBytes
 
 MOST_DRAFTED = 8

@@ -13,15 +13,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...runtime.bundle import Bundle, find_bundle
+from ...errors import UsageError
+from ...runtime.bundle.reader import Bundle, find_bundle
 from ...runtime.cli.engine_settings import Pool
-from ...runtime.errors import UsageError
 from .bandwidth import PairBytes, ReadSpeed, sizes_of
-from .formats import PairFormat, both
 from .measure import Row, Samples, distinct, measure_rows, paired_ratio
+from .peer_formats import PairFormat, both
 from .peers import OUR_DRAFT_LENGTHS, OURS, DraftLength, our_rows, peer_rows
 from .prepare import Workshop
-from .summary import best_of_each, best_ratios, summarise
+from .speed_summary import best_of_each, best_ratios, summarise
 
 PROMPT_TOKENS = 32
 
@@ -133,7 +133,7 @@ def _bundle_rows(
     config: SpeedConfig, folder: Path
 ) -> tuple[list[Row], dict[PairFormat, Path], list[list[int]]]:
     """Return the rows of one bundle, its folder by format, and its prompts."""
-    from ...runtime.text import TextCodec
+    from ...runtime.text.codec import TextCodec
 
     bundle = Bundle.open(folder)
     manifest = bundle.manifest

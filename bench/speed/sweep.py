@@ -79,7 +79,7 @@ def plot_sweep(points: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    from ...calibration.quality_plot import require_matplotlib
+    from ...calibration.quality.accuracy_plot import require_matplotlib
 
     figure = require_matplotlib()(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()

@@ -14,8 +14,8 @@ choose.py      counting, trimming, measuring and writing
 report.py      the result as text
 """
 
-from .bundle import trim_bundle
 from .frequency import most_frequent
-from .graph import trim
+from .trimmed_bundle import trim_bundle
+from .trimmed_head import trim
 
 __all__ = ["most_frequent", "trim", "trim_bundle"]

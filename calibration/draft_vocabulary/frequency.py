@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import UsageError
-from ...runtime.manifest import Manifest
+from ...errors import UsageError
+from ...runtime.bundle.manifest import Manifest
 from ..weights.texts import Text
 
 HELD_OUT = 5

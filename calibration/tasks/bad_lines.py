@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...runtime.errors import UsageError
+from ...errors import UsageError
 
 OnBadLine = Literal["stop", "skip"]
 

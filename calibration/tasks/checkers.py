@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from ...runtime.errors import UsageError
+from ...errors import UsageError
 from .choice import ChoiceChecker
 from .expression import MathChecker
 from .item import CheckerSpec, Task

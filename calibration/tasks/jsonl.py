@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ...runtime.errors import BundleError, ResourceError, UsageError
-from ...runtime.files import flush_to_disk, format_bytes, parse_json_object
+from ...errors import BundleError, ResourceError, UsageError
+from ...runtime.bundle.files import flush_to_disk, format_bytes, parse_json_object
 from .bad_lines import BadLines, OnBadLine, Report
 from .checkers import problem_with
 from .item import Task, task_from_row, task_to_row

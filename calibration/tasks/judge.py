@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 
-from ...runtime.errors import BackendError, UsageError
+from ...errors import BackendError, UsageError
 
 RETRIES = 2
 MAX_ANSWER_CHARACTERS = 20_000

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import MissingExtraError, UsageError
+from ...errors import MissingExtraError, UsageError
 from . import benchmarks
 from .bad_lines import BadLines, OnBadLine, Report
 from .checkers import problem_with

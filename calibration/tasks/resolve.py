@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from ...runtime.errors import UsageError
+from ...errors import UsageError
 from .bad_lines import OnBadLine, Report
 from .item import Task
 from .jsonl import read_tasks

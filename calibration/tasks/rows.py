@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ...runtime.errors import UsageError
-from ...runtime.files import format_bytes
+from ...errors import UsageError
+from ...runtime.bundle.files import format_bytes
 from .bad_lines import BadLines
 from .jsonl import json_rows, opened
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...runtime.errors import BackendError, UsageError
+from ...errors import BackendError, UsageError
 
 Isolation = Literal["namespaces", "hooks"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from ...errors import UsageError
 from ...models.tiny_pair.tasks import KINDS, Split, distinct, final_answer
-from ...runtime.errors import UsageError
 from .item import CheckerSpec, Task, user_message
 
 SPLITS: tuple[Split, ...] = get_args(Split)

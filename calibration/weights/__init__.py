@@ -13,9 +13,9 @@ choose.py      all of it, and the fastest that is good enough written
 report.py      the result as text
 """
 
-from ...runtime.manifest import WeightFormat
-from .bundle import convert_bundle
+from ...runtime.bundle.manifest import WeightFormat
+from .converted_bundle import convert_bundle
 from .formats import WEIGHT_FORMATS
-from .graph import convert
+from .graph_conversion import convert
 
 __all__ = ["WEIGHT_FORMATS", "WeightFormat", "convert", "convert_bundle"]

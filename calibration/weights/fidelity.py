@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.engines.prefill import prefill
 from ...runtime.engines.protocol import Decoder, Engine
-from ...runtime.prefill import prefill
 from .texts import Text
 
 OUTPUTS = ("token", "next_input_logprob")

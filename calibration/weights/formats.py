@@ -19,9 +19,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ...errors import UsageError
+from ...runtime.bundle.manifest import WeightFormat
 from ...runtime.engines.onnxruntime import import_onnxruntime
-from ...runtime.errors import UsageError
-from ...runtime.manifest import WeightFormat
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.manifest import WeightFormat
+from ...runtime.bundle.manifest import WeightFormat
 
 
 @dataclass(frozen=True)

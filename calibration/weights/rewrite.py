@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.constants import add_constant
-from ...runtime.manifest import WeightFormat
+from ...runtime.bundle.manifest import WeightFormat
 from .formats import BLOCKWISE, Blockwise
 from .quantise import quantise_blocks, quantise_channels
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.errors import UsageError
-from ...runtime.manifest import Manifest
-from ...runtime.session import Session
-from ...runtime.text import TextCodec
+from ...errors import UsageError
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.decoding.session import Session
+from ...runtime.text.codec import TextCodec
 from ..tasks.item import Task
 
 WINDOW = 256

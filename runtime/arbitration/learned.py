@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BackendError, BundleError
 from ..engines.onnxruntime import choose_pool, import_onnxruntime
 from ..engines.protocol import StepOutput
-from ..errors import BackendError, BundleError
 from .protocol import Block
 
 _BLOCK = ("drafted", "position", "mismatches", "run")
 
 
 class BlockGraph:
-    """An ONNX graph over a block of k drafted tokens; see `models/arbiter_graph.py` for what is inside.
+    """An ONNX graph over a block of k drafted tokens; see `calibration/arbiter/network_graph.py`.
 
     Args:
         graph: path of the graph.

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import CospecError, UsageError
+from ...errors import CospecError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that Ctrl-C ended
 TRACEBACK_VARIABLE = "COSPEC_TRACEBACK"

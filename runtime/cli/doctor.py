@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..doctor.bundle import check_bundle
+from ..doctor.bundle_check import check_bundle
 from ..doctor.checks import check_machine
 from ..doctor.findings import Finding
 from ..doctor.machine import probe

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ..placement import Backend
-from ..session import DrafterName, Session, load
+from ..decoding.placement import Backend
+from ..decoding.session import DrafterName, Session, load
 from .common import at_least
 
 Command = Callable[..., Any]

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from ..bundle import Bundle, find_bundle
-from ..files import format_bytes
-from ..manifest import Manifest, ModelEntry, folder_bytes
-from ..tensorrt.plans import PlanStore
+from ..bundle.files import format_bytes
+from ..bundle.manifest import Manifest, ModelEntry, folder_bytes
+from ..bundle.reader import Bundle, find_bundle
+from ..tensorrt.plan_store import PlanStore
 from .common import CospecCommand, json_option, print_json
 
 

@@ -7,16 +7,10 @@ from pathlib import Path
 
 import click
 
-from ..bundle import find_bundle
-from ..errors import UsageError
-from ..session import Prompt, Session
-from .common import (
-    CospecCommand,
-    engine_dir_option,
-    json_option,
-    print_json,
-    print_json_line,
-)
+from ...errors import UsageError
+from ..bundle.reader import find_bundle
+from ..decoding.session import Prompt, Session
+from .common import CospecCommand, engine_dir_option, json_option, print_json, print_json_line
 from .engine_settings import EngineSettings, engine_options
 from .run_output import (
     Painter,
@@ -158,7 +152,7 @@ def _answer(
     jsonl: bool,
 ) -> None:
     """Generate once, and print it as it comes."""
-    from ..trace import Trace
+    from ..trace.record import Trace
 
     observer = None if trace is None else Trace(session)
     stream = session.stream(prompt, **settings.arguments(), observer=observer)

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, CospecError, PromptError, ResourceError, UsageError
-from ..files import parse_json_object, write_whole
-from ..session import Prompt, Session
+from ...errors import BundleError, CospecError, PromptError, ResourceError, UsageError
+from ..bundle.files import parse_json_object, write_whole
+from ..decoding.session import Prompt, Session
 from .run_output import warn_if_uncertified
 from .run_settings import Prompts, Settings
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from ..chat import Chat
-from ..errors import BundleError, CospecError, ResourceError, UsageError
-from ..files import parse_json_object, write_whole
-from ..session import Session
-from ..stats import GenerationStats
-from ..text import Message
-from ..trace import Trace
-from ..trace_page import write_page
+from ...errors import BundleError, CospecError, ResourceError, UsageError
+from ..bundle.files import parse_json_object, write_whole
+from ..decoding.chat import Chat
+from ..decoding.session import Session
+from ..decoding.stats import GenerationStats
+from ..text.codec import Message
+from ..trace.page import write_page
+from ..trace.record import Trace
 from .run_output import Painter, describe, print_any_text, warn_if_uncertified
 from .run_settings import Settings
 from .run_terminal import ctrl_c_cancels, line_editing, lines

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from ..completion import Completion, Piece, logprobs_json
-from ..errors import BundleError
-from ..files import parse_json_object
-from ..loop import Provenance
-from ..manifest import Manifest
-from ..stats import GenerationStats
-from ..text import TextStream
+from ...errors import BundleError
+from ..bundle.files import parse_json_object
+from ..bundle.manifest import Manifest
+from ..decoding.completion import Completion, Piece, logprobs_json
+from ..decoding.loop import Provenance
+from ..decoding.stats import GenerationStats
+from ..text.codec import TextStream
 
 COLOURS: dict[Provenance, str] = {
     "agreed": "green",

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError
+from ...errors import UsageError
+from ..decoding.session import DraftLength, Mode, Overflow, Prompt, Session
 from ..sampling.params import SamplingParams
-from ..session import DraftLength, Mode, Overflow, Prompt, Session
-from ..text import Message
+from ..text.codec import Message
 
 Command = Callable[..., Any]
 

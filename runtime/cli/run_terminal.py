@@ -13,7 +13,7 @@ from types import FrameType
 
 import click
 
-from ..completion import Stream
+from ..decoding.completion import Stream
 
 HISTORY_LINES = 1000
 

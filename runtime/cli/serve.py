@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..errors import UsageError
-from ..session import DraftLength
+from ...errors import UsageError
+from ..decoding.session import DraftLength
 from .common import CospecCommand, at_least, engine_dir_option
 from .engine_settings import EngineSettings, engine_options
 from .run_settings import DraftLengthType

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
-from ..bundle import FileReport, check_file, find_bundle, read_manifest, unlisted_files
-from ..errors import BundleError
-from ..files import byte_progress, format_bytes
-from ..manifest import EXPORT_OR_COPY_AGAIN
+from ...errors import BundleError
+from ..bundle.files import byte_progress, format_bytes
+from ..bundle.manifest import EXPORT_OR_COPY_AGAIN
+from ..bundle.reader import FileReport, check_file, find_bundle, read_manifest, unlisted_files
 from .common import CospecCommand, json_option, print_json
 
 

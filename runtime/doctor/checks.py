@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..files import format_bytes
+from ..bundle.files import format_bytes
 from ..tensorrt.api import MODULES, release
 from .findings import Finding, install, listed, ok, problem, warning
 from .machine import Machine
 from .packages import ORT_PACKAGES, lacking
-from .tensorrt import JETPACK_FIX, bindings_for, check_jetpack, check_tensorrt
+from .tensorrt_check import JETPACK_FIX, bindings_for, check_jetpack, check_tensorrt
 
 TESTED_PYTHONS = ((3, 10), (3, 13))
 OLDEST_SM = 75

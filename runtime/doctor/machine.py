@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
+from ...errors import MissingExtraError
 from ..tensorrt.api import Gpu, read_gpu
 
 MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
@@ -197,7 +197,7 @@ def _import_all() -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _cuda(broken: Mapping[str, str]) -> tuple[Gpu | None, tuple[int, int] | None]:
-    from ..engines.cuda import import_cuda
+    from ..tensorrt.cuda import import_cuda
 
     if "cuda.bindings.runtime" in broken:
         return None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engines.protocol import StepOutput
-from .model import ModelDrafter
+from .draft_model import ModelDrafter
 from .ngram import NgramDrafter
 from .protocol import no_evidence
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ...errors import UsageError
 from ..engines.protocol import StepOutput
-from ..errors import UsageError
 
 
 class Drafter(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, MissingExtraError, UsageError
+from ...errors import BackendError, MissingExtraError, UsageError
 from .protocol import GraphShape, StepOutput
 from .sequence import CachedSequence, ShapedEngine, fetched
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import PromptError
+from ...errors import PromptError
 from .protocol import GraphShape
 
 

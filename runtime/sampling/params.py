@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 MAX_LOGPROBS = 64
 MAX_STOPS = 64

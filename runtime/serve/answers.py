@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from time import time
 from typing import Any
 
-from ..completion import Completion, Piece
-from ..loop import FinishReason
+from ..decoding.completion import Completion, Piece
+from ..decoding.loop import FinishReason
+from ..decoding.stats import GenerationStats
 from ..sampling.sampler import TokenLogprob
-from ..stats import GenerationStats
-from .tokens import TokenTexts
+from .token_text import TokenTexts
 
 FINISH_REASONS: dict[FinishReason, str] = {
     "eos": "stop",

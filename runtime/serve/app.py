@@ -17,17 +17,17 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..completion import Piece
-from ..errors import BundleError, CospecError
-from ..files import parse_json_object
-from ..session import Session
+from ...errors import BundleError, CospecError
+from ..bundle.files import parse_json_object
+from ..decoding.completion import Piece
+from ..decoding.session import Session
 from .answers import Answer, ChatAnswer, TextAnswer
 from .metrics import Metrics
 from .refusals import RefusedError, refusal_of
 from .requests import Defaults, Request, chat_request, completion_request
 from .running import ClientLeftError, EventStream, Running
 from .scheduler import Order, Scheduler
-from .tokens import TokenTexts
+from .token_text import TokenTexts
 
 MAX_JSON_DEPTH = 16
 """The deepest request of the API has 6 levels."""

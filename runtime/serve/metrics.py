@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import MissingExtraError
-from ..loop import FinishReason
-from ..stats import GenerationStats
+from ...errors import MissingExtraError
+from ..decoding.loop import FinishReason
+from ..decoding.stats import GenerationStats
 from .answers import FINISH_REASONS
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CospecError, PromptError, PromptTooLongError, UsageError
+from ...errors import CospecError, PromptError, PromptTooLongError, UsageError
 
 INVALID = "invalid_request_error"
 

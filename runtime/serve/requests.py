@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import UsageError
+from ...errors import UsageError
+from ..decoding.session import DraftLength, Mode, Prompt
 from ..sampling.params import SamplingParams
-from ..session import DraftLength, Mode, Prompt
 from .fields import Fields
 from .refusals import RefusedError
 

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..completion import Piece, Stream
+from ..decoding.completion import Piece, Stream
 from .scheduler import Order, Scheduler
 
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 
-from ..completion import Piece, Stream
-from ..session import Session
+from ..decoding.completion import Piece, Stream
+from ..decoding.session import Session
 from .metrics import Metrics
 from .refusals import queue_full, shutting_down, timed_out
 from .requests import Request

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import MissingExtraError, ResourceError, UsageError
-from ..session import Session
+from ...errors import MissingExtraError, ResourceError, UsageError
+from ..decoding.session import Session
 
 if TYPE_CHECKING:
     from .app import ServeOptions, Service

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import BackendError, MissingExtraError
+from ...errors import BackendError, MissingExtraError
 
 Flavour = Literal["tensorrt", "rtx"]
 

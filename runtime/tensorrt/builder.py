@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, GateError
+from ...errors import BackendError, GateError
 from .api import flavour_of, version_of
 from .profiles import Profile
 

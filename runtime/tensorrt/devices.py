@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..errors import UsageError
+from ...errors import UsageError
 from .api import Flavour, Gpu, release
 
 Lowering = Literal["scatter", "portable"]

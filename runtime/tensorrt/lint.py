@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GateError
+from ...errors import GateError
 from .api import flavour_of
 from .builder import BuildLog, ParsedGraph
 from .devices import Lowering

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper
 from cospec.bench.speed import prepare, remote
 from cospec.bench.speed.bandwidth import ReadSpeed, streamed_bytes
 from cospec.bench.speed.context import at_context
-from cospec.bench.speed.formats import PairFormat, both, parse_formats, target_of
 from cospec.bench.speed.measure import (
     Row,
     Samples,
@@ -29,15 +28,16 @@ from cospec.bench.speed.measure import (
     paired_ratio,
     turns,
 )
+from cospec.bench.speed.peer_formats import PairFormat, both, parse_formats, target_of
 from cospec.bench.speed.peers import OUR_DRAFT_LENGTHS, PEERS, our_rows, parse_peers, peer_rows
 from cospec.bench.speed.prepare import Pair, PreparationError, Workshop
 from cospec.bench.speed.remote import Generated, Process, Worker, WorkerError
-from cospec.bench.speed.report import as_markdown
 from cospec.bench.speed.speed import SpeedConfig, measure_speed
-from cospec.bench.speed.summary import best_of_each, best_ratios, summarise
+from cospec.bench.speed.speed_report import as_markdown
+from cospec.bench.speed.speed_summary import best_of_each, best_ratios, summarise
 from cospec.bench.speed.sweep import guard_quality, plot_sweep
-from cospec.calibration.bench_cli import main
-from cospec.runtime.errors import UsageError
+from cospec.calibration.quality.cli import main
+from cospec.errors import UsageError
 
 PEER = Process(Path("python"), "peer.py", {})
 OURS = Process(Path("python"), "ours.py", {"bundle": "b"})

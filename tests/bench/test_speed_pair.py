@@ -13,10 +13,10 @@ import torch
 
 from cospec.bench.speed.llama_file import gguf_name, write_gguf
 from cospec.bench.speed.pair import BYTES, LlamaShape, PairShape, write_pair
+from cospec.errors import UsageError
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.vocabulary import shared_vocabulary
-from cospec.runtime.errors import UsageError
 
 SMALL = PairShape(
     vocab_size=300,

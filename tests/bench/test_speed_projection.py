@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from cospec.bench.speed.bandwidth import PairBytes
-from cospec.bench.speed.devices import DEVICES, device_named
+from cospec.bench.speed.device_bandwidth import DEVICES, device_named
 from cospec.bench.speed.projection import project_devices, read_measurement
 from cospec.bench.speed.roofline import MOST_DRAFTED, project, projection_error, verify_curve
-from cospec.calibration.bench_cli import main
-from cospec.runtime.errors import UsageError
+from cospec.calibration.quality.cli import main
+from cospec.errors import UsageError
 
 SIZES = PairBytes(target=1000.0, draft=100.0)
 

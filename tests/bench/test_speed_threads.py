@@ -14,8 +14,8 @@ SCRIPT = """
 import json, sys
 import onnxruntime
 from cospec.runtime.engines.onnxruntime import OrtOptions
-from cospec.runtime.errors import UsageError
-from cospec.runtime.session import load
+from cospec.errors import UsageError
+from cospec.runtime.decoding.session import load
 
 bundle, made_by_others = sys.argv[1], sys.argv[2] == "others"
 found = {}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from power import PowerMeter, Reader
 
+from cospec.runtime.decoding.session import Session
 from cospec.runtime.engines.protocol import ChainedDecoder, Decoder
-from cospec.runtime.session import Session
 
 SUMMARY = ("top_values", "top_ids", "entropy", "next_input_logprob", "hidden")
 COMPARED = ("top_values", "logsumexp", "hidden")

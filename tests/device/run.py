@@ -33,16 +33,16 @@ from checks import (
 from power import find_reader
 
 import cospec
-from cospec.runtime.bundle import Bundle, find_bundle
-from cospec.runtime.engines.cuda import Cuda, import_cuda
+from cospec.errors import CospecError
+from cospec.runtime.bundle.manifest import ModelEntry
+from cospec.runtime.bundle.reader import Bundle, find_bundle
+from cospec.runtime.decoding.placement import graph_shape
 from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
-from cospec.runtime.errors import CospecError
-from cospec.runtime.manifest import ModelEntry
-from cospec.runtime.placement import graph_shape
 from cospec.runtime.tensorrt.api import Gpu, flavour_of, import_tensorrt, read_gpu, version_of
+from cospec.runtime.tensorrt.bundle_engines import plan_keys, prepare_engines
+from cospec.runtime.tensorrt.cuda import Cuda, import_cuda
 from cospec.runtime.tensorrt.devices import device_of
-from cospec.runtime.tensorrt.engines import plan_keys, prepare_engines
-from cospec.runtime.tensorrt.plans import PlanStore
+from cospec.runtime.tensorrt.plan_store import PlanStore
 
 PASSED, FAILED, SKIPPED = 0, 1, 77
 REPORT_VERSION = 1

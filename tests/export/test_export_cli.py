@@ -20,7 +20,7 @@ from factories import random_checkpoint, write_tokenizer
 from cospec.export import cli, graph, memory
 from cospec.export.attention import Lowering
 from cospec.models.families import FAMILIES
-from cospec.runtime.bundle import Bundle
+from cospec.runtime.bundle.reader import Bundle
 
 ONE_SCREEN = 24  # lines
 UNREACHABLE = "http://127.0.0.1:9"  # nothing listens there: as good as no network, and never slow

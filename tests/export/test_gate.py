@@ -16,6 +16,7 @@ import torch
 from factories import SLIDING_WINDOW
 from numpy.typing import NDArray
 
+from cospec.errors import CheckpointError, GateError
 from cospec.export import attention, gate, graph
 from cospec.export.attention import Lowering
 from cospec.export.pipeline import ExportOptions, export_bundle
@@ -23,7 +24,6 @@ from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from cospec.runtime.engines.protocol import GraphShape, StepOutput
-from cospec.runtime.errors import CheckpointError, GateError
 
 CAPACITY, VOCAB, WIDEST, TOP = 96, 320, 4, 8
 # role, step and size, as in "draft graph, decode of 1 tokens at 31: a logit differs by 0.3, ..."

@@ -13,11 +13,11 @@ import onnx
 import pytest
 import torch
 
+from cospec.errors import GateError
 from cospec.export import graph
 from cospec.export.attention import LOWERINGS, OPSET, Lowering
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.errors import GateError
 
 CAPACITY, VOCAB, HIDDEN, TOP = 32, 320, 64, 8
 LARGEST_GRAPH_BYTES = 60_000

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from cospec.errors import ResourceError, UsageError
 from cospec.export import memory
 from cospec.models.checkpoint import open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.errors import ResourceError, UsageError
+from cospec.runtime.bundle import files
 
 GB = 1_000_000_000
 
@@ -70,13 +71,13 @@ def test_too_little_memory_names_both_figures(monkeypatch):
 
 def test_too_little_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available_memory", lambda: 100 * GB)
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GB))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GB))
     with pytest.raises(ResourceError, match=r"needs 33\.7 GB of disk.* 2\.0 GB free"):
         memory.ensure_fits(plan(disk_path=tmp_path))
 
 
 def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
-    assert memory.free_disk(tmp_path / "a" / "b") > 0
+    assert files.free_disk(tmp_path / "a" / "b") > 0
 
 
 @pytest.mark.parametrize("capacity", [-1, 0, 15])

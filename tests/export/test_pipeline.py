@@ -14,9 +14,9 @@ from factories import CHAT_TEMPLATE, perturbed, random_checkpoint
 from cospec.export.pipeline import ExportOptions, export_bundle, stages
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.bundle import Bundle
-from cospec.runtime.session import load
-from cospec.runtime.text import TextCodec
+from cospec.runtime.bundle.reader import Bundle
+from cospec.runtime.decoding.session import load
+from cospec.runtime.text.codec import TextCodec
 
 DRAFT_VOCAB, TARGET_VOCAB = 320, 384
 MAX_TOKENS = 24

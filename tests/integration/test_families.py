@@ -22,10 +22,10 @@ from cospec.export import gate, graph
 from cospec.export.attention import LOWERINGS, Lowering
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.drafting.model import ModelDrafter
+from cospec.runtime.decoding.loop import Limits, decode
+from cospec.runtime.drafting.draft_model import ModelDrafter
 from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from cospec.runtime.engines.protocol import GraphShape
-from cospec.runtime.loop import Limits, decode
 
 CAPACITY, VOCAB, SUMMARY_TOP = 96, 320, 8
 NEW_TOKENS = 24

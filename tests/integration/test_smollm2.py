@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from cospec.runtime.bundle import Bundle
-from cospec.runtime.completion import Completion
+from cospec.runtime.bundle.reader import Bundle
+from cospec.runtime.decoding.completion import Completion
+from cospec.runtime.decoding.session import Session, load
 from cospec.runtime.engines.onnxruntime import OrtEngine
 from cospec.runtime.engines.protocol import GraphShape
-from cospec.runtime.session import Session, load
-from cospec.runtime.text import TextCodec
+from cospec.runtime.text.codec import TextCodec
 
 pytestmark = [pytest.mark.slow, pytest.mark.wheel]
 

@@ -13,9 +13,9 @@ import torch
 
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.presets import resolve_pair
-from cospec.runtime.completion import Completion
-from cospec.runtime.session import load
-from cospec.runtime.stats import GenerationStats
+from cospec.runtime.decoding.completion import Completion
+from cospec.runtime.decoding.session import load
+from cospec.runtime.decoding.stats import GenerationStats
 
 PRESET, TASKS = "tiny", "cospec.models.tiny_pair.tasks"
 SEED, PROBLEMS, BY_GENERATE = 2026, 500, 20

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cospec.errors import CheckpointError
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.errors import CheckpointError
 
 
 @pytest.fixture

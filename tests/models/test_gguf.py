@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from cospec.errors import CheckpointError
 from cospec.models import gguf
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.vocabulary import shared_vocabulary, tokenizer_json
-from cospec.runtime.errors import CheckpointError
 
 
 def write(file, architecture="llama", tensors=("token_embd.weight",), **metadata):

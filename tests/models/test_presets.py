@@ -1,8 +1,8 @@
 import pytest
 
+from cospec.errors import CheckpointError
 from cospec.models.presets import NO_DRAFT, PACKAGED, PRESETS, resolve, resolve_pair
 from cospec.models.source import HUB_ID
-from cospec.runtime.errors import CheckpointError
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=str)

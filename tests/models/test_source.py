@@ -11,9 +11,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from cospec.errors import CheckpointError, ResourceError
 from cospec.models.presets import resolve
 from cospec.models.source import DOWNLOADED, fetch
-from cospec.runtime.errors import CheckpointError, ResourceError
 
 
 def hub_error(kind, status):
@@ -134,7 +134,7 @@ def test_no_network_fails_fast_on_one_screen(hub, tmp_path, silent_hub):
     program = (
         "from cospec.models import source\n"
         "from cospec.models.presets import resolve\n"
-        "from cospec.runtime.errors import CheckpointError\n"
+        "from cospec.errors import CheckpointError\n"
         "source.ANSWER_TIMEOUT_S = 0.5\n"
         "try: source.fetch(resolve('llama-8b'))\n"
         "except CheckpointError as error: print(error)\n"

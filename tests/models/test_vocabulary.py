@@ -5,10 +5,10 @@ import pytest
 from factories import BOS, EOS, random_checkpoint, write_tokenizer
 from tokenizers import Tokenizer
 
+from cospec.errors import CheckpointError
 from cospec.models.checkpoint import open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.vocabulary import shared_vocabulary, tokenizer_json
-from cospec.runtime.errors import CheckpointError
 
 
 @pytest.fixture

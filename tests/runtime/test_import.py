@@ -27,7 +27,7 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("code", ["import cospec", "import cospec.runtime.errors"])
+@pytest.mark.parametrize("code", ["import cospec", "import cospec.errors"])
 def test_the_package_needs_numpy_at_most(code):
     assert {"cospec"} <= loaded_by(code) <= {"cospec", "numpy"}
 

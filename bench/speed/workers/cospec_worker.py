@@ -12,8 +12,8 @@ class CospecModel:
     """A session; `mode` holds `k`: 0, a draft length, or `auto`."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        from cospec.runtime.decoding.session import load
         from cospec.runtime.engines.onnxruntime import OrtOptions
-        from cospec.runtime.session import load
 
         options = OrtOptions(threads=settings["threads"], shared_pool=settings["shared_pool"])
         # What the bench has just written or checked is not hashed again.

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from cospec.calibration.tasks.checkers import CHECKERS, check, make_checker, problem_with
 from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.tiny import tiny_tasks
+from cospec.errors import UsageError
 from cospec.models.tiny_pair.tasks import distinct, is_correct, solve
-from cospec.runtime.errors import UsageError
 
 
 def right(name, answer, text, **options):

@@ -5,7 +5,7 @@ import pytest
 from cospec.calibration.tasks import jsonl
 from cospec.calibration.tasks.item import CheckerSpec, Task, user_message
 from cospec.calibration.tasks.jsonl import read_tasks, write_tasks
-from cospec.runtime.errors import ResourceError, UsageError
+from cospec.errors import ResourceError, UsageError
 
 GOOD = {"id": "a", "prompt": "1+1=", "checker": {"name": "number"}, "answer": "2"}
 TASKS = [

@@ -9,7 +9,7 @@ from cospec.calibration.tasks import judge
 from cospec.calibration.tasks.checkers import check, require_working
 from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.judge import JudgeChecker, JudgeServer, parse_rating
-from cospec.runtime.errors import BackendError, UsageError
+from cospec.errors import BackendError, UsageError
 
 ANSWER = {"question": "Why is the sky blue?", "reference": None}
 

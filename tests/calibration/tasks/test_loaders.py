@@ -7,7 +7,7 @@ import pytest
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.jsonl import read_tasks, write_tasks
 from cospec.calibration.tasks.loaders import BENCHMARKS, load_benchmark
-from cospec.runtime.errors import UsageError
+from cospec.errors import UsageError
 
 
 def jsonl(path, *rows):

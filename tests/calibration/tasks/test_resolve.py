@@ -8,8 +8,8 @@ from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.jsonl import write_tasks
 from cospec.calibration.tasks.resolve import TINY_ITEMS, resolve_tasks
 from cospec.calibration.tasks.tiny import tiny_tasks
+from cospec.errors import UsageError
 from cospec.models.tiny_pair.tasks import KINDS
-from cospec.runtime.errors import UsageError
 
 TASKS = [Task(str(n), "p", CheckerSpec("number"), n, kind=f"k{n % 2}") for n in range(20)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from cospec.calibration.tasks import sandbox
 from cospec.calibration.tasks.sandbox import isolation, run_python
-from cospec.runtime.errors import BackendError, UsageError
+from cospec.errors import BackendError, UsageError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs POSIX")
 LEVELS = ["namespaces", "hooks"]

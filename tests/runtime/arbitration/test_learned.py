@@ -12,21 +12,21 @@ import torch
 from arbiters import bundle_with_arbiter, untrained_network
 from numpy.typing import NDArray
 
-from cospec.models.arbiter import (
+from cospec.calibration.arbiter.network import (
     A_FEATURES,
     ArbiterNetwork,
     all_features,
     export_arbiter,
     export_features,
 )
+from cospec.errors import BackendError, BundleError, UsageError
 from cospec.models.tiny_pair.tasks import distinct
+from cospec.runtime.arbitration.baselines import AlwaysDraft
 from cospec.runtime.arbitration.learned import BlockGraph, LearnedArbiter
 from cospec.runtime.arbitration.protocol import Block
-from cospec.runtime.arbitration.rivals import AlwaysDraft
+from cospec.runtime.decoding.session import Session, load
 from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtOptions
 from cospec.runtime.engines.protocol import StepOutput
-from cospec.runtime.errors import BackendError, BundleError, UsageError
-from cospec.runtime.session import Session, load
 
 PROBLEMS = 60
 

@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cospec.export.bundle_writer import BundleWriter
+from cospec.runtime.bundle.manifest import (
+    EnginesEntry,
+    FileEntry,
+    GenerationDefaults,
+    Manifest,
+    ModelEntry,
+    Models,
+)
+from cospec.runtime.bundle.writer import BundleWriter
 from cospec.runtime.cli import doctor as doctor_module
 from cospec.runtime.cli.doctor import main as doctor_main
-from cospec.runtime.doctor.bundle import check_bundle, check_manifest, host_bytes
+from cospec.runtime.doctor.bundle_check import check_bundle, check_manifest, host_bytes
 from cospec.runtime.doctor.checks import check_machine
 from cospec.runtime.doctor.findings import Finding
 from cospec.runtime.doctor.machine import (
@@ -27,14 +35,6 @@ from cospec.runtime.doctor.machine import (
     probe,
 )
 from cospec.runtime.doctor.packages import numbers
-from cospec.runtime.manifest import (
-    EnginesEntry,
-    FileEntry,
-    GenerationDefaults,
-    Manifest,
-    ModelEntry,
-    Models,
-)
 from cospec.runtime.tensorrt.api import Gpu
 
 GIB = 1 << 30

@@ -13,20 +13,20 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cospec.export.bundle_writer import BundleWriter
-from cospec.runtime.bundle import read_manifest
-from cospec.runtime.cli.common import CospecCommand, exit_codes, json_option
-from cospec.runtime.cli.inspect import main as inspect_main
-from cospec.runtime.cli.verify import main as verify_main
-from cospec.runtime.errors import BundleError, CospecError, MissingExtraError
-from cospec.runtime.manifest import (
+from cospec.errors import BundleError, CospecError, MissingExtraError
+from cospec.runtime.bundle.manifest import (
     EnginesEntry,
     GenerationDefaults,
     Manifest,
     ModelEntry,
     Models,
 )
-from cospec.runtime.tensorrt.plans import PlanKey, PlanStore, graph_sha256
+from cospec.runtime.bundle.reader import read_manifest
+from cospec.runtime.bundle.writer import BundleWriter
+from cospec.runtime.cli.common import CospecCommand, exit_codes, json_option
+from cospec.runtime.cli.inspect import main as inspect_main
+from cospec.runtime.cli.verify import main as verify_main
+from cospec.runtime.tensorrt.plan_store import PlanKey, PlanStore, graph_sha256
 
 TARGET = ModelEntry(
     graph="target/model.onnx",

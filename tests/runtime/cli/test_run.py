@@ -18,12 +18,12 @@ from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
 import cospec
-from cospec.models.arbiter import export_arbiter
+from cospec.calibration.arbiter.network import export_arbiter
 from cospec.runtime.cli.run import main as run_main
 from cospec.runtime.cli.run_output import COLOURS, describe
-from cospec.runtime.completion import Completion
-from cospec.runtime.session import Session
-from cospec.runtime.stats import GenerationStats
+from cospec.runtime.decoding.completion import Completion
+from cospec.runtime.decoding.session import Session
+from cospec.runtime.decoding.stats import GenerationStats
 
 PROMPT = "the block of 42"
 COMMAND = [

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import cospec
 from cospec.runtime.cli.run import main
-from cospec.runtime.session import Session
+from cospec.runtime.decoding.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
 import cospec
-from cospec.models.arbiter import export_arbiter
-from cospec.runtime.chat import Chat
+from cospec.calibration.arbiter.network import export_arbiter
 from cospec.runtime.cli import run_chat
 from cospec.runtime.cli.run import main
-from cospec.runtime.session import Session
+from cospec.runtime.decoding.chat import Chat
+from cospec.runtime.decoding.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from distributions import DistributionDecoder, Row, chi_square_p, expected, near, random_rows
 from numpy.typing import NDArray
 
-from cospec.runtime.drafting.model import ModelDrafter
+from cospec.runtime.decoding.loop import Limits, decode
+from cospec.runtime.drafting.draft_model import ModelDrafter
 from cospec.runtime.drafting.protocol import Drafter, NoDrafter
-from cospec.runtime.loop import Limits, decode
 from cospec.runtime.sampling.params import SamplingParams
 from cospec.runtime.sampling.sampler import Sampler
 

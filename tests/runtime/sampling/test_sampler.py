@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cospec.runtime.errors import UsageError
+from cospec.errors import UsageError
 from cospec.runtime.sampling.params import SamplingParams
 from cospec.runtime.sampling.sampler import Sampler, _restrict
 

@@ -16,7 +16,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from cospec.runtime.errors import BackendError, ResourceError, UsageError
+from cospec.errors import BackendError, ResourceError, UsageError
 from cospec.runtime.serve.requests import Defaults
 from cospec.runtime.serve.server import is_loopback, listen
 

@@ -17,10 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 RECORDED = json.loads((ROOT / "tests" / "data" / "trt_api_names.json").read_text())
 FILES = [
     *sorted((ROOT / "runtime" / "tensorrt").glob("*.py")),
-    *sorted((ROOT / "runtime" / "engines").glob("tensorrt*.py")),
-    ROOT / "runtime" / "arbitration" / "tensorrt.py",
     ROOT / "export" / "dropped_inputs.py",
-    ROOT / "export" / "tensorrt.py",
+    ROOT / "export" / "tensorrt_export.py",
 ]
 CLAIMED = ("10.3.0", "10.13.3", "10.16.1", "11.4.0", "rtx-1.7.1")
 # Which class a variable is, where a file calls a method of it.
@@ -35,7 +33,7 @@ OBJECTS = {
     },
     "dropped_inputs.py": {"layer": "ILayer", "before": "ILayer"},
     "lint.py": {"definition": "INetworkDefinition", "attention": "IAttention", "layer": "ILayer"},
-    "tensorrt_plan.py": {
+    "plan.py": {
         "engine": "ICudaEngine",
         "native": "IExecutionContext",
         "_runtime": "Runtime",

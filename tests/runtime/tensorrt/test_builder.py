@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tensorrt_graphs import write_linear, write_scatter_decoder
 
-from cospec.runtime.errors import BackendError, GateError
+from cospec.errors import BackendError, GateError
 from cospec.runtime.tensorrt.builder import BuildLog, BuildRequest, build_plan, parse_graph
 from cospec.runtime.tensorrt.devices import precisions_of
 from cospec.runtime.tensorrt.profiles import Profile

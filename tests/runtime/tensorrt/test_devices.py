@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cospec.runtime.errors import UsageError
+from cospec.errors import UsageError
 from cospec.runtime.tensorrt.api import Gpu, read_gpu, release
 from cospec.runtime.tensorrt.devices import DEVICES, device_of, precisions_of, resolve_device
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tensorrt_graphs import CAPACITY, Broken, write_scatter_decoder
 
+from cospec.errors import GateError
 from cospec.export.dropped_inputs import lint_inputs
-from cospec.runtime.errors import GateError
 from cospec.runtime.tensorrt.builder import BuildRequest, ParsedGraph, build_plan, parse_graph
 from cospec.runtime.tensorrt.lint import (
     DecoderForm,

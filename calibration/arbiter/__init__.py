@@ -1,0 +1,1 @@
+"""The arbiter from branches to a bundle: network, rollouts, training, threshold, install."""

@@ -1,0 +1,72 @@
+"""Putting an arbiter and its certificate into a bundle, by writing the bundle anew.
+
+The files that stay are linked, not copied, where the file system can; the new bundle takes the old
+one's name in one step, as with any export.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ...export.arbiter_folder import GRAPH, read_arbiter
+from ...runtime.bundle.files import sha256_of
+from ...runtime.bundle.reader import Bundle
+from ...runtime.bundle.writer import BundleWriter
+
+CERTIFICATE = "certificate.json"
+
+
+def embed_arbiter(root: Path, folder: Path) -> Path:
+    """Write the bundle at `root` anew with the arbiter of `folder` and what it is worth.
+
+    Args:
+        root: the bundle's folder.
+        folder: see `export.arbiter_folder`.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        CheckpointError: the folder holds no arbiter.
+        ResourceError: the bundle's folder cannot be written, or another process is writing it.
+    """
+    bundle, arbiter = Bundle.open(root), read_arbiter(folder)
+    manifest = bundle.manifest
+    with BundleWriter(root, force=True) as writer:
+        for entry in manifest.files:
+            if entry.path not in (GRAPH, CERTIFICATE):
+                _link(bundle.path(entry.path), writer.path(entry.path))
+        models = replace(manifest.models, arbiter=arbiter.add_to(writer.staging))
+        certificate = {}
+        if manifest.certificate is not None:
+            certificate = json.loads(bundle.path(manifest.certificate).read_text(encoding="utf-8"))
+        # The files that stay were hashed when the bundle was opened.
+        hashes = {entry.path: entry.sha256 for entry in manifest.files}
+        hashes[GRAPH] = sha256_of(arbiter.graph)
+        certificate["quality"] = arbiter.quality_on(hashes.get)
+        text = json.dumps(certificate, indent=2) + "\n"
+        writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
+        return writer.commit(replace(manifest, models=models, certificate=CERTIFICATE, files=()))
+
+
+def measured_files(bundle: Bundle) -> dict[str, str]:
+    """Return the hashes of the decoders' files: what a quality figure is a figure of."""
+    return {
+        entry.path: entry.sha256
+        for entry in bundle.manifest.files
+        if entry.path.startswith(("target/", "draft/"))
+    }
+
+
+def measured_on(bundle: Bundle, graph: Path) -> dict[str, str]:
+    """Return the hashes of the decoders' files and of an arbiter's graph, for its certificate."""
+    return {**measured_files(bundle), GRAPH: sha256_of(graph)}
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, destination)

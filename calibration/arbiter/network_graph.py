@@ -1,0 +1,181 @@
+"""The arbiter network as a small ONNX graph of its score, for decoding.
+
+A round of decoding waits for the score, and in a graph this small each node costs more than what it
+computes. So what is linear is no node of its own: standardising, margins and log-ranks are folded into
+the weights of the first layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir
+    import torch
+
+    from .network import ArbiterConfig, ArbiterNetwork
+
+OPSET = 18
+
+Weights = NDArray[np.float64]
+
+
+def score_model(network: ArbiterNetwork, top: int) -> onnx_ir.Model:
+    """Build sigmoid(network.logits(all_features(inputs))) for rows of `top` candidates.
+
+    Inputs are `network.config.inputs`; the one output is `score`, float32 [k].
+    """
+    g = _Builder(network.config, top)
+    layer = network.head[0] if network.config.width else network.out
+    weights, bias = _folded(network, layer)
+    terms, numbers, constant = _terms(g, weights, top)
+    if network.config.features == "hidden":
+        states = g.op(
+            "Concat", [g.inputs[f"{model}.hidden"] for model in ("target", "draft")], {"axis": 1}
+        )
+        project = network.project
+        projected = g.gemm(states, "project", _array(project.weight).T, _array(project.bias))
+        terms.append((g.op("Tanh", [projected]), weights[len(network.mean) :]))
+
+    # Inputs of one number a position: laid behind each other, which takes one node for all of them.
+    flat = g.op("Concat", [g.inputs[name] for name in numbers], {"axis": 0})
+    rows = g.op("Reshape", [flat, g.constant("numbers.shape", [len(numbers), -1], np.int64)])
+    of_numbers = np.stack(list(numbers.values()))
+    out = g.gemm(rows, "numbers", of_numbers, bias + constant, transA=1)
+    values, of_values = zip(*terms, strict=True)
+    out = g.gemm(g.op("Concat", values, {"axis": 1}), "values", np.concatenate(of_values), out)
+    if network.config.width:
+        last = network.out
+        out = g.gemm(g.op("Tanh", [out]), "out", _array(last.weight).T, _array(last.bias))
+    score = g.op("Sigmoid", [g.op("Reshape", [out, g.constant("score.shape", [-1], np.int64)])])
+    return g.model("score", score)
+
+
+def is_token(name: str) -> bool:
+    """Say whether the input `name` holds token ids, int64; the others are float32."""
+    return name.rpartition(".")[2] in ("token", "drafted", "top_ids")
+
+
+def row_shape(name: str, shape: ArbiterConfig, summary_top: int) -> tuple[int, ...]:
+    """Return the shape of an input behind the block's k."""
+    model, _, what = name.partition(".")
+    if what == "hidden":
+        return (shape.target_hidden if model == "target" else shape.draft_hidden,)
+    return (summary_top,) if what in ("top_values", "top_ids") else ()
+
+
+class _Builder:
+    """Nodes and constants of a graph in the making, on named inputs of a block."""
+
+    def __init__(self, shape: ArbiterConfig, summary_top: int) -> None:
+        import onnx_ir as ir
+
+        self._ir = ir
+        self._tape = ir.tape.Tape()
+        self.op = self._tape.op
+        self.inputs = {
+            name: ir.val(
+                name,
+                ir.DataType.INT64 if is_token(name) else ir.DataType.FLOAT,
+                ("k", *row_shape(name, shape, summary_top)),
+            )
+            for name in shape.inputs
+        }
+        self._column = self.constant("column", [-1, 1], np.int64)
+
+    def constant(self, name: str, array: Any, dtype: Any = np.float32) -> onnx_ir.Value:
+        """Add a constant."""
+        return self._tape.initializer(self._ir.tensor(np.asarray(array, dtype), name=name))
+
+    def column(self, name: str) -> onnx_ir.Value:
+        """Return the input `name` [k] as a column [k, 1]."""
+        return self.op("Reshape", [self.inputs[name], self._column])
+
+    def one_hot(self, ids: str, token: str) -> onnx_ir.Value:
+        """Return float32 [k, T]: 1 where the input `ids` [k, T] has the input `token` [k]."""
+        found = self.op("Equal", [self.inputs[ids], self.column(token)])
+        return self.op("Cast", [found], {"to": self._ir.DataType.FLOAT.value})
+
+    def gemm(
+        self, x: onnx_ir.Value, name: str, weights: Weights, bias: Any, **attributes: int
+    ) -> onnx_ir.Value:
+        """Return x @ weights + bias; the bias is an array or a value of this graph."""
+        if not isinstance(bias, self._ir.Value):
+            bias = self.constant(f"{name}.bias", bias)
+        return self.op("Gemm", [x, self.constant(f"{name}.weight", weights), bias], attributes)
+
+    def model(self, output: str, value: onnx_ir.Value) -> onnx_ir.Model:
+        """Finish the graph with `value`, float32 [k], as its output."""
+        ir = self._ir
+        value.name, value.dtype, value.shape = output, ir.DataType.FLOAT, ir.Shape(["k"])
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            [value],
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET},
+            name="arbiter",
+        )
+        return ir.Model(graph, ir_version=10)
+
+
+def _terms(
+    g: _Builder, weights: Weights, top: int
+) -> tuple[list[tuple[onnx_ir.Value, Weights]], dict[str, Weights], Weights]:
+    """Express set A times `weights` [F, H] by what takes few nodes.
+
+    Returns:
+        Values [k, n] with their weights [n, H]; names of inputs [k] with theirs [H]; a constant [H].
+        The products' sum is that of the features.
+    """
+    t_of_t, t_of_d, d_of_d, d_of_t, t_margin, d_margin = weights[:6]
+    t_entropy, d_entropy, rank_of_d, rank_of_t, position, mismatches, run = weights[6:13]
+    # Subtracted here, not in the weights: large logits that all but cancel would lose their digits.
+    target, draft = (
+        g.op("Sub", [g.inputs[f"{model}.top_values"], g.column(f"{model}.logsumexp")])
+        for model in ("target", "draft")
+    )
+    # Where one model's choice stands among the other's candidates: one-hot, or 0 if it is absent.
+    drafted = g.one_hot("target.top_ids", "block.drafted")
+    chosen = g.one_hot("draft.top_ids", "target.token")
+    first, second, last = np.eye(top)[[0, 1, -1]]
+    # An absent token has the last candidate's value less 1; a present one has this much more.
+    more = g.gemm(draft, "more", np.eye(top) - np.outer(last, np.ones(top)), [1.0])
+    # And log1p(rank): log1p(top) if absent, this much more (it is negative) if present.
+    rank = np.log1p(np.arange(top)) - np.log1p(top)
+    terms = [
+        (target, np.outer(first, t_of_t) + np.outer(first - second, t_margin)),
+        (
+            draft,
+            np.outer(first, d_of_d) + np.outer(first - second, d_margin) + np.outer(last, d_of_t),
+        ),
+        (drafted, np.outer(rank, rank_of_d)),
+        (chosen, np.outer(rank, rank_of_t)),
+        (g.op("Mul", [chosen, more]), np.outer(np.ones(top), d_of_t)),
+    ]
+    numbers = {
+        "target.next_input_logprob": t_of_d,
+        "target.entropy": t_entropy,
+        "draft.entropy": d_entropy,
+        "block.position": position,
+        "block.mismatches": mismatches,
+        "block.run": run,
+    }
+    return terms, numbers, np.log1p(top) * (rank_of_d + rank_of_t) - d_of_t
+
+
+def _folded(network: ArbiterNetwork, layer: torch.nn.Linear) -> tuple[Weights, Weights]:
+    """Return weights [F, H] and bias [H] of `layer` for features that are not standardised."""
+    weights, bias = _array(layer.weight).T, _array(layer.bias)
+    count = len(network.mean)
+    weights[:count] /= _array(network.std)[:, None]
+    return weights, bias - _array(network.mean) @ weights[:count]
+
+
+def _array(tensor: torch.Tensor) -> Weights:
+    """Return a copy as float64: what is folded is rounded once, at the end."""
+    array: Weights = tensor.detach().double().numpy().copy()
+    return array

@@ -1,0 +1,163 @@
+"""The policy-gradient stage: play a batch of prompts, update, again; a job that was killed goes on.
+
+After each update the policy lies on disk with everything that the next one depends on, and the
+trajectories of the update at work are in a journal as they come. So a kill costs at most the answers
+that were being played.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle.files import write_whole
+from ..quality.worker_pool import Journal, Workers, digest, play_all
+from ..tasks.item import Task
+from .config import TrainingConfig
+from .network import ArbiterNetwork
+from .policy import PolicyGradient, weights_of
+from .run_log import RunLog
+from .trajectories import GroupJob, play_group
+
+STATE = "policy.safetensors"
+ROLLOUTS = "rollouts.jsonl"
+
+
+def improve(
+    workers: Workers,
+    warm: ArbiterNetwork,
+    tasks: Sequence[Task],
+    decisive: Sequence[Task],
+    config: TrainingConfig,
+    work: Path,
+    log: RunLog,
+    report: Callable[[str], None],
+) -> ArbiterNetwork:
+    """Return a copy of the warm start, improved by policy gradient.
+
+    Args:
+        workers: processes with a `Player` each.
+        warm: where it starts.
+        tasks: prompts to play.
+        decisive: the share `config.decisive_share` of every update is drawn from these: prompts on
+            which a decision is known to matter. Where all trajectories end alike nothing is learned.
+        config: every hyper-parameter.
+        work: folder of the state and the journal.
+        log: gets a line of figures per update.
+        report: called with a line per update.
+    """
+    network = ArbiterNetwork(warm.config)
+    network.load_state_dict(warm.state_dict())
+    learner = PolicyGradient(network, config)
+    job = _digest(warm, tasks, decisive, config)
+    done = _resume(work / STATE, job, learner)
+    if done:
+        report(f"going on after update {done} of {config.steps}")
+    for step in range(done, config.steps):
+        chosen = _draw(tasks, decisive, config, step)
+        weights = weights_of(network)
+        jobs = [
+            (
+                f"{job} {step} {task.id}",
+                GroupJob(task, config.group, weights, config.speed_weight, f"{config.seed}.{step}"),
+            )
+            for task in chosen
+        ]
+        journal = Journal(work / ROLLOUTS)
+        label = f"update {step + 1}/{config.steps}"
+        groups = play_all(workers, play_group, jobs, journal, label, _RewardSoFar())
+        figures = learner.update(groups) | _sum_up(groups)
+        log.add(f"step {step}", figures)
+        _save(work / STATE, job, step + 1, learner)
+        journal.clear()
+        report(
+            f"{label}: right {figures['accuracy']:.1%}, reward {figures['reward']:.3f}, "
+            f"{figures['tokens_per_pass']:.2f} tokens a pass, kept {figures['keep_rate']:.1%}, "
+            f"KL {figures['kl']:.3f}"
+        )
+    return network
+
+
+def decisive_tasks(tasks: Sequence[Task], records: Sequence[dict[str, Any]]) -> list[Task]:
+    """Return the branched tasks on which some branch ended otherwise than the played answer.
+
+    Args:
+        tasks: in the order of `records`, possibly more of them.
+        records: from `counterfactual.branch`.
+    """
+    return [
+        task
+        for task, record in zip(tasks, records, strict=False)
+        if any(branch["draft"] != branch["target"] for branch in record["branches"])
+    ]
+
+
+def _draw(
+    tasks: Sequence[Task], decisive: Sequence[Task], config: TrainingConfig, step: int
+) -> list[Task]:
+    """Draw the prompts of one update, each once; the same for the same step whenever it is played."""
+    rng = random.Random(f"{config.seed} {step}")  # noqa: S311 - for sampling, not for secrets
+    count = min(round(config.prompts * config.decisive_share), len(decisive))
+    chosen = rng.sample(list(decisive), count)
+    ids = {task.id for task in chosen}
+    others = [task for task in tasks if task.id not in ids]
+    return chosen + rng.sample(others, min(config.prompts - count, len(others)))
+
+
+def _sum_up(groups: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    played = [trajectory for group in groups for trajectory in group]
+    tokens = sum(trajectory["tokens"] for trajectory in played)
+    return {
+        "accuracy": sum(trajectory["correct"] for trajectory in played) / len(played),
+        "reward": sum(trajectory["reward"] for trajectory in played) / len(played),
+        "tokens_per_pass": tokens / sum(trajectory["passes"] for trajectory in played),
+        "tokens_per_answer": tokens / len(played),
+    }
+
+
+class _RewardSoFar:
+    """What the progress bar shows: the mean reward of the update's trajectories so far."""
+
+    def __init__(self) -> None:
+        self._rewards: list[float] = []
+
+    def __call__(self, group: Sequence[dict[str, Any]]) -> str:
+        self._rewards += [trajectory["reward"] for trajectory in group]
+        return f"reward {sum(self._rewards) / len(self._rewards):.3f}"
+
+
+def _digest(
+    warm: ArbiterNetwork,
+    tasks: Sequence[Task],
+    decisive: Sequence[Task],
+    config: TrainingConfig,
+) -> str:
+    """Return what a state on disk must have come from for this job to go on from it."""
+    settings = asdict(config) | {"steps": None}  # more steps may be asked for later
+    ids = [[task.id for task in some] for some in (tasks, decisive)]
+    return digest(json.dumps([settings, ids, weights_of(warm)]))
+
+
+def _save(path: Path, job: str, done: int, learner: PolicyGradient) -> None:
+    from safetensors.torch import save
+
+    write_whole(path, save(learner.state(), metadata={"job": job, "updates": str(done)}))
+
+
+def _resume(path: Path, job: str, learner: PolicyGradient) -> int:
+    """Bring the learner to where `path` says this very job was; return the updates done."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata.get("job") != job:
+                return 0
+            learner.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return int(metadata["updates"])
+    except (FileNotFoundError, SafetensorError):
+        return 0  # nothing there yet, or no file of ours: the updates start over

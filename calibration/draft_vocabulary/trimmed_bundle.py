@@ -1,0 +1,85 @@
+"""A whole bundle with a trimmed draft: a new sealed bundle beside the source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UsageError
+from ...runtime.bundle.manifest import ModelEntry
+from ...runtime.bundle.reader import Bundle
+from ...runtime.bundle.writer import BundleWriter
+from ..weights.converted_bundle import commit_rewritten, open_source
+from ..weights.graph_conversion import copy_graph
+from .trimmed_head import trim
+
+SECTION = "draft_vocabulary"
+"""The certificate's key for what is told of a trimmed draft."""
+
+
+def trim_bundle(
+    bundle: Path, output: Path, kept: NDArray[np.int64], *, force: bool = False
+) -> Path:
+    """Write the bundle at `output` that is the one at `bundle` with a draft that proposes `kept` only.
+
+    The arbiter goes along without its certificate, since what it reads of the draft has changed: the
+    probabilities and the entropy are those of the kept tokens.
+
+    Args:
+        bundle: folder of an fp32 bundle for ONNX Runtime with a draft.
+        output: the new bundle's folder.
+        kept: int64 [N], ids in ascending order; see `frequency.most_frequent`.
+        force: replace a bundle that is at `output`.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        UsageError: the bundle is for TensorRT, was converted or trimmed already, is not fp32 or has no
+            draft; or `output` is the bundle itself.
+        ResourceError: no room, no permission, or a bundle is there already.
+    """
+    source = open_untrimmed(bundle, output)
+    with BundleWriter(output, force=force) as writer:
+        trim(source.path(draft_of(source).graph), writer.path(draft_of(source).graph), kept)
+        return commit_trimmed(source, writer, len(kept), {})
+
+
+def open_untrimmed(bundle: Path, output: Path) -> Bundle:
+    """Open the bundle whose draft is to be trimmed; errors as in `trim_bundle`."""
+    source = open_source(bundle, output)
+    if source.manifest.models.draft is None:
+        raise UsageError(
+            f"{source.root} has no draft", hint="export the bundle with --draft, and trim that"
+        )
+    if source.manifest.models.draft.kept_tokens is not None:
+        raise UsageError(
+            f"the draft of {source.root} was trimmed already",
+            hint="trim the bundle that it was made from",
+        )
+    return source
+
+
+def commit_trimmed(source: Bundle, writer: BundleWriter, size: int, facts: dict[str, Any]) -> Path:
+    """Write the rest of the bundle whose trimmed draft `writer` holds, and commit it.
+
+    Args:
+        source: see `open_untrimmed`.
+        writer: entered.
+        size: tokens that were kept.
+        facts: what the certificate is to say beside that.
+    """
+    target = source.manifest.models.target
+    copy_graph(source.path(target.graph), writer.path(target.graph))
+    entries = {"target": target, "draft": replace(draft_of(source), kept_tokens=size)}
+    about = {"source": source.manifest.seal, "kept_tokens": size, **facts}
+    return commit_rewritten(source, writer, entries, {"draft"}, {SECTION: about})
+
+
+def draft_of(source: Bundle) -> ModelEntry:
+    """Return the draft's entry of a bundle that has one."""
+    draft = source.manifest.models.draft
+    assert draft is not None, "open_untrimmed refuses these"
+    return draft

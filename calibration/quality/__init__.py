@@ -1,0 +1,1 @@
+"""Accuracy and speed of the ways to decode, measured item by item."""

@@ -1,0 +1,226 @@
+"""TensorRT at export: plan the memory, have NVIDIA's parser and builder check the graphs, build.
+
+TensorRT builds on the GPU that it builds for. A host without that GPU exports the graphs and checks
+them with TensorRT-RTX, whose parser is the same and whose builder needs no GPU; the engines are built
+on the device, by `cospec-export --build-only` (`build_only.py`) or the first `cospec-run`. Engines of
+RTX cards are built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError
+from ..models.checkpoint import Checkpoint
+from ..runtime.bundle.files import format_bytes, sha256_of
+from ..runtime.bundle.manifest import EnginesEntry, FileEntry, Manifest
+from ..runtime.tensorrt.api import import_tensorrt, version_of
+from ..runtime.tensorrt.bundle_engines import EngineSpec, build_parsed, engine_specs, parse_spec
+from ..runtime.tensorrt.device_memory import (
+    DeviceMemory,
+    arbiter_memory,
+    decoder_memory,
+    ensure_fits,
+)
+from ..runtime.tensorrt.devices import Device
+from ..runtime.tensorrt.lint import activation_bytes, fused_attention_kernels
+from ..runtime.tensorrt.plan_store import PlanStore
+from .dropped_inputs import lint_inputs
+from .memory import available_memory, kv_cache_bytes
+
+BUILD_FACTOR = 6
+"""Memory of an ahead-of-time build, in units of the graph's weights: 5 were measured at 1.27 GB."""
+BUILD_FIXED_BYTES = 400 << 20
+"""TensorRT-RTX itself, and the compiler's working set of a tiny graph."""
+
+_STAND_IN = {87: 86, 90: 89, 100: 120, 110: 120}
+"""The SM of the same tensor cores, or the nearest, that TensorRT-RTX builds for."""
+
+
+def stand_in(sm: int) -> int:
+    """Return the SM that TensorRT-RTX builds for in place of `sm`: itself, where it can."""
+    return _STAND_IN.get(sm, sm)
+
+
+class EngineExport:
+    """What an export does for TensorRT, step by step; `export_bundle` calls it.
+
+    Args:
+        device: what the engines are for.
+        announce: called with the memory plan, before any work is done.
+
+    Attributes:
+        memory: the memory plan, once made.
+        checks: by role, what was checked and how; empty without TensorRT-RTX.
+    """
+
+    def __init__(
+        self, device: Device, announce: Callable[[DeviceMemory], None] = lambda memory: None
+    ) -> None:
+        self.device = device
+        self.memory: DeviceMemory | None = None
+        self.checks: dict[str, dict[str, Any]] = {}
+        self._announce = announce
+
+    @property
+    def entry(self) -> EnginesEntry:
+        """What the manifest says of the engines."""
+        device = self.device
+        return EnginesEntry(
+            device=device.name, flavour=device.flavour, trt_version=device.trt_version, sm=device.sm
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every engine was built for the device itself."""
+        return bool(self.checks) and all(check["plan"] for check in self.checks.values())
+
+    def plan_memory(
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        lowering: str,
+        precision: str,
+        capacity: int,
+        vocab_size: int,
+        widest: int,
+        arbiter: Path | None,
+    ) -> None:
+        """Estimate all engines on the device and announce it.
+
+        Args:
+            checkpoints: by role.
+            lowering: form of the graphs.
+            precision: of weights and cache.
+            capacity: tokens in the cache.
+            vocab_size: width of the logits.
+            widest: tokens of the widest pass.
+            arbiter: its graph, if the bundle gets one.
+
+        Raises:
+            ResourceError: the device cannot hold them; tells the whole sum.
+        """
+        engines = tuple(
+            decoder_memory(
+                role,
+                checkpoint.weight_bytes(precision),
+                kv_cache_bytes(checkpoint.config, capacity, precision),
+                lowering,
+                vocab_size,
+                widest,
+            )
+            for role, checkpoint in checkpoints.items()
+        )
+        if arbiter is not None:
+            engines += (arbiter_memory(arbiter.stat().st_size),)
+        self.memory = DeviceMemory(self.device, engines)
+        ensure_fits(self.memory, ["a smaller --capacity", "smaller models", "a larger --device"])
+        self._announce(self.memory)
+
+    def check(self, root: Path, manifest: Manifest, report: Callable[[str], None]) -> None:
+        """Have TensorRT-RTX, where installed, read and build every graph of an unfinished bundle.
+
+        Engines for an RTX card are kept in the bundle; those of other devices are evidence only.
+
+        Args:
+            root: the folder that is being written.
+            manifest: of the bundle, its files not yet listed.
+            report: called with the name of each stage.
+
+        Raises:
+            GateError: TensorRT does not take a graph, or reads it as something else.
+        """
+        trt = _rtx()
+        for spec in engine_specs(manifest):
+            report(f"{spec.role}: {'building the engine' if trt else 'no TensorRT to check with'}")
+            if trt is not None:
+                self.checks[spec.role] = self._check_one(trt, root, spec)
+
+    def summary(self, output: Path) -> list[str]:
+        """Return what was checked and what is left to do, for people."""
+        lines = [f"{role}: {_describe(check)}" for role, check in self.checks.items()]
+        if not self.checks:
+            lines = ['TensorRT checked nothing here; it would with: pip install "cospec[rtx]"']
+        if self.complete:
+            return [*lines, f"Engines for {self.device.name} are in {output}."]
+        return [
+            *lines,
+            f"Engines are to be built on the device ({self.device.name}): copy {output} there and run "
+            f"cospec-export --build-only {output}, or cospec-run, which builds them the first time.",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain values."""
+        return {
+            "device": self.device.name,
+            "status": "built" if self.complete else "to be built on the device",
+            "memory": self.memory.to_json() if self.memory else None,
+            "checks": self.checks,
+        }
+
+    def _check_one(self, trt: Any, root: Path, spec: EngineSpec) -> dict[str, Any]:
+        graph = root / spec.graph
+        parsed = parse_spec(trt, graph, spec)
+        lint_inputs(trt, parsed)
+        checked = {"by": f"TensorRT-RTX {version_of(trt)}", "parsed": True, "plan": False}
+        sm = self._buildable_sm()
+        short = _missing_memory(graph)
+        if short is not None:
+            return {**checked, "built_for": None, "not_built": short}
+        made = build_parsed(trt, parsed, spec, sm)
+        keep = self.device.flavour == "rtx" and self.device.sm == sm
+        if keep:
+            key = spec.key(_entries(root, graph.parent), trt, sm)
+            PlanStore(root).save(spec.role, key, made.plan, made.log.text())
+        return {
+            **checked,
+            "plan": keep,
+            "built_for": f"SM{sm}",
+            "fused_attention": len(fused_attention_kernels(made.log)),
+            "plan_bytes": len(made.plan),
+            "activation_bytes": activation_bytes(made.log),
+        }
+
+    def _buildable_sm(self) -> int:
+        """Return the device's SM, or the one that stands in for it."""
+        return stand_in(self.device.sm if self.device.sm is not None else _DEFAULT_SM)
+
+
+_DEFAULT_SM = 86
+"""Where no device is named: the oldest SM with every precision below fp8."""
+
+
+def _describe(check: dict[str, Any]) -> str:
+    if check["built_for"] is None:
+        return f"parsed by {check['by']} and linted; not built: {check['not_built']}"
+    fused = check["fused_attention"]
+    return (
+        f"parsed by {check['by']}, linted, built for {check['built_for']} "
+        f"({format_bytes(check['plan_bytes'])}, {fused} fused attention kernels)"
+    )
+
+
+def _rtx() -> Any:
+    """Return TensorRT-RTX, or None where it is not installed."""
+    try:
+        return import_tensorrt("rtx")
+    except MissingExtraError:
+        return None
+
+
+def _missing_memory(graph: Path) -> str | None:
+    weights = sum(file.stat().st_size for file in graph.parent.iterdir())
+    needed, free = BUILD_FACTOR * weights + BUILD_FIXED_BYTES, available_memory()
+    if needed <= free:
+        return None
+    return (
+        f"a trial build needs {format_bytes(needed)} of memory; {format_bytes(free)} are available"
+    )
+
+
+def _entries(root: Path, folder: Path) -> list[FileEntry]:
+    return [
+        FileEntry(file.relative_to(root).as_posix(), file.stat().st_size, sha256_of(file))
+        for file in sorted(folder.iterdir())
+    ]

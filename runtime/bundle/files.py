@@ -1,0 +1,199 @@
+"""Files that may be hostile or half written: paths, JSON, hashes, listings, durable writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...errors import BundleError
+
+CHUNK_BYTES = 4 << 20
+PROGRESS_FROM_BYTES = 256 << 20  # below this, hashing is over before a bar can be read
+
+_PATH_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+
+
+def is_portable_path(text: str) -> bool:
+    """Whether `text` is a relative POSIX path that names the same file on every system.
+
+    Parts are separated by single slashes and made of ASCII letters, digits, '.', '_' and '-', not
+    starting or ending with a dot. That excludes absolute paths, drives, '..', backslashes, control
+    characters and names that Unicode normalisation could change.
+    """
+    return len(text) <= 240 and all(_PATH_PART.fullmatch(part) for part in text.split("/"))
+
+
+def parse_json_object(data: bytes, *, max_bytes: int, max_depth: int) -> dict[str, Any]:
+    """Parse a JSON object so that a hostile file costs neither time nor memory.
+
+    Raises:
+        BundleError: not an object, larger or deeper than allowed, a key twice, NaN or Infinity.
+    """
+    if len(data) > max_bytes:
+        raise BundleError(f"larger than {max_bytes} bytes")
+    if _json_depth(data) > max_depth:
+        raise BundleError(f"nested deeper than {max_depth} levels")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_int,
+        )
+    except ValueError as error:  # covers both UnicodeDecodeError and JSONDecodeError
+        raise BundleError(f"not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise BundleError("not a JSON object")
+    return value
+
+
+def _json_depth(data: bytes) -> int:
+    depth = deepest = 0
+    quoted = False
+    for token in re.findall(rb'\\.|["\[\]{}]', data):
+        if token == b'"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
+            deepest = max(deepest, depth)
+    return deepest
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise BundleError(f"the key {key[:60]!a} appears twice")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise BundleError(f"{text} is not a JSON number")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20:  # int() takes quadratic time, and newer Pythons refuse with their own error
+        raise BundleError("a number with more than 20 digits")
+    return int(text)
+
+
+def list_files(root: Path) -> list[str]:
+    """POSIX paths, relative to `root` and sorted, of all that is not a folder below it.
+
+    Symbolic links are listed and never followed.
+    """
+    found: list[str] = []
+    for folder, folders, names in os.walk(root):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        found += [Path(folder, name).relative_to(root).as_posix() for name in (*names, *links)]
+    return sorted(found)
+
+
+def problem_with_path(root: Path, relative: str) -> tuple[str | None, int | None]:
+    """Return (what is wrong with a file or None, its size in bytes where nothing is wrong).
+
+    A file must be a regular one, and neither it nor a folder between it and `root` a symbolic link.
+    """
+    current = root
+    info = None
+    for part in relative.split("/"):
+        current = current / part
+        try:
+            info = current.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return "is missing", None
+        except OSError as error:
+            return f"cannot be read ({error.strerror})", None
+        if stat.S_ISLNK(info.st_mode):
+            return f"is reached through a symbolic link ('{current.relative_to(root)}')", None
+    if info is None or not stat.S_ISREG(info.st_mode):
+        return "is not a regular file", None
+    return None, info.st_size
+
+
+def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
+    """Hexadecimal SHA-256 of a file; `advance` is told the bytes read, chunk by chunk."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            advance(count)
+    return digest.hexdigest()
+
+
+@contextmanager
+def byte_progress(
+    total: int, label: str, *, show: bool | None = None
+) -> Iterator[Callable[[int], object]]:
+    """Yield a function to call with each number of bytes done; draws a bar on stderr if wanted.
+
+    Args:
+        total: all the bytes there are to do.
+        label: what is being done, shown before the bar.
+        show: True or False, or None for a bar where there is much to do and stderr is a terminal.
+    """
+    if show is False or (show is None and total < PROGRESS_FROM_BYTES):
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    # disable=None is tqdm's own "only on a terminal".
+    disable = None if show is None else False
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=disable) as bar:
+        yield bar.update
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk (fsync)."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and writes their entries itself
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        flush_to_disk(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def flush_tree_to_disk(root: Path) -> None:
+    """`flush_to_disk` for every file and folder below `root`, and `root` last."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            flush_to_disk(Path(folder, name))
+        flush_to_disk(Path(folder))
+
+
+def format_bytes(count: int) -> str:
+    """Write a size for people, in binary units: 1536 is '1.5 KiB'."""
+    if count < 1024:
+        return f"{count} B"
+    power = min((count.bit_length() - 1) // 10, 4)
+    return f"{count / 1024**power:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the disk that holds `path`, or that would hold it."""
+    existing = path.resolve()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

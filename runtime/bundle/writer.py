@@ -1,0 +1,253 @@
+"""Write a bundle so that its name only ever means a whole one: the old, or the new.
+
+All files go to a hidden staging folder beside the destination. `commit` hashes them, writes the
+manifest, flushes everything to the disk and swaps the folders. A kill at any moment leaves either
+the old or the new bundle; what else it leaves, the next writer of the same name clears away.
+
+Beside a destination `models/tiny`:
+  models/.tiny.lock            held while a writer lives, and left in place: to delete a lock file
+                               would let a second writer lock a different file of the same name
+  models/.tiny.staging-<pid>   the bundle being written
+  models/.tiny.old-<pid>       the old bundle between two renames, where folders cannot be exchanged
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ...errors import MissingExtraError, ResourceError
+from .files import (
+    byte_progress,
+    flush_to_disk,
+    flush_tree_to_disk,
+    format_bytes,
+    free_disk,
+    list_files,
+    problem_with_path,
+    sha256_of,
+)
+from .manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class BundleWriter:
+    """A context manager that builds one bundle; without `commit` it leaves nothing behind.
+
+    Args:
+        destination: the bundle's folder; its parent is made where it does not exist.
+        force: replace a bundle that is there already, together with the engines derived from it.
+
+    Raises (on entering, before anything is computed):
+        ResourceError: the place cannot be written, another export is writing it, something that is
+            not a bundle is there, or a bundle is and `force` is False.
+    """
+
+    def __init__(self, destination: str | Path, *, force: bool = False) -> None:
+        # Resolved, so that a link to a bundle is followed rather than replaced.
+        self.destination = Path(destination).resolve()
+        self.force = force
+        self.staging = self._beside(f"staging-{os.getpid()}")
+        self._lock: BaseFileLock | None = None
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire_lock()
+            self._clear_leftovers()
+            self._check_destination()
+            self.staging.mkdir()
+        except BaseException as error:
+            self._release()
+            self._raise_if_about_the_place(error)
+            if isinstance(error, OSError):
+                raise self._not_writable(error) from error
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None:
+                self._raise_if_about_the_place(error)  # tells sizes, so before they are freed
+        finally:
+            try:
+                self._clear_leftovers()
+            finally:
+                self._release()
+
+    def path(self, relative: str) -> Path:
+        """Where to write a file of the bundle, such as `target/model.onnx`; its folder exists."""
+        path = self.staging / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def sha256_of(self, relative: str) -> str | None:
+        """Hash of a file that was written, None if it was not."""
+        path = self.staging / relative
+        return sha256_of(path) if path.is_file() else None
+
+    def commit(self, manifest: Manifest, *, progress: bool | None = None) -> Path:
+        """Seal what was written under `manifest` and give it the destination's name.
+
+        Args:
+            manifest: complete but for `files`, which is filled in from the staging folder.
+            progress: show a bar while hashing; None for "on a terminal, when it takes a while".
+
+        Returns:
+            The destination.
+
+        Raises:
+            BundleError: a file that the manifest refers to was not written.
+            ResourceError: the disk is full, or the destination was taken meanwhile.
+        """
+        self._check_destination()
+        complete = replace(manifest, files=self._hash_staging(progress))
+        (self.staging / MANIFEST_NAME).write_bytes(to_json(complete))
+        flush_tree_to_disk(self.staging)
+        if not self.destination.exists():
+            self.staging.rename(self.destination)
+        elif not exchange_folders(self.staging, self.destination):
+            # A kill between these two renames leaves no bundle under the name. The next writer
+            # puts the old one back; see _clear_leftovers.
+            self.destination.rename(self._beside(f"old-{os.getpid()}"))
+            self.staging.rename(self.destination)
+        flush_to_disk(self.destination.parent)
+        return self.destination
+
+    def _hash_staging(self, progress: bool | None) -> tuple[FileEntry, ...]:
+        sizes: dict[str, int] = {}
+        for relative in list_files(self.staging):
+            if relative.split("/")[0] == ENGINES_FOLDER:
+                continue  # derived, with hashes of their own
+            problem, size = problem_with_path(self.staging, relative)
+            if size is None:
+                raise ResourceError(
+                    f"{self.staging / relative} {problem}",
+                    hint="Export again, and leave the staging folder alone meanwhile.",
+                )
+            sizes[relative] = size
+        with byte_progress(sum(sizes.values()), "sealing", show=progress) as advance:
+            return tuple(
+                FileEntry(relative, size, sha256_of(self.staging / relative, advance))
+                for relative, size in sizes.items()
+            )
+
+    def _check_destination(self) -> None:
+        if not os.path.lexists(self.destination):
+            return
+        if not (self.destination / MANIFEST_NAME).is_file():
+            if self.destination.is_dir() and not any(self.destination.iterdir()):
+                return  # an empty folder holds nothing to lose
+            raise ResourceError(
+                f"{self.destination}: exists and is not a bundle, so it will not be overwritten",
+                hint="Choose another output folder, or move what is there.",
+            )
+        if not self.force:
+            raise ResourceError(
+                f"{self.destination}: a bundle is there already",
+                hint="Replace it with --force, or choose another output folder.",
+            )
+
+    def _acquire_lock(self) -> BaseFileLock:
+        try:
+            from filelock import FileLock, Timeout
+        except ImportError:
+            raise MissingExtraError("filelock", "export", "Writing a bundle") from None
+        lock = FileLock(self._beside("lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            processes = [path.suffix.rpartition("-")[2] for path in self._leftovers("staging")]
+            who = f" (process {', '.join(processes)})" if processes else ""
+            raise ResourceError(
+                f"{self.destination}: another export is writing it{who}",
+                hint="Wait until it is done or stop it, or choose another output folder.",
+            ) from None
+        return lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _beside(self, suffix: str) -> Path:
+        return self.destination.with_name(f".{self.destination.name}.{suffix}")
+
+    def _leftovers(self, kind: str) -> list[Path]:
+        pattern = re.compile(rf"\.{re.escape(self.destination.name)}\.{kind}-\d+")
+        return [path for path in self.destination.parent.iterdir() if pattern.fullmatch(path.name)]
+
+    def _clear_leftovers(self) -> None:
+        """Put a bundle back that is under its backup name only; remove everything else.
+
+        Whoever holds the lock knows that no other writer lives, so all of it is his own or dead.
+        """
+        for backup in self._leftovers("old"):
+            if self.destination.exists():
+                shutil.rmtree(backup, ignore_errors=True)
+            else:
+                backup.rename(self.destination)
+        for staging in self._leftovers("staging"):
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _raise_if_about_the_place(self, error: BaseException) -> None:
+        """Raise a ResourceError for an operating-system error that is about the destination."""
+        if not isinstance(error, OSError):
+            return
+        parent = self.destination.parent
+        if error.errno in _DISK_FULL:
+            files = list_files(self.staging)
+            written = sum((self.staging / name).lstat().st_size for name in files)
+            raise ResourceError(
+                f"{parent}: the disk is full ({format_bytes(written)} of the bundle were written, "
+                f"{format_bytes(free_disk(parent))} are free)",
+                hint="Free some space, or choose an output folder on another disk.",
+            ) from error
+        # Only for our own folders: a checkpoint that cannot be read has its own error.
+        ours = str(error.filename).startswith((str(self.staging), str(self.destination)))
+        if ours and error.errno in _NOT_WRITABLE:
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"{self.destination.parent}: cannot be written ({error.strerror}: {error.filename})",
+            hint="Choose an output folder that you may write to.",
+        )
+
+
+def exchange_folders(first: Path, second: Path) -> bool:
+    """Swap two names in one step, or return False where the system cannot.
+
+    Two renames would leave a moment without either. Linux can do it in one (`renameat2`), which
+    Python does not offer; not every file system supports it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # a C library older than glibc 2.28 or musl 1.2.6
+        return False
+    at_cwd, rename_exchange = -100, 2
+    if renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))

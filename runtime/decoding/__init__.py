@@ -1,0 +1,1 @@
+"""The loop and what surrounds it: sessions, generation, chat, caches, statistics."""

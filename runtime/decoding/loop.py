@@ -1,0 +1,229 @@
+"""The speculative loop: draft a block, verify it in one pass, keep what stands.
+
+Speculative decoding (Leviathan et al., 2023; Stern et al., 2018). Without a referee every token is the
+target's own choice, its most likely one or the sampler's, so the output is what the target alone would
+have written, whatever the drafter says (`strict`). With one, a draft token may stand against the target
+(`collab`, Li et al., 2026). That needs no new pass: the target's later rows are already conditioned on
+the draft's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Literal, Protocol
+
+from ..arbitration.referee import Referee
+from ..drafting.draft_length import Guard
+from ..drafting.protocol import Drafter
+from ..engines.prefill import prefill
+from ..engines.protocol import Decoder, StepOutput
+from ..sampling.sampler import Sampler, TokenLogprob
+
+Provenance = Literal["agreed", "draft", "target", "bonus"]
+"""Who chose a token: both models; the draft, against the target; the target, against the draft or
+alone; the target, as the extra token that a pass yields when the whole block was accepted."""
+
+FinishReason = Literal["eos", "stop", "length", "capacity", "cancelled", "timeout"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop.
+
+    Attributes:
+        max_tokens: tokens to generate at most.
+        eos_token_ids: a token that ends the text; it is emitted as the last token.
+        num_draft_tokens: tokens to draft a round at most; 0 is plain decoding.
+        prefill_chunk: prompt tokens per pass.
+    """
+
+    max_tokens: int
+    eos_token_ids: Collection[int]
+    num_draft_tokens: int
+    prefill_chunk: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one verify pass added.
+
+    Attributes:
+        tokens: the new tokens, at least one.
+        provenance: who chose each of them.
+        drafted: tokens that were proposed.
+        accepted: how many of them stand.
+        finish: why the text ends here, or None if it goes on.
+        mismatches: positions reached where the target would have chosen another token; those that stand
+            have the provenance `draft`.
+        logprobs: of each new token, if the sampler was asked for them.
+    """
+
+    tokens: list[int]
+    provenance: list[Provenance]
+    drafted: int
+    accepted: int
+    finish: FinishReason | None
+    mismatches: int = 0
+    logprobs: Sequence[TokenLogprob] = ()
+
+    def cut(self, count: int, finish: FinishReason) -> Round:
+        """Return the round as if it had ended the text after `count` of its tokens."""
+        provenance = self.provenance[:count]
+        return replace(
+            self,
+            tokens=self.tokens[:count],
+            provenance=provenance,
+            accepted=min(self.accepted, count),
+            finish=finish,
+            mismatches=self.mismatches if count > self.accepted else provenance.count("draft"),
+            logprobs=self.logprobs[:count],
+        )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A round before it is committed. Its arrays are views that the next round overwrites.
+
+    Attributes:
+        tokens: everything before the block.
+        drafted: the block.
+        verified: the target's choices along it and behind it, as far as they were made.
+        accepted: how many drafted tokens stand.
+        rows: the target's view, the last len(drafted) + 1 rows of which belong to the block.
+        drafter: whose `evidence` is what the draft saw.
+        referee: whose `scores` are the arbiter's; None in strict mode.
+        drafting: seconds that drafting took.
+        verifying: seconds that the verify pass took.
+    """
+
+    tokens: Sequence[int]
+    drafted: Sequence[int]
+    verified: Sequence[int]
+    accepted: int
+    rows: StepOutput
+    drafter: Drafter
+    referee: Referee | None
+    drafting: float
+    verifying: float
+
+
+class Observer(Protocol):
+    """Sees every round before it is committed, such as a trace."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What it wants to see of both models; see `StepOutput`."""
+
+    def see(self, observation: Observation) -> None:
+        """Look at a round, and copy what must outlive it."""
+
+
+def decode(
+    target: Decoder,
+    drafter: Drafter,
+    tokens: list[int],
+    limits: Limits,
+    referee: Referee | None = None,
+    guard: Guard | None = None,
+    sampler: Sampler | None = None,
+    observer: Observer | None = None,
+) -> Iterator[Round]:
+    """Extend `tokens` in place, one verify pass at a time.
+
+    Between rounds the target's cache holds every token but the last, which the next pass feeds
+    together with the drafted block.
+
+    Args:
+        target: a decoder of the target, holding a proper prefix of `tokens` (usually nothing).
+        drafter: where proposals come from.
+        tokens: the prompt, at least one token and at most the capacity.
+        limits: when to stop.
+        referee: decides at mismatches; None leaves them to the target.
+        guard: chooses how many tokens to draft, within the limits; None drafts as many as they allow.
+        sampler: chooses the target's tokens; None takes the most likely ones.
+        observer: sees each round.
+
+    Raises:
+        BackendError: a backend failed; `tokens` holds what was committed before.
+    """
+    prefill(target, tokens, limits.prefill_chunk, limits.num_draft_tokens)
+    end = len(tokens) + limits.max_tokens
+    finish: FinishReason | None = None
+    while finish is None:
+        context = len(tokens)
+        wanted = limits.num_draft_tokens if guard is None else guard.length()
+        # The pass itself yields one token, and its tokens must fit the cache.
+        room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
+        started = perf_counter()
+        drafted = drafter.propose(tokens, room) if room > 0 else []
+        drafted = _through_eos(drafted, limits.eos_token_ids)
+
+        drafting = perf_counter() - started
+        block = tokens[target.length :] + drafted
+        rows = target.step(block, rows=len(drafted) + 1)
+        verifying = perf_counter() - started - drafting
+        verified = _choices(rows, tokens, drafted, sampler, whole=referee is not None)
+        matches = [proposed == chosen for proposed, chosen in zip(drafted, verified, strict=False)]
+        keep = matches
+        if referee is not None and not all(matches):
+            keep = referee.keep(tokens, drafted, verified, drafter.evidence(len(drafted)), rows)
+        accepted = keep.index(False) if False in keep else len(keep)
+        if guard is not None:
+            guard.record(len(drafted), accepted, drafting, len(block), verifying)
+        if observer is not None:
+            observer.see(
+                Observation(
+                    tokens, drafted, verified, accepted, rows, drafter, referee, drafting, verifying
+                )
+            )
+        emitted = _through_eos([*drafted[:accepted], verified[accepted]], limits.eos_token_ids)
+        logprobs = _logprobs(rows, len(drafted), emitted, sampler)
+
+        tokens += emitted
+        target.truncate(len(tokens) - 1)
+        drafter.rollback(context + accepted)
+        if tokens[-1] in limits.eos_token_ids:
+            finish = "eos"
+        elif len(tokens) == end:
+            finish = "length"
+        elif len(tokens) > target.capacity:
+            finish = "capacity"
+        provenance: list[Provenance] = [
+            "agreed" if match else "draft" for match in matches[:accepted]
+        ]
+        if len(emitted) > accepted:  # unless the block itself ended the text
+            provenance.append("bonus" if 0 < len(drafted) == accepted else "target")
+        mismatches = matches[: accepted + 1].count(False)
+        yield Round(emitted, provenance, len(drafted), accepted, finish, mismatches, logprobs)
+
+
+def _choices(
+    rows: StepOutput, tokens: list[int], drafted: list[int], sampler: Sampler | None, *, whole: bool
+) -> list[int]:
+    """Return the target's choices along the block and behind it, or up to the first that differs."""
+    if sampler is None:
+        chosen: list[int] = rows.token[-len(drafted) - 1 :].tolist()
+        return chosen
+    assert rows.logits is not None
+    return sampler.verify(rows.logits[-len(drafted) - 1 :], tokens, drafted, whole=whole)
+
+
+def _logprobs(
+    rows: StepOutput, drafted: int, emitted: list[int], sampler: Sampler | None
+) -> Sequence[TokenLogprob]:
+    """Return the report on the tokens of a round, if it was asked for."""
+    if sampler is None or sampler.params.logprobs is None:
+        return ()
+    assert rows.logits is not None
+    first = len(rows.logits) - drafted - 1
+    return sampler.logprobs(rows.logits[first : first + len(emitted)], emitted)
+
+
+def _through_eos(tokens: list[int], eos_token_ids: Collection[int]) -> list[int]:
+    """Cut `tokens` behind the first end-of-sequence token."""
+    for i, token in enumerate(tokens):
+        if token in eos_token_ids:
+            return tokens[: i + 1]
+    return tokens

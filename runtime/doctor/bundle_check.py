@@ -1,0 +1,109 @@
+"""Whether a bundle runs on a machine, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import CospecError
+from ..bundle.files import format_bytes
+from ..bundle.manifest import Manifest, folder_bytes
+from ..bundle.reader import Bundle, find_bundle
+from ..tensorrt.api import EXTRAS, MODULES, Flavour, Gpu
+from ..tensorrt.device_memory import bundle_memory
+from ..tensorrt.devices import device_of, lowering_for
+from .findings import Finding, install, ok, problem, warning
+from .machine import Machine
+from .packages import ORT_PACKAGES
+
+ROLES = ("target", "draft", "arbiter")
+
+
+def check_bundle(engine_dir: Path, machine: Machine) -> list[Finding]:
+    """Return what stands between a bundle and this machine. Sizes are checked, hashes are not."""
+    try:
+        bundle = Bundle.open(find_bundle(engine_dir), verify=False)
+    except CospecError as error:
+        return [problem("bundle", error.message, error.hint)]
+    return list(check_manifest(bundle.manifest, machine))
+
+
+def check_manifest(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
+    """Whether the backend that a bundle was made for is there, and the memory."""
+    name = f"{manifest.name}, {manifest.lowering} in {manifest.precision}"
+    entry = manifest.engines
+    if entry is None:
+        yield from _on_onnxruntime(manifest, machine, f"{name}: runs on ONNX Runtime")
+        return
+    module = MODULES[entry.flavour]
+    version = machine.packages.get(module.replace("_", "-"))
+    if version is None or module in machine.broken or machine.gpu is None:
+        lacks = "a GPU" if machine.gpu is None else module
+        yield warning(
+            "bundle",
+            f"{name}: made for {entry.device}; without {lacks} it runs on ONNX Runtime",
+            None if machine.gpu is None else install(EXTRAS[entry.flavour]),
+        )
+        yield from _on_onnxruntime(manifest, machine, f"{name}: can run on ONNX Runtime")
+        return
+    yield from _on_tensorrt(manifest, machine.gpu, entry.flavour, version, name)
+
+
+def _on_onnxruntime(manifest: Manifest, machine: Machine, message: str) -> Iterator[Finding]:
+    if "onnxruntime" in machine.broken or not any(map(machine.has, ORT_PACKAGES)):
+        yield problem("bundle", f"{message}, which is not there", install("cpu"))
+        return
+    yield ok("bundle", message)
+    need = host_bytes(manifest)
+    shown = f"weights and caches take {format_bytes(need)}"
+    if machine.memory is not None and need > machine.memory:
+        yield problem(
+            "bundle",
+            f"{shown}, and this machine has {format_bytes(machine.memory)}",
+            "cospec-export --precision fp16, with a smaller --capacity or --target",
+        )
+    elif machine.memory_free is not None and need > machine.memory_free:
+        free = format_bytes(machine.memory_free)
+        yield warning("bundle", f"{shown}, and {free} are free: close other programs")
+    else:
+        yield ok("bundle", shown)
+
+
+def _on_tensorrt(
+    manifest: Manifest, gpu: Gpu, flavour: Flavour, version: str, name: str
+) -> Iterator[Finding]:
+    entry, reads = manifest.engines, lowering_for(flavour, version)
+    assert entry is not None, "the caller's case"
+    if manifest.lowering == "scatter" and reads == "portable":
+        yield problem(
+            "bundle",
+            f"{name}: {MODULES[flavour]} {version} reads the form 'portable' only",
+            f"cospec-export --trt --device NAME, this device's name instead of {entry.device}",
+        )
+        return
+    if entry.sm is not None and entry.sm != gpu.sm:
+        yield warning(
+            "bundle",
+            f"{name}: made for {entry.device} (SM {entry.sm}); engines are built anew for SM {gpu.sm}",
+        )
+    else:
+        yield ok("bundle", f"{name}: runs on {MODULES[flavour]} {version}")
+    plan = bundle_memory(manifest, device_of(gpu, flavour, version), ROLES)
+    shown = f"the engines take {format_bytes(plan.total)} of {format_bytes(gpu.memory_bytes)}"
+    if plan.total > gpu.memory_bytes:
+        yield problem(
+            "bundle", shown, "cospec-export with a smaller --capacity, --target or --prefill-chunk"
+        )
+    else:
+        yield ok("bundle", shown)
+
+
+def host_bytes(manifest: Manifest) -> int:
+    """Return what a session on ONNX Runtime holds at least: weights and caches."""
+    models = manifest.models
+    decoders = [model for model in (models.target, models.draft) if model is not None]
+    graphs = [model.graph for model in decoders]
+    if models.arbiter is not None:
+        graphs.append(models.arbiter.graph)
+    weights = sum(folder_bytes(manifest, graph) for graph in graphs)
+    return weights + sum(model.cache_bytes(manifest.capacity) for model in decoders)

@@ -1,0 +1,186 @@
+"""What the engines of a bundle will need on a device, estimated before any work is done.
+
+An engine keeps its weights, its KV cache, scratch memory for the widest pass, and the outputs of that
+pass. All engines of a bundle are on the device together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ...errors import ResourceError
+from ..bundle.files import format_bytes
+from ..bundle.manifest import Manifest, folder_bytes
+from .devices import Device
+
+CONTEXT_BYTES = 500 << 20
+"""CUDA's context and TensorRT's own code. An assumption, to be replaced by what a device reports."""
+SYSTEM_BYTES = 2 << 30
+"""What a Jetson's system keeps of the memory that CPU and GPU share. An assumption as well."""
+
+SCRATCH_BYTES = 8 << 20
+"""Scratch of an engine whatever its width: what TensorRT-RTX 1.7 reports for all but single tokens."""
+SCRATCH_ROWS = 4
+"""Scratch of a pass, in rows of logits of all its tokens: an upper bound of what was measured."""
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """One engine on a device; all sizes in bytes.
+
+    Attributes:
+        role: target, draft or arbiter.
+        weights: as often as the engine stores them.
+        cache: keys and values of all layers, both buffers where the cache is not written in place.
+        activations: scratch and outputs of the widest pass.
+    """
+
+    role: str
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.activations
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """All engines of a bundle on one device.
+
+    Attributes:
+        device: which.
+        engines: by role, in the order given.
+    """
+
+    device: Device
+    engines: tuple[EngineMemory, ...]
+
+    @property
+    def reserved(self) -> int:
+        """What is not for engines."""
+        return CONTEXT_BYTES + (SYSTEM_BYTES if self.device.unified else 0)
+
+    @property
+    def total(self) -> int:
+        """What is needed in all."""
+        return self.reserved + sum(engine.total for engine in self.engines)
+
+    def lines(self) -> list[str]:
+        """Return the plan for people: a line for each engine, and the sum."""
+        rows = [
+            f"{engine.role:<8} {_size(engine.weights)} weights + {_size(engine.cache)} KV cache + "
+            f"{_size(engine.activations)} activations"
+            for engine in self.engines
+        ]
+        has = self.device.memory_bytes
+        of = "" if has is None else f" of {_size(has)}"
+        return [
+            f"Memory on {self.device.name}:",
+            *(f"  {row}" for row in rows),
+            f"  {'system':<8} {_size(self.reserved)}",
+            f"  {'sum':<8} {_size(self.total)}{of}",
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as plain values."""
+        engines = {
+            engine.role: {
+                "weights": engine.weights,
+                "cache": engine.cache,
+                "activations": engine.activations,
+            }
+            for engine in self.engines
+        }
+        return {
+            "engines": engines,
+            "reserved": self.reserved,
+            "total": self.total,
+            "device": self.device.memory_bytes,
+        }
+
+
+def decoder_memory(
+    role: str,
+    weight_bytes: int,
+    cache_bytes: int,
+    lowering: str,
+    vocab_size: int,
+    widest: int,
+) -> EngineMemory:
+    """Estimate one decoder.
+
+    Args:
+        role: target or draft. A draft's weights are stored twice; see `profiles`.
+        weight_bytes: of the graph.
+        cache_bytes: of one buffer at full capacity.
+        lowering: `portable` copies its cache in each pass, from one buffer to another.
+        vocab_size: width of the logits.
+        widest: tokens of the widest pass.
+    """
+    logits = widest * vocab_size * 4
+    return EngineMemory(
+        role=role,
+        weights=weight_bytes * (2 if role == "draft" else 1),
+        cache=cache_bytes * (2 if lowering == "portable" else 1),
+        activations=SCRATCH_BYTES + (SCRATCH_ROWS + 1) * logits,
+    )
+
+
+def arbiter_memory(graph_bytes: int) -> EngineMemory:
+    """Estimate the arbiter, whose weights lie in its graph."""
+    return EngineMemory("arbiter", graph_bytes, 0, SCRATCH_BYTES)
+
+
+def bundle_memory(manifest: Manifest, device: Device, roles: Collection[str]) -> DeviceMemory:
+    """Estimate the engines of a bundle on a device, from the sizes of its files.
+
+    Args:
+        manifest: of the bundle.
+        device: that is to hold them together.
+        roles: which of its engines.
+    """
+    models, chosen = manifest.models, manifest.generation
+    widest = max(chosen.prefill_chunk, chosen.num_draft_tokens + 1)
+    engines = [
+        decoder_memory(
+            role,
+            folder_bytes(manifest, model.graph),
+            model.cache_bytes(manifest.capacity),
+            manifest.lowering,
+            manifest.vocab_size,
+            widest,
+        )
+        for role, model in (("target", models.target), ("draft", models.draft))
+        if model is not None and role in roles
+    ]
+    if models.arbiter is not None and "arbiter" in roles:
+        engines.append(arbiter_memory(folder_bytes(manifest, models.arbiter.graph)))
+    return DeviceMemory(device, tuple(engines))
+
+
+def ensure_fits(plan: DeviceMemory, cheaper: Sequence[str]) -> None:
+    """Refuse engines that the device cannot hold together.
+
+    Args:
+        plan: of all engines.
+        cheaper: what the user could ask for instead.
+
+    Raises:
+        ResourceError: the whole sum.
+    """
+    has = plan.device.memory_bytes
+    if has is None or plan.total <= has:
+        return
+    raise ResourceError(
+        f"the engines need {_size(plan.total)}, and {plan.device.name} has {_size(has)}.\n"
+        + "\n".join(plan.lines()),
+        hint=f"ask for less: {', '.join(cheaper)}",
+    )
+
+
+def _size(count: int) -> str:
+    return format_bytes(count)

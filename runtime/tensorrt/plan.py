@@ -1,0 +1,252 @@
+"""A TensorRT plan in memory: deserialised, compared with what its bundle says, and ready for contexts.
+
+`trt` is the module `tensorrt` or `tensorrt_rtx`, always as a parameter. Only names that exist from
+TensorRT 10.3 to 11.4 are used; what some versions lack is asked for first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BackendError
+from .cuda import Cuda, DeviceMemory, Stream
+
+# Not trt.nptype: it raises for bfloat16, which numpy does not know.
+_DTYPE_NAMES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+_REBUILD = "build it again: cospec-export --build-only DIR"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a plan.
+
+    Attributes:
+        dtype: numpy's name of it.
+        shape: -1 where the size is that of a pass.
+        is_input: or an output.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    is_input: bool
+
+
+class Plan:
+    """A deserialised engine.
+
+    A plan is executable code: the caller has compared its hash with what was built.
+
+    Args:
+        data: the serialised engine.
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        cuda: the device; made first, see there.
+        what: names the plan in errors, such as "the target's plan".
+
+    Raises:
+        BackendError: TensorRT cannot load it here.
+    """
+
+    def __init__(self, data: bytes, *, trt: Any, cuda: Cuda, what: str) -> None:
+        self.trt = trt
+        self.cuda = cuda
+        self.what = what
+        self._messages: deque[str] = deque(maxlen=3)
+        self._logger = _logger(trt, self._messages)
+        # The engine refers to the runtime and to the logger, so all three live equally long.
+        self._runtime = trt.Runtime(self._logger)
+        self.engine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise self.error(
+                f"TensorRT {trt.__version__} cannot load {what}",
+                hint=f"it was built for another version or GPU, or is damaged; {_REBUILD}",
+            )
+        self.tensors = self._read_tensors()
+
+    def error(self, message: str, *, hint: str | None = None) -> BackendError:
+        """Return an error with TensorRT's own last words, if it said any."""
+        said = "; ".join(self._messages)
+        self._messages.clear()
+        return BackendError(f"{message}: {said}" if said else message, hint=hint)
+
+    def expect(self, expected: Mapping[str, Tensor]) -> None:
+        """Compare names, types and sizes of all tensors with what the bundle says.
+
+        Raises:
+            BackendError: names the first that differs.
+        """
+        for name in [*expected, *(name for name in self.tensors if name not in expected)]:
+            wanted, found = expected.get(name), self.tensors.get(name)
+            if wanted is None or found is None or not _fits(wanted, found):
+                raise self.error(
+                    f"{self.what} is not that of this bundle: '{name}' is {_show(found)}, "
+                    f"expected {_show(wanted)}",
+                    hint=_REBUILD,
+                )
+            if self.engine.get_tensor_location(name) != self.trt.TensorLocation.DEVICE:
+                raise self.error(
+                    f"{self.what} wants '{name}' in host memory, where the device cannot feed it",
+                    hint=_REBUILD,
+                )
+
+    def is_in_place(self, pairs: Mapping[str, str], *, expected: bool) -> bool:
+        """Say whether the cache is written in place, and refuse a plan that is not as expected.
+
+        Args:
+            pairs: output -> input of the cache.
+            expected: whether the graph was lowered to write in place.
+
+        Raises:
+            BackendError: an output does not share its input's memory although it should, or does
+                although it should not.
+        """
+        # Before 10.15 there is neither the operator that writes in place nor this question.
+        ask = getattr(self.engine, "get_aliased_input_tensor", None)
+        for output, source in pairs.items():
+            alias = ask(output) if ask is not None else None
+            if (alias or None) != (source if expected else None):
+                raise self.error(
+                    f"{self.what}: '{output}' is {'an alias of ' + alias if alias else 'a copy'}, "
+                    f"expected {'an alias of ' + source if expected else 'a copy'}",
+                    hint=_REBUILD,
+                )
+        return expected
+
+    def widths(self, name: str, axis: int) -> list[tuple[int, int]]:
+        """Return the (least, largest) size of an input's axis in each optimisation profile."""
+        found = []
+        for profile in range(self.engine.num_optimization_profiles):
+            low, _, high = self.engine.get_tensor_profile_shape(name, profile)
+            found.append((int(low[axis]), int(high[axis])))
+        return found
+
+    def _read_tensors(self) -> dict[str, Tensor]:
+        engine, trt = self.engine, self.trt
+        names = {getattr(trt.DataType, key): name for key, name in _DTYPE_NAMES.items()}
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            dtype = engine.get_tensor_dtype(name)
+            found[name] = Tensor(
+                dtype=names.get(dtype, str(dtype)),
+                shape=tuple(engine.get_tensor_shape(name)),
+                is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            )
+        return found
+
+
+class Context:
+    """An execution context of a plan: its own profile, shapes and addresses.
+
+    Contexts that run one after another on a stream share their scratch memory.
+
+    Args:
+        plan: what it executes.
+        profile: index of the optimisation profile, kept for good.
+        scratch: memory for activations, `scratch_bytes(plan)` of it.
+        stream: where it runs.
+
+    Raises:
+        BackendError: TensorRT cannot make it.
+    """
+
+    def __init__(self, plan: Plan, profile: int, scratch: DeviceMemory, stream: Stream) -> None:
+        self._plan = plan
+        self._stream = stream
+        self._scratch = scratch
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.native = plan.engine.create_execution_context(strategy)
+        if self.native is None:
+            raise plan.error(
+                f"TensorRT could not make an execution context of {plan.what}",
+                hint="close other programs on the GPU, or export again with a smaller --capacity",
+            )
+        self.native.set_device_memory(scratch.address, scratch.size)
+        if not self.native.set_optimization_profile_async(profile, stream.handle):
+            raise plan.error(f"{plan.what}: profile {profile} could not be chosen", hint=_REBUILD)
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        """Say where tensors are; each once, before the first pass."""
+        for name, address in addresses.items():
+            if not self.native.set_tensor_address(name, address):
+                raise self._plan.error(
+                    f"{self._plan.what}: '{name}' takes no address", hint=_REBUILD
+                )
+
+    def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Set the shapes of inputs, where they are not those already; all at once."""
+        changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
+        if not changed:
+            return
+        for name, shape in changed.items():
+            if not self.native.set_input_shape(name, shape):
+                raise self._plan.error(
+                    f"{self._plan.what}: '{name}' cannot have the shape {shape}", hint=_REBUILD
+                )
+            self._shapes[name] = shape
+        missing = self.native.infer_shapes()
+        if missing:
+            raise self._plan.error(
+                f"{self._plan.what}: no shape for {', '.join(missing)}", hint=_REBUILD
+            )
+
+    def enqueue(self) -> None:
+        """Put one pass on the stream.
+
+        Raises:
+            BackendError: TensorRT refused; nothing runs.
+        """
+        if not self.native.execute_async_v3(self._stream.handle):
+            raise self._plan.error(f"TensorRT could not start a pass of {self._plan.what}")
+
+    def cannot_be_captured(self) -> str | None:
+        """Return why no CUDA graph can be made of a pass, where TensorRT can tell before."""
+        ask = getattr(self.native, "is_stream_capturable", None)
+        if ask is None or ask(self._stream.handle):
+            return None
+        return "TensorRT says that this pass cannot be captured"
+
+
+def scratch_bytes(plan: Plan) -> int:
+    """Return the bytes that contexts of `plan` need for activations, whatever their profile."""
+    return int(plan.engine.device_memory_size_v2)
+
+
+def _fits(wanted: Tensor, found: Tensor) -> bool:
+    return (
+        (wanted.dtype, wanted.is_input) == (found.dtype, found.is_input)
+        and len(wanted.shape) == len(found.shape)
+        # Not known before a pass is -1 on either side.
+        and all(w == -1 or f in (w, -1) for w, f in zip(wanted.shape, found.shape, strict=True))
+    )
+
+
+def _show(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "not there"
+    kind = "input" if tensor.is_input else "output"
+    return f"an {kind} {tensor.dtype} {list(tensor.shape)}"
+
+
+def _logger(trt: Any, messages: deque[str]) -> Any:
+    """Return a logger that keeps TensorRT's errors for ours, and is silent otherwise."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                messages.append(message.strip())
+
+    return Logger()

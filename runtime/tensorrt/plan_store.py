@@ -1,0 +1,223 @@
+"""Built engines on disk: `engines/<flavour>-<version>-sm<SM>/<role>.plan` inside a bundle.
+
+A plan is executable code. It is loaded only if it was built from this very graph, by this very
+TensorRT, for this SM and with these profiles, and if its hash is the one that was written with it;
+anything else is built again. As in the rest of a bundle, that protects against accidents and mix-ups:
+keep a bundle where only trusted users write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import BundleError, ResourceError
+from ..bundle.files import (
+    flush_to_disk,
+    parse_json_object,
+    problem_with_path,
+    sha256_of,
+    write_whole,
+)
+from ..bundle.manifest import ENGINES_FOLDER, FileEntry, Manifest
+from .api import Flavour
+from .builder import WORKSPACE_BYTES
+from .profiles import Profile
+
+MAX_KEY_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """What a plan was built from and for; two that are equal are interchangeable.
+
+    Attributes:
+        graph_sha256: of the graph and its external data; see `graph_sha256`.
+        flavour: which TensorRT.
+        version: its full version.
+        sm: compute capability, 86 for 8.6.
+        flags: everything else that shapes an engine: its profiles and limits.
+    """
+
+    graph_sha256: str
+    flavour: Flavour
+    version: str
+    sm: int
+    flags: tuple[str, ...] = ()
+
+    @property
+    def folder_name(self) -> str:
+        """The folder below `engines/`, such as `rtx-1.7.1.116-sm86`."""
+        return f"{self.flavour}-{self.version}-sm{self.sm}"
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan that lies in a bundle.
+
+    Attributes:
+        folder: its folder below `engines/`, which names TensorRT's version and the SM.
+        role: target, draft or arbiter.
+        size: in bytes.
+        fits: whether it was built from the bundle's graph. TensorRT, SM and hash are compared when
+            it is loaded.
+    """
+
+    folder: str
+    role: str
+    size: int
+    fits: bool
+
+
+def graph_sha256(files: Iterable[FileEntry], graph: str) -> str:
+    """Hash of a graph with all that lies in its folder, from the hashes of its files.
+
+    Args:
+        files: of the bundle, as its manifest lists them.
+        graph: path of the ONNX file inside it, `target/model.onnx`.
+    """
+    folder = graph.rpartition("/")[0] + "/"
+    own = sorted((entry.path, entry.sha256) for entry in files if entry.path.startswith(folder))
+    return hashlib.sha256(json.dumps(own).encode("ascii")).hexdigest()
+
+
+def flags_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
+    """Write what a build is told, beside the graph, as the flags of a key."""
+    return (*map(str, profiles), f"workspace {WORKSPACE_BYTES}")
+
+
+class PlanStore:
+    """The engines of one bundle.
+
+    Args:
+        bundle_root: the bundle's folder.
+    """
+
+    def __init__(self, bundle_root: Path) -> None:
+        self.root = bundle_root
+
+    def find(self, role: str, key: PlanKey) -> Path | None:
+        """Return the plan of `role`, or None unless its key and its hash match."""
+        path, expected = self._recorded(role, key)
+        try:
+            return path if expected is not None and sha256_of(path) == expected else None
+        except OSError:
+            return None
+
+    def holds(self, role: str, key: PlanKey) -> bool:
+        """Whether a plan of `key` lies there, its hash not looked at: that is for `read`."""
+        return self._recorded(role, key)[1] is not None
+
+    def stored(self, manifest: Manifest) -> list[StoredPlan]:
+        """Return the plans that lie in the bundle of `manifest`, without hashing them."""
+        models, found = manifest.models, []
+        for role, model in asdict(models).items():
+            if model is None:
+                continue
+            graph = graph_sha256(manifest.files, model["graph"])
+            for path in sorted((self.root / ENGINES_FOLDER).glob(f"*/{role}.plan")):
+                problem, size = problem_with_path(self.root, self._relative(path))
+                if problem is None and size is not None:
+                    key = self._record(path.with_suffix(".json")).get("key")
+                    fits = isinstance(key, dict) and key.get("graph_sha256") == graph
+                    found.append(StoredPlan(path.parent.name, role, size, fits))
+        return sorted(found, key=lambda plan: plan.folder)
+
+    def read(self, role: str, key: PlanKey) -> bytes | None:
+        """Return the bytes of a plan, hashed after they were read; None as in `find`."""
+        path, expected = self._recorded(role, key)
+        if expected is None:
+            return None
+        try:
+            plan = path.read_bytes()
+        except OSError:
+            return None
+        return plan if hashlib.sha256(plan).hexdigest() == expected else None
+
+    def save(self, role: str, key: PlanKey, plan: bytes, log: str) -> Path:
+        """Write a plan, its log and its key, so that a kill at any moment leaves no false match.
+
+        Raises:
+            ResourceError: the bundle's folder cannot be written, or the disk is full.
+        """
+        folder = self._folder(key)
+        record = {"key": asdict(key), "plan_sha256": hashlib.sha256(plan).hexdigest()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # While the old record stands beside the new plan, their hashes differ: no match.
+            write_whole(folder / f"{role}.plan", plan)
+            write_whole(folder / f"{role}.log", log.encode("utf-8"))
+            write_whole(
+                folder / f"{role}.json", (json.dumps(record, indent=2) + "\n").encode("ascii")
+            )
+            flush_to_disk(folder)
+        except OSError as error:
+            raise _cannot_be_written(folder, role, str(error.strerror)) from error
+        return folder / f"{role}.plan"
+
+    def ensure_writable(self, role: str, key: PlanKey) -> None:
+        """Refuse a bundle in which `save` could not write.
+
+        Raises:
+            ResourceError: the bundle's folder cannot be written.
+        """
+        folder = self._folder(key)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            raise _cannot_be_written(folder, role, "no permission")
+
+    def timing_cache(self, key: PlanKey) -> bytes:
+        """Return what earlier builds of this TensorRT on this GPU measured; empty if nothing."""
+        path = self._folder(key) / _TIMING_CACHE
+        if problem_with_path(self.root, self._relative(path))[0] is not None:
+            return b""
+        return path.read_bytes()
+
+    def save_timing_cache(self, key: PlanKey, cache: bytes) -> None:
+        """Keep what a build measured. Its loss costs time only, so a failure to write is none."""
+        with suppress(OSError):
+            self._folder(key).mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder(key) / _TIMING_CACHE, cache)
+
+    def _folder(self, key: PlanKey) -> Path:
+        return self.root / ENGINES_FOLDER / key.folder_name
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _recorded(self, role: str, key: PlanKey) -> tuple[Path, str | None]:
+        """Return a plan's path, and the hash that it must have; None where no plan of `key` lies."""
+        path = self._folder(key) / f"{role}.plan"
+        record = self._record(path.with_suffix(".json"))
+        sha256 = record.get("plan_sha256")
+        fits = record.get("key") == json.loads(json.dumps(asdict(key))) and isinstance(sha256, str)
+        if not fits or problem_with_path(self.root, self._relative(path))[0] is not None:
+            return path, None
+        return path, sha256
+
+    def _record(self, path: Path) -> dict[str, Any]:
+        """Return what was written beside a plan; nothing where that cannot be read."""
+        if problem_with_path(self.root, self._relative(path))[0] is not None:
+            return {}
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(MAX_KEY_BYTES + 1)
+            return parse_json_object(data, max_bytes=MAX_KEY_BYTES, max_depth=4)
+        except (OSError, BundleError):
+            return {}
+
+
+_TIMING_CACHE = "timing.cache"
+
+
+def _cannot_be_written(folder: Path, role: str, why: str) -> ResourceError:
+    return ResourceError(
+        f"{folder}: the engine of {role} cannot be written ({why})",
+        hint="make room, or copy the bundle to where you may write",
+    )

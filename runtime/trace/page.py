@@ -1,0 +1,68 @@
+"""The page that shows traces: one file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ...errors import ResourceError
+from ..bundle.files import write_whole
+
+
+def write_page(path: str | Path, turns: Sequence[dict[str, Any]]) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: of the page; a file that is there is replaced.
+        turns: see `render`.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    try:
+        write_whole(Path(path), render(turns).encode("utf-8"))
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def render(turns: Sequence[dict[str, Any]]) -> str:
+    """Return the page of one generation or of a conversation.
+
+    The text of a model is untrusted: it is data in the page, in no form that could end the element
+    that holds it, and a policy lets nothing run but the page's own script.
+
+    Args:
+        turns: what `Trace.to_json` returned of each generation, the first one first. In a
+            conversation each has a field `said` too: the message that it answers.
+    """
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    head, style, middle, script, tail = _split(template)
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    embedded = json.dumps({"turns": list(turns)})
+    for character in "<>&":
+        embedded = embedded.replace(character, f"\\u{ord(character):04x}")
+    head = head.replace("{{policy}}", policy)
+    middle = middle.replace("{{data}}", embedded)
+    return head + style + middle + script + tail
+
+
+def _split(template: str) -> tuple[str, str, str, str, str]:
+    """Cut the template around the contents of its style and of its script."""
+    head, opened, rest = template.partition("<style>")
+    style, closed, rest = rest.partition("</style>")
+    middle, began, rest = rest.partition("<script>")
+    script, ended, tail = rest.partition("</script>")
+    return head + opened, style, closed + middle + began, script, ended + tail
+
+
+def _digest(text: str) -> str:
+    """Return what a content security policy calls a text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()

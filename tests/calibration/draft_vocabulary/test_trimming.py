@@ -1,0 +1,412 @@
+"""Trimmed drafts: what they compute, that strict output does not change, and what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from arbiters import GRAPH, bundle_with_arbiter, untrained_network
+from click.testing import CliRunner
+
+import cospec
+from cospec.calibration.cli import main
+from cospec.calibration.draft_vocabulary import most_frequent, trim, trim_bundle
+from cospec.calibration.draft_vocabulary import trimming_trial as trial
+from cospec.calibration.draft_vocabulary.frequency import count, coverage, split
+from cospec.calibration.draft_vocabulary.trimmed_head import LOWEST
+from cospec.calibration.tasks import tiny_tasks
+from cospec.calibration.weights import convert, convert_bundle
+from cospec.calibration.weights import format_speed as speed
+from cospec.calibration.weights.texts import Text
+from cospec.errors import BundleError, ResourceError, UsageError
+from cospec.export.pipeline import ExportOptions, export_bundle
+from cospec.runtime.bundle.manifest import MANIFEST_NAME, ModelEntry, to_json
+from cospec.runtime.bundle.reader import Bundle, read_manifest
+from cospec.runtime.cli.inspect import main as inspect
+from cospec.runtime.cli.verify import main as verify
+from cospec.runtime.decoding.placement import graph_shape
+from cospec.runtime.decoding.session import Session
+from cospec.runtime.drafting.draft_model import ModelDrafter
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.sampling.params import SamplingParams
+from cospec.runtime.tensorrt.bundle_engines import engine_specs
+from cospec.runtime.text.codec import TextCodec
+
+OUTPUTS = (
+    "token", "top_values", "top_ids", "logsumexp", "entropy", "next_input_logprob", "hidden", "logits",
+)  # fmt: skip
+HEADS = {"tied, softcap": "gemma2", "untied, bias": "phi", "untied, padded": "llama"}
+TRIMMED = 128
+TOKENS = np.random.default_rng(0).integers(3, 300, 12)
+
+
+def engine(bundle: Path, graph: Path, entry: ModelEntry) -> OrtEngine:
+    return OrtEngine(graph, graph_shape(read_manifest(bundle), entry), OrtOptions(threads=1))
+
+
+def some_ids(bundle: Path, size: int = TRIMMED) -> np.ndarray:
+    """Ids that are no run: whoever confuses places and ids is found out."""
+    counts = np.random.default_rng(1).integers(0, 100, read_manifest(bundle).vocab_size)
+    return most_frequent(counts, size, read_manifest(bundle))
+
+
+@pytest.fixture(scope="module", params=list(HEADS))
+def pair(request, checkpoint_of, tmp_path_factory) -> tuple[Path, OrtEngine, OrtEngine, np.ndarray]:
+    """A bundle, an engine of one of its models, the same trimmed, and the ids that were kept."""
+    family, folder = HEADS[request.param], tmp_path_factory.mktemp("heads")
+    draft, role = "none", "target"
+    if "padded" in request.param:  # a draft that knows more ids than the target: they are cut off
+        draft, role = str(checkpoint_of(family, vocab_size=384, seed=1)), "draft"
+    options = ExportOptions(str(checkpoint_of(family)), draft, capacity=96)
+    bundle = export_bundle(options, folder / "bundle")
+    kept, entry = some_ids(bundle), getattr(read_manifest(bundle).models, role)
+    trim(bundle / entry.graph, folder / "trimmed/model.onnx", kept)
+    onnx.checker.check_model(folder / "trimmed/model.onnx", full_check=True)
+    whole = engine(bundle, bundle / entry.graph, entry)
+    return bundle, whole, engine(bundle, folder / "trimmed/model.onnx", entry), kept
+
+
+@pytest.mark.parametrize("width", [1, 12])
+def test_every_output_is_of_the_kept_tokens(pair, width):
+    _, whole, trimmed, kept = pair
+    exact = whole.decoder(OUTPUTS).step(TOKENS[:width])
+    found = trimmed.decoder(OUTPUTS).step(TOKENS[:width])
+    logits = exact.logits[:, kept].astype(np.float64)
+    np.testing.assert_allclose(found.logits[:, kept], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.hidden, exact.hidden, rtol=1e-6)
+    others = np.setdiff1d(np.arange(whole.vocab_size), kept)
+    assert (found.logits[:, others] == LOWEST).all()
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :8]
+    np.testing.assert_array_equal(found.token, kept[order[:, 0]])
+    np.testing.assert_array_equal(found.top_ids, kept[order])
+    np.testing.assert_allclose(
+        found.top_values, np.take_along_axis(logits, order, 1), rtol=1e-5, atol=1e-5
+    )
+    logsumexp = np.log(np.exp(logits).sum(axis=1))
+    np.testing.assert_allclose(found.logsumexp, logsumexp, atol=1e-4)
+    logprobs = logits - logsumexp[:, None]
+    np.testing.assert_allclose(found.entropy, -(np.exp(logprobs) * logprobs).sum(1), atol=1e-3)
+    fed = found.next_input_logprob[: width - 1]
+    is_kept = np.isin(TOKENS[1:width], kept)
+    places = np.searchsorted(kept, TOKENS[1:width][is_kept])
+    np.testing.assert_allclose(fed[is_kept], logprobs[:-1][is_kept, places], atol=1e-3)
+    assert (fed[~is_kept] <= LOWEST / 2).all()
+    assert np.isfinite(found.next_input_logprob).all()
+    assert width == 1 or 0 < is_kept.sum() < len(is_kept), "both kinds are fed"
+
+
+def test_strict_output_is_the_targets_whatever_the_draft_lacks(pair):
+    """The model drafts for itself: it only errs where its own choice is none of the kept tokens."""
+    bundle, whole, trimmed, kept = pair
+    manifest = read_manifest(bundle)
+    codec = TextCodec(bundle / manifest.tokenizer, None)
+    lacking = accepted = 0
+    for start in range(8):
+        prompt = TOKENS[start : start + 5].tolist()
+        session = Session(manifest, whole, trimmed, codec)
+        plain, strict = (
+            session.continue_tokens(prompt, max_tokens=30, num_draft_tokens=k).completion()
+            for k in (0, 4)
+        )
+        assert strict.tokens == plain.tokens
+        accepted += strict.stats.num_accepted_tokens
+        lacking += sum(token not in kept for token in plain.tokens)
+    assert accepted, "every output consists of tokens that the draft lacks"
+    assert lacking, "no output needs a token that the draft lacks"
+
+
+def test_only_kept_tokens_are_proposed(pair):
+    _, _, trimmed, kept = pair
+    drafter = ModelDrafter(trimmed.decoder(), 8)
+    proposed: set[int] = set()
+    for length in range(1, len(TOKENS)):
+        proposed.update(drafter.propose(TOKENS[:length].tolist(), 6))
+        drafter.rollback(length)
+    assert proposed <= set(kept.tolist())
+    assert len(proposed) > 3
+
+
+def test_a_tied_embedding_stays_whole(tiny_pair_bundle, tmp_path):
+    trim(tiny_pair_bundle / "draft/model.onnx", tmp_path / "model.onnx", some_ids(tiny_pair_bundle))
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    assert shapes["module.lm_head.weight"] == (512, 96)
+    assert shapes["module.lm_head.weight_kept"] == (96, TRIMMED)
+    stated = {
+        value.name: value.type.tensor_type.shape.dim[-1].dim_value
+        for value in (*model.graph.value_info, *model.graph.output)
+        if value.name in ("kept_logits", "logits", "softmax")
+    }
+    assert (stated["kept_logits"], stated["logits"], stated["softmax"]) == (TRIMMED, 512, TRIMMED)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "int8-rows", "int8-weights", "int4"])
+def test_a_conversion_afterwards_gives_the_numbers_of_one_before(tiny_pair_bundle, tmp_path, name):
+    """Each output of a head is quantised by itself, so trimming first or last is the same."""
+    entry, kept = read_manifest(tiny_pair_bundle).models.draft, some_ids(tiny_pair_bundle)
+    source = tiny_pair_bundle / entry.graph
+    trim(source, tmp_path / "trimmed/model.onnx", kept)
+    convert(tmp_path / "trimmed/model.onnx", tmp_path / "after/model.onnx", name)
+    convert(source, tmp_path / "whole/model.onnx", name)
+    found, exact = (
+        engine(tiny_pair_bundle, tmp_path / f"{kind}/model.onnx", entry)
+        .decoder(("token", "logits"))
+        .step(TOKENS)
+        .logits
+        for kind in ("after", "whole")
+    )
+    np.testing.assert_allclose(found[:, kept], exact[:, kept], atol=1e-4)
+    assert (np.delete(found, kept, axis=1) == LOWEST).all()
+
+
+@pytest.fixture(scope="module")
+def trimmed_pair(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair with a draft of the 128 tokens that occur in a few of its problems."""
+    session = cospec.load(tiny_pair_bundle)
+    texts = [Text(tuple(session.encode(task.prompt))) for task in tiny_tasks("train", 50, 0)]
+    manifest = read_manifest(tiny_pair_bundle)
+    kept = most_frequent(count(texts, manifest.vocab_size), TRIMMED, manifest)
+    return trim_bundle(tiny_pair_bundle, tmp_path_factory.mktemp("trimmed") / "pair", kept)
+
+
+def test_a_bundle(tiny_pair_bundle, trimmed_pair):
+    done = CliRunner().invoke(verify, [str(trimmed_pair)])
+    assert done.exit_code == 0, done.output
+    models = read_manifest(trimmed_pair).models
+    assert (models.target.kept_tokens, models.draft.kept_tokens) == (None, TRIMMED)
+    assert (
+        "proposes    128 of the 512 tokens"
+        in CliRunner().invoke(inspect, [str(trimmed_pair)]).output
+    )
+    before, after = (
+        json.loads((bundle / "certificate.json").read_text())
+        for bundle in (tiny_pair_bundle, trimmed_pair)
+    )
+    assert after["parity"] == {"target": before["parity"]["target"]}
+    assert after["draft_vocabulary"] == {
+        "source": read_manifest(tiny_pair_bundle).seal,
+        "kept_tokens": TRIMMED,
+    }
+    assert b"kept_tokens" not in (tiny_pair_bundle / "cospec.json").read_bytes()
+
+
+def test_a_bundle_converted_afterwards(tiny_pair_bundle, trimmed_pair, tmp_path):
+    made = convert_bundle(trimmed_pair, tmp_path / "new", "fp32", "int4")
+    models = read_manifest(made).models
+    assert (models.draft.weights, models.draft.kept_tokens) == ("int4", TRIMMED)
+    certificate = json.loads((made / "certificate.json").read_text())
+    assert certificate["draft_vocabulary"]["kept_tokens"] == TRIMMED
+    source, session = cospec.load(tiny_pair_bundle), cospec.load(made)
+    for task in tiny_tasks("validation", 6, 0):
+        plain = source.generate(task.prompt, max_tokens=40, num_draft_tokens=0)
+        drafted = session.generate(task.prompt, max_tokens=40)
+        assert drafted.tokens == plain.tokens
+        assert drafted.stats.num_accepted_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 1.5, "top_k": 300, "repetition_penalty": 1.2},
+        {"temperature": 0.7, "top_p": 0.9, "min_p": 0.01},
+        {"repetition_penalty": 1.3, "min_tokens": 20},
+    ],
+    ids=str,
+)
+def test_a_seed_gives_one_text_whatever_the_draft_lacks(trimmed_pair, settings):
+    session = cospec.load(trimmed_pair)
+    accepted = 0
+    for seed in range(4):
+        params = SamplingParams(**settings, seed=seed)
+        plain, drafted = (
+            session.generate(
+                "Q: What is 12 + 30?\nA:", max_tokens=40, num_draft_tokens=k, sampling=params
+            )
+            for k in (0, 4)
+        )
+        assert drafted.tokens == plain.tokens
+        accepted += drafted.stats.num_accepted_tokens
+    assert accepted > 0
+
+
+def test_sampling_may_forbid_all_that_the_draft_has(tiny_pair_bundle, tmp_path):
+    """The draft then proposes something else, and only the target decides."""
+    manifest = read_manifest(tiny_pair_bundle)
+    kept = some_ids(tiny_pair_bundle, 8)
+    made = trim_bundle(tiny_pair_bundle, tmp_path / "new", kept)
+    forbidden = {int(token): -1e9 for token in kept}
+    params = SamplingParams(temperature=1.0, logit_bias=forbidden, seed=0)
+    session = cospec.load(made)
+    plain, drafted = (
+        session.generate("Q:", max_tokens=12, num_draft_tokens=k, sampling=params) for k in (0, 3)
+    )
+    assert drafted.tokens == plain.tokens
+    assert drafted.stats.num_draft_tokens > 0
+    assert not set(drafted.tokens) & set(kept.tolist()) - set(manifest.generation.eos_token_ids)
+
+
+def test_an_arbiter_loses_its_certificate(tiny_pair_bundle, tmp_path):
+    from cospec.calibration.arbiter.install import measured_on
+    from cospec.calibration.arbiter.network import export_arbiter
+    from cospec.runtime.cli.run_output import is_certified
+
+    (tmp_path / "arbiter").mkdir()
+    export_arbiter(untrained_network(tiny_pair_bundle), tmp_path / "arbiter/model.onnx")
+    source = bundle_with_arbiter(
+        tiny_pair_bundle, tmp_path / "arbiter/model.onnx", tmp_path / "pair", quality=True
+    )
+    hashes = measured_on(Bundle(source, read_manifest(source)), source / GRAPH)
+    certificate = source / "certificate.json"
+    facts = json.loads(certificate.read_text())
+    facts["quality"]["measured_on"] = hashes
+    made = trim_bundle(source, tmp_path / "new", some_ids(source))
+    assert read_manifest(made).models.arbiter == read_manifest(source).models.arbiter
+    assert not is_certified(made, read_manifest(made))
+    assert cospec.load(made).generate("Q: What is 2 + 3?", mode="collab", max_tokens=8).tokens
+
+
+def call(bundle: Path, output: Path, *arguments: object) -> Any:
+    options = ["--engine-dir", bundle, "--output", output, *arguments]
+    return CliRunner().invoke(main, ["draft-vocabulary", *map(str, options)])
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Timings of a few tokens: no test depends on their size."""
+    monkeypatch.setattr(speed, "TOKENS", 6)
+    monkeypatch.setattr(trial, "ROUNDS", 2)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_command_on_tasks(tiny_pair_bundle, tmp_path):
+    output = tmp_path / "new"
+    arguments = ("--size", 100, "--tasks", "tiny:train", "--items", 12, "--prompts", 2)
+    done = call(tiny_pair_bundle, output, *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert (facts["kept_tokens"], facts["vocab_size"]) == (100, 512)
+    assert 0.9 < facts["coverage"]["held_out"] <= 1
+    assert facts["coverage"]["counted"] == 1, "so few answers hold fewer tokens"
+    for name in ("before", "after"):
+        assert 0 < facts[name]["acceptance"] <= 1
+        assert facts[name]["tokens_per_second"] > 0
+        assert facts[name]["draft_step_seconds"] > 0
+    # A tied embedding stays, so the head is an addition to the file and not a part less of it.
+    added = facts["after"]["draft_bytes"] - facts["before"]["draft_bytes"]
+    assert 100 * 96 * 4 <= added < 100 * 96 * 4 + 8192
+    assert [facts[name]["head_bytes"] for name in ("before", "after")] == [512 * 384, 100 * 384]
+    assert facts["data"]["prompts"] == 2
+    assert json.loads((output / "certificate.json").read_text())["draft_vocabulary"] == {
+        "source": read_manifest(tiny_pair_bundle).seal,
+        **facts,
+    }
+    assert "round 1 of 2" in done.stderr
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_command_on_a_text(tiny_pair_bundle, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Q: What is 12 + 30?\nA: 12 + 30 = 42. The answer is 42.\n" * 60)
+    arguments = ("--size", 64, "--texts", text, "--prompts", 2)
+    done = call(tiny_pair_bundle, tmp_path / "new", *arguments)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("64 of 512 tokens kept: 100.00% of the ")
+    assert [line.split("  ")[0].strip() for line in lines[2:]] == [
+        "draft's files", "head, each step", "draft step", "accepted", "tokens/s",
+    ]  # fmt: skip
+    again = call(tiny_pair_bundle, tmp_path / "new", *arguments)
+    assert again.exit_code == ResourceError.exit_code
+    assert "a bundle is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", 0, "--tasks", "tiny:train"), "--size is 0, but must be at least 1"),
+        (("--size", 7, "--tasks", "tiny:train"), "7 tokens cannot be kept of a vocabulary of 512"),
+        (("--size", 512, "--tasks", "tiny:train"), "give a --size from 8 to 511"),
+        (("--size", 64), "nothing to count"),
+        (("--size", 64, "--texts", "absent.txt"), "cannot be read"),
+        (("--size", 64, "--tasks", "tiny:train", "--items", 1), "too short to hold some out"),
+    ],
+)
+def test_what_is_refused(tiny_pair_bundle, tmp_path, arguments, message):
+    done = call(tiny_pair_bundle, tmp_path / "new", *arguments)
+    assert done.exit_code == UsageError.exit_code, done.output
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_bundles_that_cannot_be_trimmed(tiny_pair_bundle, trimmed_pair, tmp_path):
+    kept = some_ids(tiny_pair_bundle)
+    alone = shutil.copytree(tiny_pair_bundle, tmp_path / "alone")
+    manifest = read_manifest(alone)
+    models = replace(manifest.models, draft=None)
+    (alone / MANIFEST_NAME).write_bytes(to_json(replace(manifest, models=models)))
+    cases = {
+        "was trimmed already": trimmed_pair,
+        "has no draft": alone,
+        "was converted to int4 already": convert_bundle(
+            tiny_pair_bundle, tmp_path / "int4", "fp32", "int4"
+        ),
+    }
+    for message, bundle in cases.items():
+        with pytest.raises(UsageError, match=message):
+            trim_bundle(bundle, tmp_path / "new", kept)
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="trimmed already cannot be trimmed again"):
+        trim(trimmed_pair / "draft/model.onnx", tmp_path / "model.onnx", kept)
+
+
+def test_tensorrt_takes_no_trimmed_draft(trimmed_pair):
+    manifest = replace(read_manifest(trimmed_pair), lowering="portable")
+    with pytest.raises(UsageError, match="the vocabulary of the draft of pair was trimmed"):
+        engine_specs(manifest)
+
+
+def test_a_manifest_says_only_what_can_be(trimmed_pair):
+    manifest = read_manifest(trimmed_pair)
+    for role, size, message in (
+        ("target", 128, "only a draft may lack tokens"),
+        ("draft", 513, "models.draft.kept_tokens"),
+        ("draft", 7, "models.draft.kept_tokens"),
+    ):
+        entry = replace(getattr(manifest.models, role), kept_tokens=size)
+        with pytest.raises(BundleError, match=message):
+            replace(manifest, models=replace(manifest.models, **{role: entry}))
+
+
+def test_the_most_frequent_stay_and_so_do_the_ends_of_texts(tiny_pair_bundle):
+    manifest = read_manifest(tiny_pair_bundle)
+    ends = {*manifest.generation.eos_token_ids, manifest.generation.bos_token_id}
+    texts = [Text((9, *[500] * 5, *[400] * 3, 300, 200, 300)), Text((1, 2, 450), scored_from=2)]
+    counts = count(texts, manifest.vocab_size)
+    assert (counts[9], counts[2], counts[450], counts[500]) == (0, 0, 1, 5)
+    kept = most_frequent(counts, 8, manifest)
+    ranked = [500, 400, 300, 200, 450, *range(512)]
+    expected = [*ends, *[token for token in ranked if token not in ends]][:8]
+    assert kept.tolist() == sorted(expected)
+    assert coverage(counts, np.array([200, 300, 500])) == pytest.approx(8 / 12)
+
+
+def test_held_out_texts_are_the_last():
+    texts = [Text((i, i)) for i in range(11)]
+    assert split(texts) == (texts[:9], texts[9:])
+    assert split(texts[:2]) == (texts[:1], texts[1:2])
+
+
+def test_decoders_start_empty(trimmed_pair):
+    """Steps are timed behind a context, and leave the decoder as any other would."""
+    entry = read_manifest(trimmed_pair).models.draft
+    decoder = engine(trimmed_pair, trimmed_pair / entry.graph, entry).decoder()
+    assert isinstance(decoder, OrtDecoder)
+    assert len(trial._time_steps(decoder, 3)) == 3
+    assert decoder.length == 64

@@ -1,0 +1,259 @@
+"""cospec-bench quality on the tiny pair: the object it prints, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arbiters import bundle_with_arbiter, untrained_network
+from click.testing import CliRunner, Result
+
+from cospec.calibration.arbiter.network import export_arbiter
+from cospec.calibration.quality.cli import main
+from cospec.calibration.quality.measurement import measure_quality
+from cospec.calibration.quality.mode_summary import Answer, oracle, paired_tests, summarise
+from cospec.calibration.quality.modes import parse_modes
+from cospec.calibration.quality.worker import Players, QualityConfig
+from cospec.calibration.tasks.checkers import check
+from cospec.calibration.tasks.resolve import resolve_tasks
+from cospec.runtime.decoding.session import load
+from cospec.runtime.engines.onnxruntime import OrtOptions
+
+ITEMS = 12
+MODES = ["target", "strict", "draft", "random:0.2"]
+FIGURES = {
+    "accuracy",
+    "accuracy_ci95",
+    "n",
+    "tokens_per_target_pass",
+    "target_passes_per_item",
+    "tokens_per_second",
+    "seconds_per_item",
+    "tokens_per_item",
+    "override_rate",
+    "kinds",
+}
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("arbiter") / "model.onnx"
+    export_arbiter(untrained_network(tiny_pair_bundle), path)
+    return path
+
+
+def call(bundle: Path, *arguments: object) -> Result:
+    words = ["quality", "--engine-dir", bundle, "--tasks", "tiny:validation", "--items", ITEMS]
+    return CliRunner().invoke(main, [str(word) for word in (*words, *arguments)])
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {k: v for k, v in figures.items() if "second" not in k}
+        for name, figures in result["modes"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results") / "answers.jsonl"
+
+
+@pytest.fixture(scope="module")
+def result(tiny_pair_bundle: Path, journal: Path) -> dict[str, Any]:
+    done = call(tiny_pair_bundle, "--modes", ",".join(MODES), "--results", journal, "--json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_the_object(result):
+    assert list(result) == ["modes", "oracle", "mcnemar", "environment"]
+    assert list(result["modes"]) == MODES
+    for figures in result["modes"].values():
+        assert set(figures) == FIGURES
+        assert figures["n"] == ITEMS
+        low, high = figures["accuracy_ci95"]
+        assert 0 <= low <= figures["accuracy"] <= high <= 1
+        assert set(figures["kinds"]) == {"word", "chain", "mul", "list"}
+        assert sum(kind["n"] for kind in figures["kinds"].values()) == ITEMS
+        assert figures["tokens_per_second"] == pytest.approx(
+            figures["tokens_per_item"] / figures["seconds_per_item"]
+        )
+    assert set(result["oracle"]) == {"accuracy"}
+    assert set(result["mcnemar"]) == {"random:0.2_vs_target"}
+    assert result["environment"]["tasks"] == "tiny:validation"
+    assert result["environment"]["num_draft_tokens"] == 3
+
+
+def test_strict_answers_as_the_target_does_in_fewer_passes(result):
+    modes = result["modes"]
+    for key in ("accuracy", "tokens_per_item", "kinds"):
+        assert modes["strict"][key] == modes["target"][key]
+    assert modes["target"]["tokens_per_target_pass"] == 1
+    assert modes["draft"]["tokens_per_target_pass"] == 1
+    assert modes["strict"]["tokens_per_target_pass"] > 1.5
+    assert modes["strict"]["override_rate"] == 0
+    assert modes["target"]["override_rate"] is None
+    assert 0 < modes["random:0.2"]["override_rate"] < 0.6
+    best = max(modes["target"]["accuracy"], modes["draft"]["accuracy"])
+    assert best <= result["oracle"]["accuracy"] <= 1
+
+
+def test_the_figures_are_those_of_sessions(tiny_pair_bundle, result):
+    """Target and draft alone, played by hand; the draft as if it were the bundle's target."""
+    tasks = resolve_tasks("tiny:validation", items=ITEMS)
+    session = load(tiny_pair_bundle, options=OrtOptions(threads=1))
+    right = tokens = 0
+    for task in tasks:
+        done = session.generate(task.prompt, max_tokens=task.max_tokens, num_draft_tokens=0)
+        right += check(task, done.text)
+        tokens += len(done.tokens)
+    assert result["modes"]["target"]["accuracy"] == right / ITEMS
+    assert result["modes"]["target"]["tokens_per_item"] == tokens / ITEMS
+    assert session.caches.draft is not None
+    session.caches.target, right = session.caches.draft, 0
+    for task in tasks:
+        done = session.generate(task.prompt, max_tokens=task.max_tokens, num_draft_tokens=0)
+        right += check(task, done.text)
+    assert result["modes"]["draft"]["accuracy"] == right / ITEMS
+
+
+def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record what is played from now on."""
+    names: list[str] = []
+    answer = Players._answer
+
+    def spy(self: Players, task: Any, mode: Any, limit: Any) -> Answer:
+        names.append(mode.name)
+        return answer(self, task, mode, limit)
+
+    monkeypatch.setattr(Players, "_answer", spy)
+    return names
+
+
+def test_a_killed_run_plays_only_what_is_missing(
+    tiny_pair_bundle, result, journal, tmp_path, monkeypatch
+):
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == ITEMS * len(MODES)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_bytes(b"".join(lines[:30]) + lines[30][:25])
+    names = played(monkeypatch)
+    arguments = ("--modes", ",".join(MODES), "--results", cut, "--json")
+    again = json.loads(call(tiny_pair_bundle, *arguments).stdout)
+    assert len(names) == ITEMS * len(MODES) - 30
+    assert without_times(again) == without_times(result)
+    assert again["environment"]["answers_from_an_earlier_run"] == 30
+
+    names.clear()
+    assert json.loads(call(tiny_pair_bundle, *arguments).stdout)["modes"] == again["modes"]
+    assert names == [], "all is there, and times are those of the run that measured them"
+    call(tiny_pair_bundle, "--modes", "target,always-draft", "--results", cut)
+    assert set(names) == {"always-draft"}, "a new mode does not play the old ones again"
+
+
+def test_answers_of_other_settings_do_not_count(tiny_pair_bundle, journal, result, monkeypatch):
+    names = played(monkeypatch)
+    call(tiny_pair_bundle, "--modes", "strict", "--num-draft-tokens", 2, "--results", journal)
+    assert len(names) == ITEMS
+
+
+def test_several_processes_answer_the_same(tiny_pair_bundle, result):
+    done = call(tiny_pair_bundle, "--modes", ",".join(MODES), "--processes", 2, "--json")
+    assert without_times(json.loads(done.stdout)) == without_times(result)
+
+
+def test_collab_with_graphs_of_ones_own_and_random_at_its_rate(tiny_pair_bundle, graph):
+    modes = parse_modes(
+        ["target", "strict", "random", "collab@1", "collab@0", "always-draft"], graphs=[graph]
+    )
+    modes = [modes[0], modes[1], modes[2], modes[4], modes[3], modes[5]]
+    tasks = resolve_tasks("tiny:validation", items=ITEMS)
+    found = measure_quality(QualityConfig(tiny_pair_bundle), tasks, modes)
+    figures = without_times(found)
+    assert figures["collab@1"] == figures["strict"]
+    assert figures["collab@0"] == figures["always-draft"] == figures["random"]
+    assert set(found["mcnemar"]) == {
+        "random_vs_target",
+        "collab@0_vs_target",
+        "collab@1_vs_target",
+        "always-draft_vs_target",
+        "collab@0_vs_random",
+        "collab@0_vs_always-draft",
+        "collab@1_vs_random",
+        "collab@1_vs_always-draft",
+    }
+    assert found["mcnemar"]["collab@1_vs_target"] == 1
+    assert found["environment"]["arbiters"] == {"collab@0": "model.onnx", "collab@1": "model.onnx"}
+
+
+def test_the_bundles_own_arbiter_and_the_table(tiny_pair_bundle, graph, tmp_path):
+    own = bundle_with_arbiter(tiny_pair_bundle, graph, tmp_path / "own", threshold=1.0)
+    done = call(own, "--modes", "target,draft,collab", "--items", 4)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["mode", "target", "draft", "collab"]
+    assert lines[1].split()[1] == lines[3].split()[1]
+    assert "4 items; either model alone is right on" in done.stdout
+    assert "McNemar p, collab_vs_target: 1" in done.stdout
+
+
+def answer(correct: bool, tokens: int = 10, passes: int = 5, seconds: float = 1.0) -> Answer:
+    return Answer(correct, tokens, passes, seconds, mismatches=4, overrides=1)
+
+
+def test_rates_are_ratios_of_sums():
+    figures = summarise(["a", None, "a"], [answer(True), answer(False, 40, 10, 3.0), answer(True)])
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["tokens_per_target_pass"] == 3
+    assert figures["tokens_per_second"] == 12
+    assert figures["seconds_per_item"] == pytest.approx(5 / 3)
+    assert figures["override_rate"] == 0.25
+    assert figures["kinds"] == {"a": {"accuracy": 1.0, "n": 2}}
+
+
+def test_the_oracle_is_right_where_either_alone_is():
+    rows = {"target": [True, True, False, False], "draft": [True, False, True, False]}
+    answers = {name: [answer(flag) for flag in flags] for name, flags in rows.items()}
+    assert oracle(answers) == {"accuracy": 0.75}
+    assert oracle({"target": answers["target"]}) == {"accuracy": None}
+    assert paired_tests(parse_modes(["target", "draft"]), answers) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "collab"], "this bundle has no arbiter"),
+        (["--modes", "collab", "--arbiter", "absent.onnx"], "absent.onnx: no such arbiter graph"),
+        (["--modes", "oracle"], "unknown rule 'oracle'"),
+        (["--thresholds", "0.5,x"], "--thresholds: 'x' is not a number from 0 to 1"),
+        (["--processes", "0"], "--processes is 0"),
+        (["--num-draft-tokens", "0"], "--num-draft-tokens is 0"),
+        (["--tasks", "tiny:exam"], "names no tasks"),
+    ],
+)
+def test_bad_input(tiny_pair_bundle, arguments, message):
+    done = call(tiny_pair_bundle, *arguments)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is not None, reason="matplotlib is installed")
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_played(tiny_pair_bundle, tmp_path):
+    done = call(tiny_pair_bundle, "--plot", tmp_path / "plot.png")
+    assert done.exit_code == 4
+    assert "cospec[bench]" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib (extra bench)")
+def test_the_plot(result, tmp_path):
+    from cospec.calibration.quality.accuracy_plot import plot_quality
+
+    curve = {f"collab@{i}": figures for i, figures in enumerate(result["modes"].values())}
+    plot_quality(result | {"modes": result["modes"] | curve}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

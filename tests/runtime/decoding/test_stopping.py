@@ -1,0 +1,170 @@
+"""Stop texts, ends, and least and most tokens, against a reference that takes one token at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter, sleep
+
+import pytest
+
+import cospec
+from cospec import SamplingParams
+from cospec.errors import UsageError
+from cospec.runtime.decoding.session import Session
+from cospec.runtime.decoding.stopping import Interrupt, StopTexts
+from cospec.runtime.engines.onnxruntime import OrtOptions
+
+OPTIONS = OrtOptions(threads=1, provider="cpu")
+FUZZED = 1000
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle) -> Session:
+    return cospec.load(tiny_bundle.root, options=OPTIONS)
+
+
+def reference(
+    session: Session,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    finish: str,
+    params: SamplingParams,
+) -> tuple[str, list[int], str]:
+    """Cut a plain output where it should have ended, looking at the whole text after each token."""
+    codec = session.codec
+    context = codec.decode(prompt)
+    for count in range(params.min_tokens + 1, len(output) + 1):
+        exempt = codec.decode([*prompt, *output[: params.min_tokens]])
+        exempt = exempt.rstrip("\N{REPLACEMENT CHARACTER}")  # a character begun there ends later
+        text = codec.decode([*prompt, *output[:count]])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and count < len(output):
+            continue  # half a character: what it will be is not known yet
+        found = [text.find(stop, len(exempt)) for stop in params.stop]
+        found = [at for at in found if at >= 0]
+        if found:
+            return text[len(context) : min(found)], list(output[:count]), "stop"
+    return codec.decode([*prompt, *output])[len(context) :], list(output), finish
+
+
+def test_a_thousand_fuzzed_endings(session):
+    rng = random.Random(3)
+    alphabet = ["the", "block", "of", "tokens", "12", "+", "30", "=", "42", "Paris,", "verifies"]
+    stopped = ended = long_minimum = 0
+    eos = session.manifest.generation.eos_token_ids[0]
+    for case in range(FUZZED):
+        prompt = session.codec.encode(" ".join(rng.choices(alphabet, k=rng.randint(1, 4))))
+        most = rng.choice([1, 2, 5, 12])
+        base = SamplingParams(
+            temperature=rng.choice([0.0, 0.0, 1.0]),
+            # None of these seeds meets a pair of tokens that lie within rounding of each other.
+            seed=case + FUZZED,
+            logit_bias={eos: rng.choice([0.0, 5.0])},
+            min_tokens=rng.choice([0, 0, 1, 3, most]),
+        )
+        plain = session.continue_tokens(
+            prompt, max_tokens=most, num_draft_tokens=0, sampling=base
+        ).completion()
+        text = plain.text
+        stops = []
+        for _ in range(rng.randint(0, 3)):
+            start = rng.randrange(len(text) + 1) if text else 0
+            stop = text[start : start + rng.randint(1, 6)]
+            # What a half character is shown as is nothing that anybody stops at.
+            usable = stop and "\N{REPLACEMENT CHARACTER}" not in stop
+            stops.append(stop if usable else rng.choice(["e", " t", "zq"]))
+        params = SamplingParams(
+            temperature=base.temperature,
+            seed=base.seed,
+            logit_bias=base.logit_bias,
+            min_tokens=base.min_tokens,
+            stop=tuple(stops),
+        )
+        wanted = reference(session, prompt, plain.tokens, plain.finish_reason, params)
+        k = rng.choice([0, 1, 3, 5])
+        stream = session.continue_tokens(
+            prompt, max_tokens=most, num_draft_tokens=k, sampling=params
+        )
+        found = stream.completion()
+        assert (found.text, found.tokens, found.finish_reason) == wanted, (case, stops, k)
+        assert len(found.provenance) == len(found.tokens) == found.stats.num_generated_tokens
+        stopped += found.finish_reason == "stop"
+        ended += found.finish_reason == "eos"
+        long_minimum += base.min_tokens > 1
+    assert stopped > FUZZED / 10
+    assert ended > FUZZED / 20
+    assert long_minimum > FUZZED / 10
+
+
+def test_the_session_goes_on_behind_a_text_that_was_stopped(session):
+    whole = session.generate("12 + 30 =", max_tokens=12)
+    cut = whole.text[3:5]
+    session.generate("12 + 30 =", max_tokens=12, sampling=SamplingParams(stop=(cut,)))
+    again = session.generate("12 + 30 =", max_tokens=12)
+    assert again.tokens == whole.tokens
+    assert again.stats.num_cached_tokens > 0
+
+
+def test_what_may_become_a_stop_text_is_held_back():
+    stops = StopTexts(["abc", "bd"])
+    assert stops.push("xa") == ("x", False)
+    assert stops.push("b") == ("", False)
+    assert stops.push("b") == ("ab", False)
+    assert stops.finish() == "b"
+    stops = StopTexts(["abc", "bd"])
+    assert stops.push("xab") == ("x", False)
+    assert stops.push("d!") == ("a", True)
+
+
+def test_the_stop_text_that_begins_first_counts():
+    assert StopTexts(["cd", "bcde"]).push("abcdef") == ("a", True)
+    assert StopTexts(["b", "a"]).push("xab") == ("x", True)
+
+
+def test_cancelled_in_the_middle(session):
+    whole = session.generate("the block of", max_tokens=24)
+    stream = session.stream("the block of", max_tokens=24, num_draft_tokens=0)
+    for i, _ in enumerate(stream):
+        if i == 4:
+            stream.cancel()
+    found = stream.completion()
+    assert found.finish_reason == "cancelled"
+    assert found.tokens == whole.tokens[:5]
+    assert session.generate("the block of", max_tokens=24).tokens == whole.tokens
+
+
+def test_a_deadline(session):
+    stream = session.stream("the block of", max_tokens=24, num_draft_tokens=0, timeout=0.05)
+    next(stream)
+    sleep(0.06)
+    found = stream.completion()
+    assert found.finish_reason == "timeout"
+    assert 1 <= len(found.tokens) < 24
+
+
+def test_a_deadline_holds_while_the_prompt_is_read(session, monkeypatch):
+    passes = []
+
+    def slow(tokens, rows):
+        passes.append(len(tokens))
+        sleep(0.05)
+        return step(tokens, rows)
+
+    session = session.new_session()
+    defaults = replace(session.manifest.generation, prefill_chunk=8)
+    session.manifest = replace(session.manifest, generation=defaults)
+    step = session.caches.target.step
+    monkeypatch.setattr(session.caches.target, "step", slow)
+    started = perf_counter()
+    found = session.stream("0" * 40, timeout=0.01).completion()
+    assert found.finish_reason == "timeout"
+    assert found.tokens == []
+    assert len(passes) == 1
+    assert perf_counter() - started < 5
+
+
+def test_a_useless_timeout(session):
+    with pytest.raises(UsageError, match="timeout is 0 seconds"):
+        session.stream("a", timeout=0)
+    assert Interrupt(None).reason() is None

@@ -1,7 +1,7 @@
-"""What the arbiter is worth on the tiny pair: seeds, feature sets, supervision, transfer, rivals.
+"""What the arbiter is worth on the tiny pair: seeds, feature sets, supervision, transfer, baselines.
 
 Trains every network anew from the bundle's own engines, chooses each one's thresholds on validation
-problems, and plays all of them with the plain modes and the rivals on the same held-out test problems,
+problems, and plays all of them with the plain modes and the baselines on the same held-out test problems,
 taking turns. Hours of work on a small machine; a run that was stopped goes on where it was.
 
     .venv/bin/python -m bench.arbiter_study --engine-dir models/tiny --work .cache/study --processes 2
@@ -37,7 +37,7 @@ from cospec.calibration.arbiter.training import (
 from cospec.calibration.quality.accuracy_plot import plot_quality, require_matplotlib
 from cospec.calibration.quality.measurement import play_modes
 from cospec.calibration.quality.mode_summary import Answer, override_rate
-from cospec.calibration.quality.modes import PLAIN, RIVAL_THRESHOLD, Mode
+from cospec.calibration.quality.modes import BASELINE_THRESHOLD, PLAIN, Mode
 from cospec.calibration.quality.worker import QualityConfig
 from cospec.calibration.quality.worker_pool import Journal, Workers
 from cospec.calibration.tasks.item import Task
@@ -55,7 +55,7 @@ PLOTTED = (0.05, 0.1, 0.2, 0.5, 0.9)
 PROBLEMS = {"mul": 700}
 """Different test problems of a kind that has few."""
 
-RIVALS = ("always-draft", "typical:0.3,0.09", "relaxed:3,0.2", "fly:2,0.3", "ensemble:0.5")
+BASELINES = ("always-draft", "typical:0.3,0.09", "relaxed:3,0.2", "fly:2,0.3", "ensemble:0.5")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def test_modes(arbiters: dict[str, Arbiter], curve_of: str) -> list[Mode]:
             modes.append(fast)
     graph = arbiters[curve_of].graph
     modes += curve_modes("collab", graph, PLOTTED)
-    return modes + [Mode(rule, "rival", RIVAL_THRESHOLD, rule=rule) for rule in RIVALS]
+    return modes + [Mode(rule, "baseline", BASELINE_THRESHOLD, rule=rule) for rule in BASELINES]
 
 
 def play_test(
@@ -183,7 +183,7 @@ def play_test(
     modes = test_modes(arbiters, first)
     answers = play_modes(config, tasks, modes, results)
     rate = override_rate(answers[first]) or 0.0
-    blind = Mode("random", "rival", RIVAL_THRESHOLD, rule=f"random:{rate:.6f}")
+    blind = Mode("random", "baseline", BASELINE_THRESHOLD, rule=f"random:{rate:.6f}")
     answers |= play_modes(config, tasks, [blind], results)
     return [*modes, blind], answers
 

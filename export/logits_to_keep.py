@@ -1,8 +1,8 @@
-"""The head for the last rows of a pass alone, as many as `head_rows` says.
+"""The head for the last rows of a pass alone, as many as `logits_to_keep` says.
 
 Reading a prompt needs the logits of its last token only, and the loop those of the drafted block. A row
 of logits costs a product with the whole head and, while the pass runs, several arrays as wide as the
-vocabulary: for 512 tokens and 128,000 words, 262 MB each. The operand `head_rows` [1] int64 has a
+vocabulary: for 512 tokens and 128,000 words, 262 MB each. The operand `logits_to_keep` [1] int64 has a
 default that keeps every row, so a program that does not know it may leave it out.
 """
 
@@ -15,7 +15,7 @@ import onnx_ir
 
 from .constants import add_constant
 
-HEAD_ROWS = "head_rows"
+LOGITS_TO_KEEP = "logits_to_keep"
 
 _ROWS_AXIS = 1
 _ALL = 2**31 - 1
@@ -28,13 +28,13 @@ def cut_head(model: Any) -> None:
     producer = hidden.producer()
     if producer.op_type == "Cast":  # the head itself reads half precision
         hidden = producer.inputs[0]
-    full, kept = hidden.shape[_ROWS_AXIS], onnx_ir.SymbolicDim(f"{HEAD_ROWS}_kept")
+    full, kept = hidden.shape[_ROWS_AXIS], onnx_ir.SymbolicDim(f"{LOGITS_TO_KEEP}_kept")
     wanted, end, axis = (
         add_constant(graph, name, np.array([number], dtype=np.int64))
         for name, number in (
-            (HEAD_ROWS, _ALL),
-            (f"{HEAD_ROWS}_end", _ALL),
-            (f"{HEAD_ROWS}_axis", _ROWS_AXIS),
+            (LOGITS_TO_KEEP, _ALL),
+            (f"{LOGITS_TO_KEEP}_end", _ALL),
+            (f"{LOGITS_TO_KEEP}_axis", _ROWS_AXIS),
         )
     )
     graph.inputs.insert(2, wanted)

@@ -52,11 +52,11 @@ def _point(config: SpeedConfig, noise: float) -> dict[str, Any]:
         "rows": rows,
         "bound_tokens_per_second": max(projected.speculative),
         "bound_target_only": projected.target_only,
-        "guard": guard_quality(rows),
+        "controller": controller_quality(rows),
     }
 
 
-def guard_quality(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def controller_quality(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return by setting what `auto` gets of the target alone, and of the best fixed draft length.
 
     Both are medians over the rounds, of rows of the same round.

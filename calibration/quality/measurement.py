@@ -19,7 +19,7 @@ from ...runtime.bundle.reader import Bundle, find_bundle
 from ..tasks.item import Task
 from .machine_facts import machine_facts
 from .mode_summary import Answer, oracle, override_rate, paired_tests, summarise
-from .modes import RIVAL_THRESHOLD, Mode
+from .modes import BASELINE_THRESHOLD, Mode
 from .worker import Job, QualityConfig, Setup, play_job
 from .worker_pool import Journal, Workers, digest
 
@@ -47,13 +47,13 @@ def measure_quality(
     """
     config, bundle = _open(config, modes)
     journal = Journal(results)
-    fixed = [mode for mode in modes if mode.kind != "rival" or mode.rule is not None]
+    fixed = [mode for mode in modes if mode.kind != "baseline" or mode.rule is not None]
     answers, reused = _play(config, bundle, tasks, fixed, journal)
     for mode in modes:
         if mode not in fixed:
             rate = override_rate(next(answers[m.name] for m in fixed if m.kind == "collab"))
             rule = f"random:{rate or 0:.6f}"
-            mode = replace(mode, rule=rule, threshold=RIVAL_THRESHOLD)
+            mode = replace(mode, rule=rule, threshold=BASELINE_THRESHOLD)
             played, again = _play(config, bundle, tasks, [mode], journal)
             answers, reused = {**answers, **played}, reused + again
     return {

@@ -86,7 +86,7 @@ def oracle(answers: dict[str, list[Answer]]) -> dict[str, float | None]:
 
 
 def paired_tests(modes: Sequence[Mode], answers: dict[str, list[Answer]]) -> dict[str, float]:
-    """Test every judged mode against the target, and every collab mode against every rival."""
+    """Test every judged mode against the target, and every collab mode against every baseline."""
 
     def p(first: str, second: str) -> float:
         flags = [[answer.correct for answer in answers[name]] for name in (first, second)]
@@ -98,6 +98,6 @@ def paired_tests(modes: Sequence[Mode], answers: dict[str, list[Answer]]) -> dic
             tests[f"{mode.name}_vs_target"] = p(mode.name, "target")
     for mode in modes:
         for other in modes:
-            if mode.kind == "collab" and other.kind == "rival":
+            if mode.kind == "collab" and other.kind == "baseline":
                 tests[f"{mode.name}_vs_{other.name}"] = p(mode.name, other.name)
     return tests

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...errors import UsageError
-from ...runtime.arbitration.baselines import rival
+from ...runtime.arbitration.baselines import baseline
 
-RIVAL_THRESHOLD = 0.5  # rivals score 0 or 1
+BASELINE_THRESHOLD = 0.5  # baselines score 0 or 1
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Mode:
     Attributes:
         name: as it is called in results.
         kind: `target` and `draft` decode plainly with that model alone; `strict` speculates exactly;
-            in `collab` the learned arbiter decides and in `rival` a rule.
+            in `collab` the learned arbiter decides and in `baseline` a rule.
         threshold: score above which a draft token stays, in `collab`.
         graph: an arbiter graph for `collab`; None for the bundle's own.
-        rule: the rival, as `arbitration.rivals.rival` reads it.
+        rule: the baseline, as `arbitration.baselines.baseline` reads it.
     """
 
     name: str
-    kind: Literal["target", "draft", "strict", "collab", "rival"]
+    kind: Literal["target", "draft", "strict", "collab", "baseline"]
     threshold: float | None = None
     graph: Path | None = None
     rule: str | None = None
@@ -35,7 +35,7 @@ class Mode:
     @property
     def is_judged(self) -> bool:
         """Whether somebody decides at mismatches."""
-        return self.kind in ("collab", "rival")
+        return self.kind in ("collab", "baseline")
 
 
 PLAIN = (Mode("target", "target"), Mode("draft", "draft"), Mode("strict", "strict"))
@@ -64,7 +64,7 @@ def parse_modes(
 
     Args:
         names: `target`, `draft`, `strict`, `collab`, `collab@THRESHOLD`, `random` (the rate at which
-            the first collab mode overrides) or a rival such as `random:0.1`.
+            the first collab mode overrides) or a baseline such as `random:0.1`.
         own_threshold: of the bundle's arbiter, what `collab` means; None for a bundle without one.
         thresholds: what `collab` means instead, one mode each.
         graphs: arbiter graphs instead of the bundle's own, one set of collab modes each.
@@ -81,10 +81,10 @@ def parse_modes(
         elif name in ("target", "draft", "strict"):
             modes.append(Mode(name, name))  # type: ignore[arg-type]
         elif name == "random":
-            modes.append(Mode("random", "rival"))
+            modes.append(Mode("random", "baseline"))
         else:
-            rival(name)
-            modes.append(Mode(name, "rival", RIVAL_THRESHOLD, rule=name))
+            baseline(name)
+            modes.append(Mode(name, "baseline", BASELINE_THRESHOLD, rule=name))
     unique = {mode.name: mode for mode in modes}
     if not unique:
         raise UsageError("no modes to play", hint="for example: --modes target,strict,collab")

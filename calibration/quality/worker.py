@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from ...errors import UsageError
-from ...runtime.arbitration.baselines import RandomArbiter, rival
+from ...runtime.arbitration.baselines import RandomArbiter, baseline
 from ...runtime.arbitration.learned import LearnedArbiter
 from ...runtime.arbitration.protocol import Arbiter
 from ...runtime.bundle.manifest import Models
@@ -117,7 +117,7 @@ class Players:
             # A seed of each item's own: the draws do not depend on who plays what in which order.
             rate, _, seed = mode.rule.removeprefix("random:").partition(",")
             return RandomArbiter(float(rate), f"{seed or 0}/{task.id}")
-        return rival(mode.rule)
+        return baseline(mode.rule)
 
 
 @dataclass(frozen=True)

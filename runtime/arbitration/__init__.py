@@ -1,1 +1,1 @@
-"""Whose token stays at a mismatch: the learned arbiter, its rivals, and the caps on all of them."""
+"""Whose token stays at a mismatch: the learned arbiter, its baselines, and the caps on all of them."""

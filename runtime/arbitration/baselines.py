@@ -183,7 +183,7 @@ class StaticEnsemble:
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a rival is written: its parameters in order, and how many must be given."""
+    """How a baseline is written: its parameters in order, and how many must be given."""
 
     make: Callable[..., Arbiter]
     parameters: tuple[tuple[str, type], ...] = ()
@@ -208,8 +208,8 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def rival(spec: str) -> Arbiter:
-    """Make the rival that `spec` names, such as `random:0.1`, `typical:0.3,0.09` or `always-draft`.
+def baseline(spec: str) -> Arbiter:
+    """Make the baseline that `spec` names, such as `random:0.1`, `typical:0.3,0.09` or `always-draft`.
 
     Raises:
         UsageError: an unknown rule, or parameters that are missing, superfluous or out of range.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..arbitration.referee import Referee
-from ..drafting.draft_length import Guard
+from ..drafting.draft_length import DraftLengthController
 from ..drafting.protocol import Drafter
 from ..engines.prefill import prefill
 from ..sampling.params import SamplingParams
@@ -30,7 +30,7 @@ class Plan:
         interrupt: ends it early.
         slide: a full cache forgets the older half of the text instead of ending it.
         referee: decides at mismatches, in collab mode.
-        guard: chooses the draft length.
+        controller: chooses the draft length.
         sampler: chooses tokens; None for the most likely ones.
         observer: sees each round.
         drafter: proposes instead of the session's own.
@@ -41,7 +41,7 @@ class Plan:
     interrupt: Interrupt
     slide: bool = False
     referee: Referee | None = None
-    guard: Guard | None = None
+    controller: DraftLengthController | None = None
     sampler: Sampler | None = None
     observer: Observer | None = None
     drafter: Drafter | None = None
@@ -75,7 +75,7 @@ def rounds(plan: Plan, caches: Caches, drafter: Drafter, tokens: list[int]) -> I
             tokens,
             replace(plan.limits, max_tokens=left),
             plan.referee,
-            plan.guard,
+            plan.controller,
             plan.sampler,
             plan.observer,
         )

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Literal, Protocol
 
 from ..arbitration.referee import Referee
-from ..drafting.draft_length import Guard
+from ..drafting.draft_length import DraftLengthController
 from ..drafting.protocol import Drafter
 from ..engines.prefill import prefill
 from ..engines.protocol import Decoder, StepOutput
@@ -126,7 +126,7 @@ def decode(
     tokens: list[int],
     limits: Limits,
     referee: Referee | None = None,
-    guard: Guard | None = None,
+    controller: DraftLengthController | None = None,
     sampler: Sampler | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Round]:
@@ -141,7 +141,7 @@ def decode(
         tokens: the prompt, at least one token and at most the capacity.
         limits: when to stop.
         referee: decides at mismatches; None leaves them to the target.
-        guard: chooses how many tokens to draft, within the limits; None drafts as many as they allow.
+        controller: chooses how many tokens to draft, within the limits; None drafts as many as they allow.
         sampler: chooses the target's tokens; None takes the most likely ones.
         observer: sees each round.
 
@@ -153,7 +153,7 @@ def decode(
     finish: FinishReason | None = None
     while finish is None:
         context = len(tokens)
-        wanted = limits.num_draft_tokens if guard is None else guard.length()
+        wanted = limits.num_draft_tokens if controller is None else controller.length()
         # The pass itself yields one token, and its tokens must fit the cache.
         room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
         started = perf_counter()
@@ -170,8 +170,8 @@ def decode(
         if referee is not None and not all(matches):
             keep = referee.keep(tokens, drafted, verified, drafter.evidence(len(drafted)), rows)
         accepted = keep.index(False) if False in keep else len(keep)
-        if guard is not None:
-            guard.record(len(drafted), accepted, drafting, len(block), verifying)
+        if controller is not None:
+            controller.record(len(drafted), accepted, drafting, len(block), verifying)
         if observer is not None:
             observer.see(
                 Observation(

@@ -15,7 +15,7 @@ from ..bundle.manifest import Manifest
 from ..bundle.reader import Bundle, find_bundle
 from ..drafting.combined import CombinedDrafter
 from ..drafting.costs import measure_costs
-from ..drafting.draft_length import Guard
+from ..drafting.draft_length import DraftLengthController
 from ..drafting.draft_model import ModelDrafter
 from ..drafting.ngram import NgramDrafter
 from ..drafting.protocol import Drafter, NoDrafter, no_evidence
@@ -37,7 +37,7 @@ Overflow = Literal["stop", "slide"]
 Prompt = str | Sequence[Message]
 DraftLength = int | Literal["auto"] | None
 """Tokens to draft a round: a number, 0 for plain decoding; `auto` for as many as pay for themselves
-(see `guard.py`); None for the bundle's default."""
+(see `draft_length.py`); None for the bundle's default."""
 
 WITH_MODEL = ("model", "combined")
 """Drafters that use the draft model."""
@@ -235,7 +235,7 @@ class Session:
         drafter: Drafter | None = None,
     ) -> Plan:
         """Resolve everything that a generation depends on."""
-        guard = None
+        controller = None
         if num_draft_tokens == "auto":
             if referee is not None:
                 raise UsageError(
@@ -243,7 +243,7 @@ class Session:
                     "depends on the length, and so would depend on the load of the machine",
                     hint="give a number, or leave it to the bundle",
                 )
-            num_draft_tokens, guard = LONGEST_DRAFT, self.guard
+            num_draft_tokens, controller = LONGEST_DRAFT, self.draft_length_controller
         if overflow not in ("stop", "slide"):
             raise UsageError(f"overflow is '{overflow}'", hint="it is one of: stop, slide")
         params = params or SamplingParams()
@@ -259,7 +259,7 @@ class Session:
             interrupt,
             overflow == "slide",
             referee,
-            guard,
+            controller,
             sampler,
             observer,
             drafter,
@@ -299,7 +299,7 @@ class Session:
         return frozenset({*eos, *self.codec.special_token_ids})
 
     @cached_property
-    def guard(self) -> Guard:
+    def draft_length_controller(self) -> DraftLengthController:
         """What chooses the draft length `auto`; it keeps what it has learned for the next time.
 
         The first time, it measures passes of each width on empty caches: some dozens of them.
@@ -310,7 +310,7 @@ class Session:
             target.select(())
             if draft is not None:
                 draft.select(())
-            return Guard(measure_costs(target, draft, LONGEST_DRAFT))
+            return DraftLengthController(measure_costs(target, draft, LONGEST_DRAFT))
 
     def _limits(self, max_tokens: int | None, num_draft_tokens: int | None) -> Limits:
         """Fill what was not given from the bundle's defaults."""
@@ -377,7 +377,7 @@ class Session:
         draft = self.caches.draft
         if draft is None:
             return NgramDrafter()
-        watched = () if plan.guard is None else ("top_values",)
+        watched = () if plan.controller is None else ("top_values",)
         draft.select(shared + judged[1] + watched)
         collect = referee is not None or observer is not None
         model = ModelDrafter(
@@ -385,7 +385,7 @@ class Session:
             plan.limits.prefill_chunk,
             collect=collect,
             sampler=sampler,
-            watch=None if plan.guard is None else plan.guard.drafted,
+            watch=None if plan.controller is None else plan.controller.drafted,
         )
         if self.drafter == "combined" and not collect:  # an arbiter must see what the draft saw
             return CombinedDrafter(NgramDrafter(), model)

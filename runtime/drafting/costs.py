@@ -1,4 +1,4 @@
-"""What the parts of a round cost on this machine, measured before the guard has to know.
+"""What the parts of a round cost on this machine, measured before the controller has to know.
 
 Waiting for rounds of each width to come along would leave the widths that are not in use unknown, and
 the best of them may be among those. Made-up tokens are fed behind what a cache holds and dropped again.

@@ -23,7 +23,7 @@ ALWAYS_KEPT, WIDE_KEPT = 16, 4
 """Bindings that are kept: those of narrow passes all, of wider ones the newest few. The remainder of a
 prompt may have any width."""
 
-HEAD_ROWS = "head_rows"
+LOGITS_TO_KEEP = "logits_to_keep"
 """The operand of our graphs that says how many of the last rows get a head. It has a default, every
 row, and graphs of older exports are without it."""
 
@@ -128,7 +128,7 @@ class OrtDecoder(CachedSequence):
         self._graph = engine.graph
         self._cache_length = np.zeros(1, dtype=np.int64)
         optional = {each.name for each in engine.session.get_overridable_initializers()}
-        self._cuts_head = HEAD_ROWS in optional
+        self._cuts_head = LOGITS_TO_KEEP in optional
         self._by_outputs: dict[tuple[str, ...], dict[tuple[int, int], _Binding]] = {}
         self.select(outputs)
         shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
@@ -204,7 +204,7 @@ class OrtDecoder(CachedSequence):
         io = binding.io
         fed = {"input_ids": binding.input_ids, "cache_length": self._cache_length}
         if self._cuts_head:
-            fed[HEAD_ROWS] = binding.head_rows
+            fed[LOGITS_TO_KEEP] = binding.logits_to_keep
         for name, array in fed.items():
             io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, value in self._cache.items():
@@ -236,7 +236,7 @@ class _Binding:
             "logits": ((1, kept, shape.vocab_size), np.float32),
         }
         self.io = session.io_binding()
-        self.head_rows = np.array([kept], dtype=np.int64)
+        self.logits_to_keep = np.array([kept], dtype=np.int64)
         self.input_ids = np.zeros((1, width), dtype=np.int64)
         self.tokens = self.input_ids[0]
         self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(*sizes[name]) for name in outputs}

@@ -35,7 +35,7 @@ from cospec.bench.speed.remote import Generated, Process, Worker, WorkerError
 from cospec.bench.speed.speed import SpeedConfig, measure_speed
 from cospec.bench.speed.speed_report import as_markdown
 from cospec.bench.speed.speed_summary import best_of_each, best_ratios, summarise
-from cospec.bench.speed.sweep import guard_quality, plot_sweep
+from cospec.bench.speed.sweep import controller_quality, plot_sweep
 from cospec.calibration.quality.cli import main
 from cospec.errors import UsageError
 
@@ -529,7 +529,7 @@ def swept() -> list[dict[str, Any]]:
 
 
 def test_the_guard_is_judged_against_the_target_and_the_best_fixed_length():
-    quality = guard_quality(swept()[0]["rows"])
+    quality = controller_quality(swept()[0]["rows"])
     assert quality["own pools"] == {
         "of_target_only": pytest.approx(1.5),
         "of_best_fixed": pytest.approx(15 / 16),

@@ -129,9 +129,9 @@ def test_names_and_shapes_are_the_contract(written):
     assert isinstance(fed, str), "the number of new tokens is free"
     expected = {"input_ids": [1, fed], "cache_length": [1]}
     if written.lowering == "gqa":
-        expected["head_rows"] = [1]
+        expected["logits_to_keep"] = [1]
     assert inputs == {**expected, "past.0.key": cache, "past.0.value": cache}
-    width = "head_rows_kept" if written.lowering == "gqa" else fed
+    width = "logits_to_keep_kept" if written.lowering == "gqa" else fed
     outputs = {value.name: shape(value) for value in written.model.graph.output}
     assert outputs == {
         "logits": [1, width, VOCAB],

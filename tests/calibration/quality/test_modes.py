@@ -47,15 +47,15 @@ def test_each_arbiter_has_modes_of_its_own():
     }
 
 
-def test_draft_is_the_draft_alone_and_rivals_are_judged():
+def test_draft_is_the_draft_alone_and_baselines_are_judged():
     modes = parse_modes(["draft", "always-draft", "fly:2,0.3"])
-    assert [mode.kind for mode in modes] == ["draft", "rival", "rival"]
+    assert [mode.kind for mode in modes] == ["draft", "baseline", "baseline"]
     assert [mode.is_judged for mode in modes] == [False, True, True]
 
 
 def test_random_without_a_rate_waits_for_collab():
     modes = parse_modes(["random", "collab"], own_threshold=0.5)
-    assert modes[0] == Mode("random", "rival")
+    assert modes[0] == Mode("random", "baseline")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Each rival's rule against its formula, on blocks made of explicit distributions."""
+"""Each baseline's rule against its formula, on blocks made of explicit distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cospec.runtime.arbitration.baselines import (
     RelaxedTopK,
     StaticEnsemble,
     TypicalAcceptance,
-    rival,
+    baseline,
 )
 from cospec.runtime.arbitration.protocol import Block
 from cospec.runtime.engines.protocol import StepOutput
@@ -167,12 +167,12 @@ def test_the_random_arbiter_keeps_its_rate_and_its_seed():
     ],
 )
 def test_rules_by_name(spec, made):
-    assert rival(spec) == made
+    assert baseline(spec) == made
 
 
 def test_random_by_name():
     block = block_of(np.full((50, VOCAB), 1 / VOCAB), np.full((50, VOCAB), 1 / VOCAB))
-    assert (rival("random:0.5,3").score(block) == RandomArbiter(0.5, 3).score(block)).all()
+    assert (baseline("random:0.5,3").score(block) == RandomArbiter(0.5, 3).score(block)).all()
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,6 @@ def test_random_by_name():
 )
 def test_bad_names_say_what_is_wrong_and_how_it_is_written(spec, message):
     with pytest.raises(UsageError) as caught:
-        rival(spec)
+        baseline(spec)
     assert message in str(caught.value)
     assert caught.value.hint

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scripted import CANDIDATES, Choose, ScriptedDecoder, agreeing, hashed, reference_decode
 
 from cospec.errors import UsageError
-from cospec.runtime.arbitration.baselines import AlwaysDraft, rival
+from cospec.runtime.arbitration.baselines import AlwaysDraft, baseline
 from cospec.runtime.arbitration.protocol import Arbiter, Block
 from cospec.runtime.arbitration.referee import Caps, Referee
 from cospec.runtime.decoding.loop import Limits, Round, decode
@@ -25,7 +25,7 @@ from cospec.runtime.drafting.ngram import NgramDrafter
 VOCAB = 12
 ALL = ("top_values", "top_ids", "logsumexp", "entropy", "next_input_logprob")
 NO_CAPS = Caps(in_a_row=1000, per_block=1000, repeat_ngram=1000, repeat_window=10)
-RIVALS = ["typical:0.3,0.09", "relaxed:3,0.4", "fly:2,0.3", "ensemble:0.5", "random:0.5"]
+BASELINES = ["typical:0.3,0.09", "relaxed:3,0.4", "fly:2,0.3", "ensemble:0.5", "random:0.5"]
 
 
 @dataclass
@@ -277,11 +277,11 @@ def test_the_target_alone_decides_ends_and_special_tokens(case, threshold):
             context.append(token)
 
 
-@pytest.mark.parametrize("spec", RIVALS)
+@pytest.mark.parametrize("spec", BASELINES)
 @given(case=cases())
 @settings(max_examples=30, deadline=None)
-def test_every_rival_decodes(spec, case):
-    result = play(case, rival(spec))
+def test_every_baseline_decodes(spec, case):
+    result = play(case, baseline(spec))
     assert len(result.output) == len([who for r in result.rounds for who in r.provenance])
     assert 0 <= result.stats.num_overrides <= result.stats.num_mismatches
 

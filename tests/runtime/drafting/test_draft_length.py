@@ -1,4 +1,4 @@
-"""The guard: the best draft length against an exhaustive search, and never slower than plain."""
+"""The controller: the best draft length against an exhaustive search, and never slower than plain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripted import ScriptedDecoder, agreeing, hashed, reference_decode
 from cospec.runtime.decoding.loop import Limits, decode
 from cospec.runtime.drafting.draft_length import (
     Costs,
-    Guard,
+    DraftLengthController,
     best_length,
     expected_tokens,
     pays_to_go_on,
@@ -66,16 +66,16 @@ class Machine:
         self.tokens = 0
         self.drafted: list[int] = []
 
-    def play(self, guard: Guard, tokens: int) -> float:
+    def play(self, controller: DraftLengthController, tokens: int) -> float:
         """Decode so many tokens and return the seconds of each."""
         seconds, done = self.seconds, self.tokens
         while self.tokens - done < tokens:
-            k = guard.length()
+            k = controller.length()
             accepted = 0
             while accepted < k and self.rng.random() < self.acceptance:
                 accepted += 1
             draft, verify = k * self.costs.draft_step, self.costs.verify[k]
-            guard.record(k, accepted, draft, k + 1, verify)
+            controller.record(k, accepted, draft, k + 1, verify)
             self.seconds += draft + verify
             self.tokens += accepted + 1
             self.drafted.append(k)
@@ -93,19 +93,19 @@ class Machine:
 def test_it_is_nearly_as_fast_as_the_best_fixed_length(acceptance, draft, slope):
     verify = [1 + slope * w for w in range(5)]
     machine = Machine(acceptance, draft, verify)
-    per_token = machine.play(Guard(machine.costs), 4000)
+    per_token = machine.play(DraftLengthController(machine.costs), 4000)
     assert per_token <= 1.06 * machine.best(4)
     assert per_token <= 1.03 * verify[0], "slower than the target alone"
 
 
 def test_it_comes_back_when_the_draft_becomes_good():
     machine = Machine(0.05, 0.3, [1.0, 1.05, 1.1, 1.15, 1.2])
-    guard = Guard(machine.costs)
-    machine.play(guard, 1000)
+    controller = DraftLengthController(machine.costs)
+    machine.play(controller, 1000)
     assert machine.drafted[-200:].count(0) > 190
     machine.acceptance = 0.95
     machine.drafted.clear()
-    machine.play(guard, 3000)
+    machine.play(controller, 3000)
     assert machine.drafted[-1] == 4
     assert next(i for i, k in enumerate(machine.drafted) if k == 4) <= 100
 
@@ -121,7 +121,9 @@ CONTROLLED_PAIR = {
 def test_an_unrelated_draft_costs_next_to_nothing(weights):
     draft, verify = CONTROLLED_PAIR[weights]
     machines = [Machine(0.0, draft, verify, seed) for seed in range(10)]
-    shares = [verify[0] / machine.play(Guard(machine.costs), 300) for machine in machines]
+    shares = [
+        verify[0] / machine.play(DraftLengthController(machine.costs), 300) for machine in machines
+    ]
     assert min(shares) >= 0.98
 
 
@@ -130,7 +132,10 @@ def test_an_unrelated_draft_costs_next_to_nothing(weights):
 def test_every_agreement_is_served_nearly_as_the_best_length_would(weights, acceptance):
     draft, verify = CONTROLLED_PAIR[weights]
     machines = [Machine(acceptance, draft, verify, seed) for seed in range(20)]
-    shares = [machine.best(8) / machine.play(Guard(machine.costs), 500) for machine in machines]
+    shares = [
+        machine.best(8) / machine.play(DraftLengthController(machine.costs), 500)
+        for machine in machines
+    ]
     assert sum(shares) / len(shares) >= 0.96
 
 
@@ -140,27 +145,27 @@ def test_it_recovers_within_fifty_rounds(weights):
     late = 0
     for seed in range(20):
         machine = Machine(0.0, draft, verify, seed)
-        guard = Guard(machine.costs)
-        machine.play(guard, 300)
+        controller = DraftLengthController(machine.costs)
+        machine.play(controller, 300)
         machine.acceptance = 0.95
         machine.drafted.clear()
-        machine.play(guard, 400)
+        machine.play(controller, 400)
         late += next(i for i, k in enumerate(machine.drafted) if k >= 3) > 50
     assert late <= 1  # of 20: a try can fail by chance
 
 
 def test_a_slow_pass_now_and_then_changes_nothing():
     machine = Machine(0.9, 0.05, [1.0, 1.02, 1.04, 1.06, 1.08])
-    guard = Guard(machine.costs)
-    machine.play(guard, 200)
+    controller = DraftLengthController(machine.costs)
+    machine.play(controller, 200)
     machine.drafted.clear()
     for _ in range(3):
-        guard.record(4, 4, 0.2, 5, 60.0)
-    machine.play(guard, 40)
+        controller.record(4, 4, 0.2, 5, 60.0)
+    machine.play(controller, 40)
     assert 0 not in machine.drafted
 
 
-class Fixed(Guard):
+class Fixed(DraftLengthController):
     """Drafts as many tokens as a list says, whatever was measured."""
 
     def __init__(self, lengths: list[int]) -> None:
@@ -182,15 +187,15 @@ def test_no_sequence_of_lengths_changes_the_output(lengths, seed):
     choose = hashed(seed, 50)
     target = ScriptedDecoder(choose)
     drafter = ModelDrafter(ScriptedDecoder(agreeing(choose, hashed(seed + 1, 50), 70)), chunk=8)
-    guard = Fixed(lengths)
+    controller = Fixed(lengths)
     prompt = [1, 2, 3]
     tokens = list(prompt)
     limits = Limits(max_tokens=40, eos_token_ids=(), num_draft_tokens=4, prefill_chunk=8)
-    rounds = list(decode(target, drafter, tokens, limits, guard=guard))
+    rounds = list(decode(target, drafter, tokens, limits, controller=controller))
     reference = reference_decode(choose, prompt, max_tokens=40, eos_token_ids=(), capacity=1000)
     assert tokens[len(prompt) :] == reference[0]
-    assert [each[:2] for each in guard.rounds] == [(r.drafted, r.accepted) for r in rounds]
-    assert [width for *_, width in guard.rounds[1:]] == [r.drafted + 1 for r in rounds[1:]]
+    assert [each[:2] for each in controller.rounds] == [(r.drafted, r.accepted) for r in rounds]
+    assert [width for *_, width in controller.rounds[1:]] == [r.drafted + 1 for r in rounds[1:]]
     wanted = [min(lengths[i % len(lengths)], 4) for i in range(len(rounds))]
     assert all(r.drafted <= k for r, k in zip(rounds, wanted, strict=True))
 
@@ -211,18 +216,18 @@ def test_confidence_that_means_something_is_worth_more_than_any_fixed_length():
     draft, verify = CONTROLLED_PAIR["fp32"]
 
     def speed(hears: bool, seed: int) -> float:
-        rng, guard = random.Random(seed), Guard(Costs(draft, verify))
+        rng, controller = random.Random(seed), DraftLengthController(Costs(draft, verify))
         seconds = tokens = 0.0
         for _ in range(500):
-            k, accepted = guard.length(), []
+            k, accepted = controller.length(), []
             while len(accepted) < k:
                 confidence = 0.98 if rng.random() < 0.75 else 0.3
                 accepted.append(rng.random() < confidence)
-                if hears and not guard.drafted(confidence):
+                if hears and not controller.drafted(confidence):
                     break
             right = [*accepted, False].index(False)
             costs = (len(accepted) * draft, verify[len(accepted)])
-            guard.record(len(accepted), right, costs[0], len(accepted) + 1, costs[1])
+            controller.record(len(accepted), right, costs[0], len(accepted) + 1, costs[1])
             seconds += sum(costs)
             tokens += right + 1
         return tokens / seconds
@@ -234,28 +239,28 @@ def test_confidence_that_means_something_is_worth_more_than_any_fixed_length():
 def test_rounds_without_room_to_draft_teach_nothing_and_break_nothing():
     """As of generations of one token each: when drafting begins, no token has been judged yet."""
     draft, verify = CONTROLLED_PAIR["fp32"]
-    guard = Guard(Costs(draft, verify))
+    controller = DraftLengthController(Costs(draft, verify))
     for _ in range(5):
-        guard.length()
-        guard.record(0, 0, 0.0, 1, verify[0])
-    assert guard.length() > 0
-    assert guard.drafted(0.9)
-    guard.record(1, 1, draft, 2, verify[1])
-    assert guard.acceptance[0] > 0.5
+        controller.length()
+        controller.record(0, 0, 0.0, 1, verify[0])
+    assert controller.length() > 0
+    assert controller.drafted(0.9)
+    controller.record(1, 1, draft, 2, verify[1])
+    assert controller.acceptance[0] > 0.5
 
 
 @pytest.mark.parametrize("weights", sorted(CONTROLLED_PAIR))
 @pytest.mark.parametrize("confidence", [0.05, 0.35, 0.65])
 def test_a_draft_that_is_always_right_and_never_sure_is_found_out_at_once(weights, confidence):
     draft, verify = CONTROLLED_PAIR[weights]
-    guard, seconds, tokens = Guard(Costs(draft, verify)), 0.0, 0
+    controller, seconds, tokens = DraftLengthController(Costs(draft, verify)), 0.0, 0
     while tokens < 64:
-        most, drafted = guard.length(), 0
+        most, drafted = controller.length(), 0
         while drafted < most:
             drafted += 1
-            if not guard.drafted(confidence):
+            if not controller.drafted(confidence):
                 break
-        guard.record(drafted, drafted, drafted * draft, drafted + 1, verify[drafted])
+        controller.record(drafted, drafted, drafted * draft, drafted + 1, verify[drafted])
         seconds += drafted * draft + verify[drafted]
         tokens += drafted + 1
     best = min((k * draft + verify[k]) / (k + 1) for k in range(9))

@@ -141,7 +141,7 @@ def decode(
         tokens: the prompt, at least one token and at most the capacity.
         limits: when to stop.
         referee: decides at mismatches; None leaves them to the target.
-        controller: chooses how many tokens to draft, within the limits; None drafts as many as they allow.
+        controller: chooses how many tokens to draft, within the limits; None drafts up to the limits.
         sampler: chooses the target's tokens; None takes the most likely ones.
         observer: sees each round.
 

@@ -1,7 +1,7 @@
 """How many tokens to draft: as many as pay for themselves, and none where speculation loses.
 
 A round that drafts k tokens costs k draft steps and one verify pass k+1 wide, and yields the accepted
-tokens and one of the target's own. The controller knows these costs (`costs.py`), sees while it decodes how
+tokens and one of the target's own. The controller knows these costs (`costs.py`), sees how
 often the draft is accepted at each position, and takes the k with the most tokens per second; 0 is
 plain decoding, from which it comes back by trying a token now and then. Where the drafter says how sure
 it is of each token, a block ends as soon as the next token promises less than it costs.

@@ -1,7 +1,7 @@
 """What the arbiter is worth on the tiny pair: seeds, feature sets, supervision, transfer, baselines.
 
 Trains every network anew from the bundle's own engines, chooses each one's thresholds on validation
-problems, and runs all of them with the plain modes and the baselines on the same held-out test problems,
+problems, and runs all of them with the plain modes and the baselines on the same held-out problems,
 taking turns. Hours of work on a small machine; a run that was stopped goes on where it was.
 
     .venv/bin/python -m bench.arbiter_study --engine-dir models/tiny --work .cache/study --processes 2

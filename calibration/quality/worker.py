@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -11,7 +11,6 @@ from ...errors import UsageError
 from ...runtime.arbitration.baselines import RandomArbiter, baseline
 from ...runtime.arbitration.learned import LearnedArbiter
 from ...runtime.arbitration.protocol import Arbiter
-from ...runtime.bundle.manifest import Models
 from ...runtime.bundle.reader import Bundle
 from ...runtime.decoding.completion import Completion
 from ...runtime.decoding.placement import graph_shape
@@ -145,5 +144,4 @@ def _draft_alone(folder: Path, session: Session, options: OrtOptions) -> Session
     if entry is None:
         raise UsageError("this bundle has no draft, so the mode 'draft' cannot be played")
     engine = OrtEngine(bundle.path(entry.graph), graph_shape(manifest, entry), options)
-    alone = replace(manifest, models=Models(target=entry), files=())
-    return Session(alone, engine, None, session.codec, drafter="none")
+    return Session(manifest, engine, None, session.codec, drafter="none")

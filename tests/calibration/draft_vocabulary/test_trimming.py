@@ -410,3 +410,24 @@ def test_decoders_start_empty(trimmed_pair):
     assert isinstance(decoder, OrtDecoder)
     assert len(trial._time_steps(decoder, 3)) == 3
     assert decoder.length == 64
+
+
+def test_a_trimmed_draft_is_measured_and_its_arbiter_certified_again(tiny_pair_bundle, tmp_path):
+    """What docs/draft-vocabulary.md and docs/arbiter.md tell people to run on a trimmed bundle."""
+    from cospec.calibration.quality.cli import main as bench
+    from cospec.models import tiny_pair
+
+    kept = some_ids(tiny_pair_bundle)
+    bundle = trim_bundle(tiny_pair_bundle, tmp_path / "trimmed", kept)
+    arbiter = shutil.copytree(tiny_pair.ARBITER, tmp_path / "arbiter")
+    words = ["--engine-dir", bundle, "--tasks", "tiny:validation", "--items", 3, "--max-tokens", 32]
+    words = [str(word) for word in [*words, "--json"]]
+    found = CliRunner().invoke(main, ["certify", "--arbiter", str(arbiter), *words])
+    assert found.exit_code == 0, found.output
+    certified = json.loads(found.stdout)["modes"]
+    found = CliRunner().invoke(bench, ["quality", "--modes", "target,draft,strict,collab", *words])
+    assert found.exit_code == 0, found.output
+    measured = json.loads(found.stdout)["modes"]
+    for mode in ("target", "draft", "strict", "collab"):
+        assert measured[mode]["n"] == 3
+        assert measured[mode]["tokens_per_item"] == certified[mode]["tokens_per_item"]

@@ -36,7 +36,7 @@ def on_startup(*, command: str, dirty: bool) -> None:
     """
     package = ROOT / ".cache/docs/cospec"
     package.mkdir(parents=True, exist_ok=True)
-    for name in ("__init__.py", "runtime"):
+    for name in ("__init__.py", "errors.py", "runtime"):
         link = package / name
         if not link.is_symlink():
             link.symlink_to(ROOT / name)

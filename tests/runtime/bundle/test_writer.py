@@ -229,7 +229,7 @@ KILL_POINTS = {
 KILLED_WRITER = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1]]
-from test_bundle_writer import bundle_writer, write, Path
+from test_writer import bundle_writer, write, Path
 destination, target, when, swap = Path(sys.argv[2]), *sys.argv[3:]
 if swap == "two renames":
     bundle_writer.exchange_folders = lambda *_: False

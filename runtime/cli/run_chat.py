@@ -15,7 +15,7 @@ from ..bundle.files import parse_json_object, write_whole
 from ..decoding.chat import Chat
 from ..decoding.session import Session
 from ..decoding.stats import GenerationStats
-from ..text.codec import Message
+from ..text.messages import Message
 from ..trace.page import write_page
 from ..trace.record import Trace
 from .run_output import Painter, describe, print_any_text, warn_if_uncertified

@@ -16,7 +16,7 @@ from ..bundle.manifest import Manifest
 from ..decoding.completion import Completion, Piece, logprobs_json
 from ..decoding.loop import Provenance
 from ..decoding.stats import GenerationStats
-from ..text.codec import TextStream
+from ..text.detokenizer import TextStream
 
 COLOURS: dict[Provenance, str] = {
     "agreed": "green",

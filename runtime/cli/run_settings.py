@@ -12,7 +12,7 @@ import click
 from ...errors import UsageError
 from ..decoding.session import DraftLength, Mode, Overflow, Prompt, Session
 from ..sampling.params import SamplingParams
-from ..text.codec import Message
+from ..text.messages import Message
 
 Command = Callable[..., Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...errors import UsageError
 from ..sampling.params import SamplingParams
-from ..text.codec import Message
+from ..text.messages import Message
 from .completion import Completion, Piece, Stream
 from .loop import Observer
 from .session import DraftLength, Mode, Overflow, Session

@@ -11,7 +11,7 @@ from ..drafting.protocol import Drafter
 from ..engines.prefill import prefill
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler
-from ..text.codec import TextStream
+from ..text.detokenizer import TextStream
 from .caches import Caches
 from .loop import FinishReason, Limits, Observer, Round, decode
 from .stopping import Interrupt, StopTexts

@@ -23,7 +23,8 @@ from ..engines.onnxruntime import OrtOptions
 from ..engines.protocol import Engine
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler
-from ..text.codec import Message, TextCodec
+from ..text.codec import TextCodec
+from ..text.messages import Message
 from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .generation import Plan, Scribe, rounds

@@ -6,7 +6,8 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from ..text.codec import BYTE_TOKEN, TextCodec
+from ..text.codec import TextCodec
+from ..text.detokenizer import BYTE_TOKEN
 
 _KEPT = 4096
 """Tokens whose texts are remembered: the most likely ones are mostly the same few."""

@@ -1,19 +1,15 @@
-"""Text in, text out: tokenizer, chat template, and decoding that never prints half a character."""
+"""Text to tokens and back: the tokenizer and the chat template of a bundle."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import BundleError, PromptError, UsageError
-
-Message = Mapping[str, Any]
-
-BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-"""How tokenizers with byte fallback spell the bytes of what they have no token for."""
+from .detokenizer import TextStream
+from .messages import Message
+from .template import ChatTemplate
 
 
 class TextCodec:
@@ -42,7 +38,7 @@ class TextCodec:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, facts in added.items() if facts.special)
-        self._template = None if chat_template is None else _compile(chat_template)
+        self._template = None if chat_template is None else _read_template(chat_template)
 
     @property
     def has_chat_template(self) -> bool:
@@ -68,11 +64,30 @@ class TextCodec:
         """
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+    ) -> list[int]:
         """Render `messages` with the chat template and tokenise the result.
 
+        Args:
+            messages: the conversation, at least one message.
+            tools: JSON schemas of functions, for a template that knows tools.
+            documents: for a template that knows documents.
+            template_args: values of the template's own variables, such as `enable_thinking`.
+            add_generation_prompt: end the prompt with the beginning of an answer. None: do so unless
+                the last message is to be continued.
+            continue_final_message: leave the last message open, so that the output continues it. A
+                text names the field to continue (default: `content`).
+
         Raises:
-            UsageError: the bundle has no chat template.
+            UsageError: the bundle has no chat template, or the arguments contradict each other.
             PromptError: the template refuses these messages, or they are not valid Unicode.
         """
         if self._template is None:
@@ -80,8 +95,22 @@ class TextCodec:
                 "this bundle has no chat template, so it cannot take messages",
                 hint="pass the prompt as plain text",
             )
+        if add_generation_prompt and continue_final_message:
+            raise UsageError(
+                "add_generation_prompt and continue_final_message contradict each other",
+                hint="the first begins a new message, the second continues the last one",
+            )
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
         try:
-            text = self._template.render(messages=list(messages), add_generation_prompt=True)
+            text = self._template.render(
+                messages,
+                tools,
+                documents,
+                template_args or {},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
         except Exception as error:  # a template that adds a number to a string raises TypeError
             raise PromptError(
                 f"the chat template refuses these messages: {error}",
@@ -112,72 +141,9 @@ class TextCodec:
         return TextStream(self._tokenizer, self._special, context)
 
 
-class TextStream:
-    """Decodes a growing output; the pieces joined are what it adds to the text of its context.
-
-    A tokenizer that writes spaces as part of words drops the one in front of a text, so a word that
-    begins an output keeps its space only when it is decoded behind its prompt. `DecodeStream` of
-    tokenizers is not used: it raises when bytes that are no UTF-8 follow a character made of bytes.
-    """
-
-    def __init__(self, tokenizer: Any, special: Collection[int], context: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._special = special
-        self._context = [token for token in context if token not in special]
-        self._context_size = len(self._decode(self._context))
-        self._pending: list[int] = []
-
-    def push(self, tokens: Sequence[int]) -> str:
-        """Add `tokens` and return the text that is now certain."""
-        return "".join(self._push(token) for token in tokens)
-
-    def finish(self) -> str:
-        """Return what is left: an output may end in the middle of a character."""
-        return self._settle(self._decode(self._context + self._pending))
-
-    def _push(self, token: int) -> str:
-        spelling = self._tokenizer.id_to_token(token)
-        if spelling is None or token in self._special:  # a padded vocabulary has ids without text
-            return ""
-        self._pending.append(token)
-        if BYTE_TOKEN.fullmatch(
-            spelling
-        ):  # decoded as one run, and one wrong byte spoils all of it
-            return ""
-        text = self._decode(self._context + self._pending)
-        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._settle(text)
-
-    def _settle(self, text: str) -> str:
-        """Take what is pending as the context of the rest, and return its text."""
-        new = text[self._context_size :]
-        if new:
-            self._context = self._pending
-            self._context_size = len(self._decode(self._context))
-            self._pending = []
-        return new
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens))
-
-
-def _compile(path: Path) -> Any:
-    """Compile a chat template in Jinja's sandbox: it came with a checkpoint, so it is untrusted."""
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
-    # The two helpers that templates of the Hugging Face hub expect.
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+def _read_template(path: Path) -> ChatTemplate:
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
+        return ChatTemplate(path.read_text(encoding="utf-8"), {})
     except Exception as error:  # deep nesting, for one, ends in a RecursionError
         raise BundleError(
             f"{path} is not a usable chat template: {error}", hint="export the bundle again"

@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ...calibration.tables import markdown_table
 from ...errors import UsageError
 from .measure import Row, Samples, measure_rows
 from .peer_formats import both
 from .peers import genai_rows, our_rows
 from .prepare import journal
 from .speed import cpu_model, preparing, random_prompts, say
-from .speed_report import table
 
 DRAFTED = 3
 
@@ -80,7 +80,7 @@ def measure_context(config: ContextConfig) -> dict[str, Any]:
                     config, rows, context, lambda row: bar.update() and None
                 ),
             )
-    kept.finish()
+    kept.clear()
     return {
         "rows": figures,
         "environment": {
@@ -141,7 +141,7 @@ def as_markdown(result: dict[str, Any]) -> str:
             cells = lines.setdefault((figure["name"], figure["mode"], figure["setting"]), [])
             cells.append(f"{figure[key]:.1f}" if key in figure else "-")
         body = [[*name, *cells] for name, cells in lines.items()]
-        parts.append(table((title, "mode", "setting", *map(str, contexts)), body))
+        parts.append(markdown_table((title, "mode", "setting", *map(str, contexts)), body))
     reasons = {f["skipped"]: f["name"] for f in result["rows"] if "skipped" in f}
     parts += [f"SKIPPED: {name}: {reason}" for reason, name in reasons.items()]
     environment = result["environment"]

@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...calibration.journal import Journal, digest
 from ...errors import CospecError, ResourceError
-from .journal import Journal
 from .pair import write_pair
 from .peer_formats import PairFormat, both
 
@@ -140,16 +140,13 @@ class Workshop:
 
 
 def journal(root: Path, kind: str, facts: object, report: Callable[[str], None]) -> Journal:
-    """Return what was kept of a measurement that was stopped, of these facts and these sources."""
+    """Return the journal of a measurement of these facts, made with these sources."""
     name = digest(f"{facts} {sources_digest()} {sources_digest(MEASURED_SOURCES)}")
-    return Journal(root / f"stopped-{kind}-{name}.json", report)
-
-
-def digest(facts: str) -> str:
-    """Return what stands for `facts` in a name."""
-    from ...calibration.quality.worker_pool import digest as hashed
-
-    return hashed(facts)
+    path = root / f"stopped-{kind}-{name}.jsonl"
+    kept = Journal(path)
+    if kept.done:
+        report(f"continuing a measurement that was stopped: {', '.join(kept.done)} from {path}")
+    return kept
 
 
 @lru_cache

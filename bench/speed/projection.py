@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...calibration.tables import markdown_table
 from ...errors import UsageError
 from .bandwidth import PairBytes
 from .device_bandwidth import DEVICES, device_named
 from .peer_formats import target_of
 from .peers import OURS
 from .roofline import acceptance_of, project, projection_error, verify_curve
-from .speed_report import table
 
 
 def read_measurement(path: Path) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def as_text(result: dict[str, Any]) -> str:
     sources = sorted({each["source"] for each in result["projections"]})
     return "\n".join(
         [
-            table(columns, lines),
+            markdown_table(columns, lines),
             "",
             f"Assumed: {assumed['target_bytes'] / 1e9:.2f} GB read a target pass and "
             f"{assumed['draft_bytes'] / 1e9:.3f} GB a draft step, acceptance "

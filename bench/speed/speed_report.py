@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from ...calibration.tables import markdown_table
 
 _COLUMNS = (
     *("runtime", "weights", "mode", "setting", "tok/s", "decode", "vs plain", "first ms"),
@@ -14,7 +15,7 @@ _COLUMNS = (
 def as_markdown(result: dict[str, Any]) -> str:
     """Return tables of the rows, the bounds, the best rows and the ratios, in Markdown."""
     parts = [
-        table(_COLUMNS, [_cells(figure) for figure in result["rows"] if "skipped" not in figure])
+        markdown_table(_COLUMNS, [_cells(figure) for figure in result["rows"] if "skipped" not in figure])
     ]
     parts += [
         f"SKIPPED: {figure['name']} {figure['format']} {figure['mode']}: {figure['skipped']}"
@@ -40,18 +41,6 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns line up as plain text too."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )
-
-
 def _best_table(best: dict[str, Any]) -> str:
     """Return the best row of each runtime: a line a format of the target, a column a runtime."""
     lines = {**best["by_target_format"], "any": best["overall"]}
@@ -63,7 +52,7 @@ def _best_table(best: dict[str, Any]) -> str:
         return f"{found['tokens_per_second']:.1f} ({found['format']} {found['mode']})"
 
     body = [[title, *(cell(line.get(name)) for name in names)] for title, line in lines.items()]
-    return table(("best tok/s with a target in", *names), body)
+    return markdown_table(("best tok/s with a target in", *names), body)
 
 
 def _ratio_lines(ratios: dict[str, Any]) -> list[str]:

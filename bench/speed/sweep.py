@@ -35,7 +35,7 @@ def measure_sweep(config: SpeedConfig, noises: Sequence[float] = NOISES) -> list
         name = "unrelated" if math.isinf(noise) else f"{noise:g}"
         say(f"noise {name}")
         points.append(kept.once(name, lambda noise=noise: _point(config, noise)))  # type: ignore[misc]
-    kept.finish()
+    kept.clear()
     return points
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.bundle.files import format_bytes
-from ..weights.weights_report import table
+from ..tables import text_table
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -25,6 +25,6 @@ def as_text(facts: dict[str, Any]) -> str:
             f"{facts['kept_tokens']} of {facts['vocab_size']} tokens kept: {share['counted']:.2%} of "
             f"the {facts['data']['counted_tokens']} counted, {share['held_out']:.2%} of "
             f"{facts['data']['held_out_tokens']} held out",
-            *table(rows),
+            *text_table(rows),
         ]
     )

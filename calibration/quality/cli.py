@@ -17,6 +17,7 @@ from ...runtime.cli.common import (
     json_option,
     print_json,
 )
+from ..tables import text_table
 
 EPILOG = """
 \b
@@ -156,14 +157,14 @@ def quality(
 
 def as_table(result: dict[str, Any]) -> str:
     """Return what `measure_quality` returned as text for people."""
-    width = max(len(name) for name in [*result["modes"], "mode"])
-    lines = ["  ".join(["mode".ljust(width), *(title.rjust(9) for title, _, _ in _COLUMNS)])]
+    rows = [["mode", *(title for title, _, _ in _COLUMNS)]]
     for name, figures in result["modes"].items():
         shown = dict(figures, seconds_per_item=1000 * figures["seconds_per_item"])
         cells = [
             "-" if shown[key] is None else form.format(shown[key]) for _, key, form in _COLUMNS
         ]
-        lines.append("  ".join([name.ljust(width), *(cell.rjust(9) for cell in cells)]))
+        rows.append([name, *cells])
+    lines = text_table(rows, right=range(1, len(rows[0])))
     n = next(iter(result["modes"].values()))["n"]
     lines.append(f"\n{n} items")
     if result["oracle"]["accuracy"] is not None:

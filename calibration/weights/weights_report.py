@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ...runtime.bundle.files import format_bytes
+from ..tables import text_table
 
 _COLUMNS = ("format", "size", "perplexity", "rise", "agreement", "right", "differs", "")
 
@@ -20,7 +20,7 @@ it."""
 def as_text(facts: dict[str, Any]) -> str:
     """Return the formats, the combinations and the choice, as `choose_weights` returns them."""
     rows = [_row(name, found) for name, found in facts["formats"].items()]
-    lines = table([_COLUMNS, *rows])
+    lines = text_table([_COLUMNS, *rows])
     lines += ["", NOTE, ""]
     timed: list[tuple[str, ...]] = [("target", "draft", "tokens/s", "target only", "accepted")]
     for each in facts["speed"]:
@@ -34,7 +34,7 @@ def as_text(facts: dict[str, Any]) -> str:
                 accepted,
             )
         )
-    lines += table(timed)
+    lines += text_table(timed)
     chosen = facts["chosen"]
     draft = f", draft {chosen['draft']}" if chosen["draft"] else ""
     return "\n".join([*lines, "", f"written: target {chosen['target']}{draft}"])
@@ -55,12 +55,3 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['strict_differs']:.0%}",
         verdict,
     )
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return rows as lines with their columns aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

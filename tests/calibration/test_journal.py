@@ -1,0 +1,67 @@
+"""The parts of a job that was stopped are kept; a finished job leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec.bench.speed.prepare import journal
+from cospec.calibration.journal import Journal
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop() -> int:
+    raise StoppedError
+
+
+def test_a_job_that_was_stopped_continues_with_the_next_part(tmp_path):
+    path = tmp_path / "work" / "kept.jsonl"
+    first = Journal(path)
+    assert first.once("a", lambda: {"rows": [1]}) == {"rows": [1]}
+    with pytest.raises(StoppedError):
+        first.once("b", stop)
+
+    second = Journal(path)
+    assert second.done == {"a": {"rows": [1]}}
+    assert second.once("a", stop) == {"rows": [1]}
+    assert second.once("b", lambda: 2) == 2
+    second.clear()
+    assert not path.exists()
+    assert Journal(path).once("a", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_line_that_a_kill_cut_is_not_counted(tmp_path, cut):
+    path = tmp_path / "j.jsonl"
+    Journal(path).write("a", {"x": 1})
+    whole = path.stat().st_size
+    Journal(path).write("b", {"x": "\u2028ü"})
+    kept = max(whole, path.stat().st_size - 1 - cut)  # the last byte alone is no part of a record
+    path.write_bytes(path.read_bytes()[:kept])
+    assert Journal(path).done == {"a": {"x": 1}}
+    Journal(path).write("b", {"x": 3})
+    assert Journal(path).done == {"a": {"x": 1}, "b": {"x": 3}}
+
+
+def test_damaged_lines_of_every_kind_are_skipped(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'[]\n3\n{"key": "x"}\n\xff\xfe\n\n{"key": "a", "record": 1}\n')
+    assert Journal(path).done == {"a": 1}
+
+
+def test_without_a_path_nothing_is_written():
+    journal = Journal(None)
+    assert journal.once("a", lambda: 1) == 1
+    assert journal.done == {"a": 1}
+
+
+def test_a_measurement_of_other_facts_has_another_journal(tmp_path):
+    said: list[str] = []
+    journal(tmp_path, "sweep", {"tokens": 64}, said.append).once("a", lambda: 1)
+    assert not said
+    assert journal(tmp_path, "sweep", {"tokens": 64}, said.append).once("a", stop) == 1
+    assert "was stopped: a from" in said[0]
+    with pytest.raises(StoppedError):
+        journal(tmp_path, "sweep", {"tokens": 32}, said.append).once("a", stop)

@@ -15,7 +15,9 @@ _COLUMNS = (
 def as_markdown(result: dict[str, Any]) -> str:
     """Return tables of the rows, the bounds, the best rows and the ratios, in Markdown."""
     parts = [
-        markdown_table(_COLUMNS, [_cells(figure) for figure in result["rows"] if "skipped" not in figure])
+        markdown_table(
+            _COLUMNS, [_cells(figure) for figure in result["rows"] if "skipped" not in figure]
+        )
     ]
     parts += [
         f"SKIPPED: {figure['name']} {figure['format']} {figure['mode']}: {figure['skipped']}"

@@ -7,6 +7,7 @@ comes with a checkpoint is never run.
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import CheckpointError
 from . import gguf
 from .families import FAMILIES, check_supported, unsupported
+from .fast_tokenizer import load_tokenizer
 from .hf import blaming, quiet, transformers_class
 from .metadata import chat_template, eos_ids, max_positions, read_json, special_tokens
 from .safetensors_files import read_weight_files
@@ -71,6 +73,11 @@ class Checkpoint:
     def path(self) -> Path:
         """The folder, or the GGUF file: what messages point at."""
         return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, loaded on first use; errors as in `load_tokenizer`."""
+        return load_tokenizer(self.path)
 
     def weight_bytes(self, precision: str) -> int:
         """Size of the weights once exported, in bytes; `precision` is a key of BYTES_PER_WEIGHT."""

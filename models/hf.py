@@ -17,11 +17,14 @@ def blaming(path: Path, what: str) -> Iterator[None]:
     """Turn whatever transformers raises about a file into one line that names the file."""
     try:
         yield
-    except (CospecError, KeyboardInterrupt):
+    except CospecError:
         raise
     except MemoryError as error:
         raise ResourceError(f"Out of memory while reading {path}.") from error
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a Rust library is no Exception; everything else that is none goes on its way.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{path}: {what} ({reason}).") from error
 

@@ -7,15 +7,12 @@ and it goes into the bundle. Special ids, such as the end of a text, are the tar
 
 from __future__ import annotations
 
-import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .hf import blaming, quiet, transformers_class
+from .fast_tokenizer import stored
+from .hf import blaming
 
 
 @dataclass(frozen=True)
@@ -34,31 +31,9 @@ class SharedVocabulary:
 def tokenizer_json(checkpoint: Checkpoint) -> str:
     """The checkpoint's fast tokenizer in the format of tokenizer.json.
 
-    A tokenizer.json is taken as it is, except for added tokens whose id the model has no embedding
-    for (Gemma 3's image token), which are left out. Other formats (GGUF, vocab.json with
-    merges.txt, tokenizer.model) are converted by transformers.
-
-    Raises:
-        CheckpointError: there is no tokenizer, it is damaged, it cannot be converted, or it has
-            ordinary tokens that the model has no embedding for.
+    Errors are those of `load_tokenizer` and `stored`.
     """
-    file = checkpoint.folder / "tokenizer.json"
-    if checkpoint.gguf_file is None and file.is_file():
-        with blaming(file, "it cannot be read"):
-            text = file.read_text(encoding="utf-8")
-    else:
-        text = _converted(checkpoint.folder, checkpoint.gguf_file)
-    text = _without_excess(text, checkpoint)
-    highest = max(_token_ids(text, checkpoint).values(), default=-1)
-    if highest < 0:
-        raise CheckpointError(f"{checkpoint.path}: its tokenizer is empty.")
-    if highest >= checkpoint.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer has ids up to {highest}, but the model knows only "
-            f"{checkpoint.vocab_size} tokens.",
-            hint="The tokenizer belongs to another model, or the embedding was never resized.",
-        )
-    return text
+    return stored(checkpoint.tokenizer, checkpoint.vocab_size, checkpoint.path)
 
 
 def shared_vocabulary(target: Checkpoint, draft: Checkpoint | None) -> SharedVocabulary:
@@ -104,33 +79,3 @@ def _first_difference(ours: dict[str, int], theirs: dict[str, int]) -> str:
         return " and ".join(sorted(tokens)) or "no token"
 
     return f"id {first} is {at(ours)} in the target and {at(theirs)} in the draft"
-
-
-@functools.lru_cache(maxsize=2)
-def _converted(folder: Path, gguf_file: str | None) -> str:
-    """Convert a tokenizer of another format; kept, as a GGUF file takes many seconds."""
-    path = folder / gguf_file if gguf_file else folder
-    settings: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    with quiet(), blaming(path, "it has no usable tokenizer"):
-        tokenizer = transformers_class("AutoTokenizer").from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, **settings
-        )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(
-            f"{path}: its tokenizer ({type(tokenizer).__name__}) exists only in Python and has no "
-            "tokenizer.json.",
-            hint="Take a checkpoint with a tokenizer.json.",
-        )
-    return str(backend.to_str())
-
-
-def _without_excess(text: str, checkpoint: Checkpoint) -> str:
-    """Drop added tokens beyond the embedding; the text itself where there are none."""
-    with blaming(checkpoint.path, "its tokenizer is damaged"):
-        content = json.loads(text)
-        added = content.get("added_tokens") or []
-        kept = [token for token in added if token["id"] < checkpoint.vocab_size]
-    if len(kept) == len(added):
-        return text
-    return json.dumps({**content, "added_tokens": kept}, ensure_ascii=False)

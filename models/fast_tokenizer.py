@@ -1,0 +1,136 @@
+"""The tokenizer of a checkpoint: loaded by transformers, stored as one tokenizer.json.
+
+What a checkpoint says about its tokens is spread over up to six files, and some classes of transformers
+rebuild the tokenizer from its vocabulary. So transformers itself loads it, and the bundle gets the
+tokenizer that it ends with. The same object is the reference of the text gate.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, MissingExtraError
+from . import gguf
+from .hf import blaming, quiet, transformers_class
+from .metadata import read_json
+
+SENTENCEPIECE = "tokenizer.model"
+_NOT_IN_JSON = "which tokenizer.json cannot hold"
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return transformers' tokenizer of a Hugging Face folder or a GGUF file.
+
+    Raises:
+        CheckpointError: there is no tokenizer, it is damaged, it exists only in Python, or the files
+            contradict one another.
+        MissingExtraError: a package that reads this kind of file is not installed.
+    """
+    is_file = path.is_file()
+    if not is_file:
+        _check_packages(path)
+    with quiet(), blaming(path, "it has no usable tokenizer"):
+        tokenizer = transformers_class("AutoTokenizer").from_pretrained(
+            path.parent if is_file else path,
+            trust_remote_code=False,
+            local_files_only=True,
+            # Not the tokenizer of the package mistral-common, which exists only in Python.
+            mistral_format=False,
+            **({"gguf_file": path.name} if is_file else {}),
+        )
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise CheckpointError(
+            f"{path}: its tokenizer ({type(tokenizer).__name__}) exists only in Python, "
+            f"{_NOT_IN_JSON}.",
+            hint="Use a checkpoint with a tokenizer.json.",
+        )
+    if tokenizer.split_special_tokens:
+        raise CheckpointError(
+            f"{path}: tokenizer_config.json sets split_special_tokens, {_NOT_IN_JSON}.",
+            hint="Remove it from tokenizer_config.json if special tokens are to be read as tokens.",
+        )
+    if is_file:
+        gguf.restore_tokenizer_settings(path, gguf.read_header(path), tokenizer)
+    else:
+        _check_declared_ids(path, tokenizer)
+    return tokenizer
+
+
+def stored(tokenizer: Any, vocab_size: int, path: Path) -> str:
+    """Return the tokenizer in the format of tokenizer.json.
+
+    Added tokens that the model has no embedding for (Gemma 3's image token) are left out.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        vocab_size: rows of the model's embedding.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        CheckpointError: the tokenizer is empty, has ordinary tokens that the model has no embedding
+            for, or reads differently once it is stored.
+    """
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    with blaming(path, "its tokenizer cannot be stored"):
+        text = str(backend.to_str())
+        content = json.loads(text)
+        kept = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+        if len(kept) < len(content["added_tokens"]):
+            text = json.dumps({**content, "added_tokens": kept}, ensure_ascii=False)
+        vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        expected = {t: i for t, i in backend.get_vocab(True).items() if i < vocab_size}
+    highest = max(vocabulary.values(), default=-1)
+    if highest < 0:
+        raise CheckpointError(f"{path}: its tokenizer is empty.")
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"{path}: its tokenizer has ids up to {highest}, but the model knows only {vocab_size} "
+            "tokens.",
+            hint="The tokenizer belongs to another model, or the embedding was never resized.",
+        )
+    if vocabulary != expected:
+        changed = sorted(dict(vocabulary.items() ^ expected.items()))
+        raise CheckpointError(
+            f"{path}: {len(changed)} tokens change when its tokenizer is stored, among them "
+            f"{changed[0]!r}.",
+            hint="Remove the added token from the checkpoint's files, or report the checkpoint.",
+        )
+    return text
+
+
+def _check_packages(folder: Path) -> None:
+    """Name the right package where only sentencepiece's or tiktoken's own file holds the tokenizer."""
+    if not (folder / SENTENCEPIECE).is_file() or (folder / "tokenizer.json").is_file():
+        return
+    for package in (
+        "sentencepiece",
+        "tiktoken",
+    ):  # only the content tells which of the two it needs
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "export", f"Reading {SENTENCEPIECE}")
+
+
+def _check_declared_ids(folder: Path, tokenizer: Any) -> None:
+    """Refuse an added token that transformers gives another id than the checkpoint's files do."""
+    config = read_json(folder / "tokenizer_config.json", required=False)
+    legacy = read_json(folder / "added_tokens.json", required=False)
+    decoder = config.get("added_tokens_decoder")
+    declared = [("added_tokens.json", text, index) for text, index in legacy.items()]
+    if isinstance(decoder, dict):
+        declared += [
+            ("tokenizer_config.json", token["content"], int(index))
+            for index, token in decoder.items()
+        ]
+    vocabulary = tokenizer.get_vocab()
+    for file, text, index in declared:
+        if vocabulary.get(text) != index:
+            raise CheckpointError(
+                f"{folder / file}: the token {text!r} has the id {index} there, but "
+                f"{vocabulary.get(text)} in the tokenizer that transformers makes of the folder.",
+                hint="The files belong to different versions of the checkpoint; download them again.",
+            )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from cospec.runtime.bundle.files import sha256_of
 from cospec.runtime.bundle.manifest import MANIFEST_NAME, ArbiterEntry, FileEntry, to_json

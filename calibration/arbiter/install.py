@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ...export.arbiter_folder import GRAPH, read_arbiter
 from ...runtime.bundle.files import sha256_of

@@ -1,89 +1,17 @@
-"""Files that may be hostile or half written: paths, JSON, hashes, listings, durable writes."""
+"""Files that may be hostile or half written: paths, hashes, listings, durable writes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
-
-from ...errors import BundleError
 
 CHUNK_BYTES = 4 << 20
 PROGRESS_FROM_BYTES = 256 << 20  # below this, hashing is over before a bar can be read
-
-_PATH_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
-
-
-def is_portable_path(text: str) -> bool:
-    """Whether `text` is a relative POSIX path that names the same file on every system.
-
-    Parts are separated by single slashes and made of ASCII letters, digits, '.', '_' and '-', not
-    starting or ending with a dot. That excludes absolute paths, drives, '..', backslashes, control
-    characters and names that Unicode normalisation could change.
-    """
-    return len(text) <= 240 and all(_PATH_PART.fullmatch(part) for part in text.split("/"))
-
-
-def parse_json_object(data: bytes, *, max_bytes: int, max_depth: int) -> dict[str, Any]:
-    """Parse a JSON object so that a hostile file costs neither time nor memory.
-
-    Raises:
-        BundleError: not an object, larger or deeper than allowed, a key twice, NaN or Infinity.
-    """
-    if len(data) > max_bytes:
-        raise BundleError(f"larger than {max_bytes} bytes")
-    if _json_depth(data) > max_depth:
-        raise BundleError(f"nested deeper than {max_depth} levels")
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_int=_bounded_int,
-        )
-    except ValueError as error:  # covers both UnicodeDecodeError and JSONDecodeError
-        raise BundleError(f"not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise BundleError("not a JSON object")
-    return value
-
-
-def _json_depth(data: bytes) -> int:
-    depth = deepest = 0
-    quoted = False
-    for token in re.findall(rb'\\.|["\[\]{}]', data):
-        if token == b'"':
-            quoted = not quoted
-        elif not quoted:
-            depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
-            deepest = max(deepest, depth)
-    return deepest
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise BundleError(f"the key {key[:60]!a} appears twice")
-        result[key] = value
-    return result
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise BundleError(f"{text} is not a JSON number")
-
-
-def _bounded_int(text: str) -> int:
-    if len(text) > 20:  # int() takes quadratic time, and newer Pythons refuse with their own error
-        raise BundleError("a number with more than 20 digits")
-    return int(text)
 
 
 def list_files(root: Path) -> list[str]:

@@ -1,8 +1,7 @@
 """The manifest of a bundle, `cospec.json`: its schema, how it is read and how it is sealed.
 
-The schema is the dataclasses below. A value is checked against its annotation whenever one of them
-is made, from JSON or from Python, so that no manifest with an unknown key, a wrong type or a value
-out of range ever exists.
+The schema is the structs below. Each checks its fields whenever it is made, from JSON or from Python,
+so that no manifest with an unknown key, a wrong type or a value out of range ever exists.
 
 The seal is the SHA-256 of the canonical JSON of everything but itself, and the file must be that
 canonical JSON byte for byte. Together with the hash of every file in `files` it protects against
@@ -15,14 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+from msgspec import Meta
 
 from ...errors import BundleError
-from .files import is_portable_path, parse_json_object
-from .schema import Checked, Within, convert, refuse
+from .json_input import Checked, convert, matching, parse_json_object
 
 MANIFEST_NAME = "cospec.json"
 ENGINES_FOLDER = "engines"  # derived files: in no manifest, and never read by the bundle reader
@@ -30,40 +28,39 @@ LOCK_NAME = ".cospec-lock"
 SCHEMA_VERSION = 1
 
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_DEPTH = 16
 MAX_FILES = 10_000
 
 EXPORT_OR_COPY_AGAIN = (
     "Copy the bundle again from where it came from, or export it again with cospec-export."
 )
 
+# Control characters, half surrogates, and what reorders or hides the text around it.
+_PRINTABLE = matching(
+    r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]*\Z",
+    "characters that can be printed",
+)
+_PATH_PART = "[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
+_PORTABLE_PATH = matching(
+    rf"^{_PATH_PART}(?:/{_PATH_PART})*\Z",
+    "a path inside the bundle (relative, parts joined by '/', each made of A-Z a-z 0-9 . _ - and not "
+    "starting or ending with a dot)",
+    max_length=240,
+)
+_SHA256 = matching(r"^[0-9a-f]{64}\Z", "a SHA-256 of 64 lower-case hexadecimal digits")
 
-def _portable_path(value: str, where: str) -> None:
-    if not is_portable_path(value):
-        refuse(
-            where,
-            f"{value!a} is not a path inside the bundle (relative, parts joined by '/', "
-            "each made of A-Z a-z 0-9 . _ - and not starting or ending with a dot)",
-        )
-
-
-def _hex_sha256(value: str, where: str) -> None:
-    if not re.fullmatch("[0-9a-f]{64}", value):
-        refuse(where, "expected a SHA-256 of 64 lower-case hexadecimal digits")
-
-
-Name = Annotated[str, Within(1, 256)]
-Text = Annotated[str, Within(1, 4096)]
-RelativePath = Annotated[str, _portable_path]
-Sha256 = Annotated[str, _hex_sha256]
-Size = Annotated[int, Within(1, 1 << 24)]
-Large = Annotated[int, Within(0, 1 << 50)]
-TokenId = Annotated[int, Within(0, (1 << 24) - 1)]
+Name = Annotated[str, _PRINTABLE, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, _PRINTABLE, Meta(min_length=1, max_length=4096)]
+RelativePath = Annotated[str, _PORTABLE_PATH]
+"""A relative POSIX path that names the same file on every system: not absolute, no drive, no '..', no
+backslash, no control character and nothing that Unicode normalisation could change."""
+Sha256 = Annotated[str, _SHA256]
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+Large = Annotated[int, Meta(ge=0, le=1 << 50)]
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
 WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4", "int4-128"]
 
 
-@dataclass(frozen=True)
-class FileEntry(Checked):
+class FileEntry(Checked, frozen=True):
     """One file of the bundle: where it is, its bytes, its hash."""
 
     path: RelativePath
@@ -71,8 +68,7 @@ class FileEntry(Checked):
     sha256: Sha256
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry(Checked):
+class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     """One decoder. `kv_shapes` holds (KV heads, head size) for each layer.
 
     `weights` is the format that the weights were converted to after the export (see
@@ -86,7 +82,7 @@ class ModelEntry(Checked):
     architecture: Name
     parameters: Large
     hidden_size: Size
-    kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Within(1, 4096)]
+    kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Meta(min_length=1, max_length=4096)]
     cache_dtype: Literal["float32", "float16"]
     weights: WeightFormat | None = None
     kept_tokens: Size | None = None
@@ -97,16 +93,14 @@ class ModelEntry(Checked):
         return 2 * item * capacity * sum(heads * size for heads, size in self.kv_shapes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArbiterEntry(Checked):
+class ArbiterEntry(Checked, frozen=True, kw_only=True):
     """The arbiter: its graph, and the score above which a draft token stays by default."""
 
     graph: RelativePath
-    threshold: Annotated[float, Within(0, 1)]
+    threshold: Annotated[float, Meta(ge=0, le=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnginesEntry(Checked):
+class EnginesEntry(Checked, frozen=True, kw_only=True):
     """What the bundle was exported for: TensorRT engines that are built where they will run.
 
     `sm` is the compute capability (87 for 8.7); None stands for the machine that builds.
@@ -115,11 +109,10 @@ class EnginesEntry(Checked):
     device: Name
     flavour: Literal["tensorrt", "rtx"]
     trt_version: Name
-    sm: Annotated[int, Within(50, 200)] | None = None
+    sm: Annotated[int, Meta(ge=50, le=200)] | None = None
 
 
-@dataclass(frozen=True)
-class Models(Checked):
+class Models(Checked, frozen=True):
     """The models by role. Without a draft model n-grams are looked up; an arbiter needs a draft."""
 
     target: ModelEntry
@@ -127,19 +120,17 @@ class Models(Checked):
     arbiter: ArbiterEntry | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationDefaults(Checked):
+class GenerationDefaults(Checked, frozen=True, kw_only=True):
     """What a session does unless it is told otherwise; all counts are tokens."""
 
     bos_token_id: TokenId | None
-    eos_token_ids: Annotated[tuple[TokenId, ...], Within(0, 1024)]
-    num_draft_tokens: Annotated[int, Within(0, 256)]
+    eos_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=1024)]
+    num_draft_tokens: Annotated[int, Meta(ge=0, le=256)]
     max_tokens: Size
     prefill_chunk: Size
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest(Checked):
+class Manifest(Checked, frozen=True, kw_only=True):
     """All that the runtime has to know about a bundle before it opens another file of it.
 
     `capacity` is the KV cache's length in tokens, `vocab_size` the width of both models' logits,
@@ -147,9 +138,9 @@ class Manifest(Checked):
     while the bundle is being written.
     """
 
-    schema_version: Annotated[int, Within(1, SCHEMA_VERSION)] = SCHEMA_VERSION
+    schema_version: Annotated[int, Meta(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     name: Name
-    created_by: Annotated[dict[Name, Name], Within(1, 100)]
+    created_by: Annotated[dict[Name, Name], Meta(min_length=1, max_length=100)]
     lowering: Literal["gqa", "scatter", "portable"]
     precision: Literal["fp32", "fp16"]
     capacity: Size
@@ -161,7 +152,7 @@ class Manifest(Checked):
     chat_template: RelativePath | None = None
     certificate: RelativePath | None = None
     engines: EnginesEntry | None = None
-    files: Annotated[tuple[FileEntry, ...], Within(0, MAX_FILES)] = ()
+    files: Annotated[tuple[FileEntry, ...], Meta(max_length=MAX_FILES)] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,25 +183,25 @@ class Manifest(Checked):
             *([] if chosen.bos_token_id is None else [chosen.bos_token_id]),
         ]
         if any(token >= self.vocab_size for token in ids):
-            refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
-        Within(1, self.vocab_size)(self.summary_top, "summary_top")
+            _refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
+        _check_range("summary_top", self.summary_top, 1, self.vocab_size)
         models = self.models
         if models.target.kept_tokens is not None:
-            refuse("models.target.kept_tokens", "only a draft may lack tokens")
+            _refuse("models.target.kept_tokens", "only a draft may lack tokens")
         if models.draft is not None and models.draft.kept_tokens is not None:
-            within = Within(self.summary_top, self.vocab_size)
-            within(models.draft.kept_tokens, "models.draft.kept_tokens")
+            kept = models.draft.kept_tokens
+            _check_range("models.draft.kept_tokens", kept, self.summary_top, self.vocab_size)
         for field in ("num_draft_tokens", "max_tokens", "prefill_chunk"):
-            Within(0, self.capacity)(getattr(chosen, field), f"generation.{field}")
+            _check_range(f"generation.{field}", getattr(chosen, field), 0, self.capacity)
 
     def _check_files(self) -> None:
         seen: set[str] = set()
         for entry in self.files:
             path = entry.path.lower()  # some file systems do not tell the case apart
             if path == MANIFEST_NAME or path.split("/")[0] == ENGINES_FOLDER:
-                refuse("files", f"'{entry.path}' can never be one of a bundle's files")
+                _refuse("files", f"'{entry.path}' can never be one of a bundle's files")
             if path in seen:
-                refuse("files", f"'{entry.path}' is listed twice")
+                _refuse("files", f"'{entry.path}' is listed twice")
             seen.add(path)
 
 
@@ -231,15 +222,14 @@ def from_json(data: bytes) -> Manifest:
         BundleError: whatever is wrong with them, and what to do about it.
     """
     try:
-        raw = parse_json_object(data, max_bytes=MAX_MANIFEST_BYTES, max_depth=MAX_DEPTH)
+        raw = parse_json_object(data, max_bytes=MAX_MANIFEST_BYTES)
         _check_version(raw)
         seal = raw.pop("seal", None)
         if seal != hashlib.sha256(_canonical(raw)).hexdigest():
             raise BundleError("its seal does not match: it was changed after it was written")
-        if _canonical({**raw, "seal": seal}) != data:
+        manifest = convert(raw, Manifest, error=BundleError)
+        if to_json(manifest) != data:
             raise BundleError("its layout was changed after it was written")
-        manifest: Manifest = convert(Manifest, _with_later_keys(raw), "")
-        _check_complete(manifest)
     except BundleError as error:
         hint = error.hint or EXPORT_OR_COPY_AGAIN
         raise BundleError(f"{MANIFEST_NAME}: {error.message}", hint=hint) from None
@@ -250,7 +240,7 @@ def _check_complete(manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
     for field, path in manifest.named_files().items():
         if path not in listed:
-            refuse(field, f"'{path}' is not among the bundle's files")
+            _refuse(field, f"'{path}' is not among the bundle's files")
 
 
 def folder_bytes(manifest: Manifest, graph: str) -> int:
@@ -269,40 +259,26 @@ def _check_version(raw: dict[str, Any]) -> None:
         )
 
 
-_LATER_MODEL_KEYS = ("weights", "kept_tokens")
-
-
 def _as_object(manifest: Manifest) -> dict[str, Any]:
-    """Return the manifest as JSON has it: a key that came later than version 1 only where it is used.
+    """Return the manifest as JSON has it: keys that came after version 1 only where they are used.
 
     So a bundle without engines keeps the seal that it was written with.
     """
-    value = asdict(manifest)
+    value: dict[str, Any] = msgspec.to_builtins(manifest)
     if manifest.engines is None:
         del value["engines"]
-    for model in _decoders_of(value):
-        for key in _LATER_MODEL_KEYS:
-            if model[key] is None:
-                del model[key]
     return value
-
-
-def _with_later_keys(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return what was read with the keys that came later than version 1."""
-    value = {"engines": None, **deepcopy(raw)}
-    for model in _decoders_of(value):
-        for key in _LATER_MODEL_KEYS:
-            model.setdefault(key, None)
-    return value
-
-
-def _decoders_of(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the entries of draft and target, of those that are objects at all."""
-    models = value.get("models")
-    roles = [models.get(role) for role in ("target", "draft")] if isinstance(models, dict) else []
-    return [entry for entry in roles if isinstance(entry, dict)]
 
 
 def _canonical(value: dict[str, Any]) -> bytes:
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
     return text.encode("ascii")
+
+
+def _check_range(where: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        _refuse(where, f"expected int from {low} to {high}, found {value}")
+
+
+def _refuse(where: str, problem: str) -> NoReturn:
+    raise BundleError(f"{where}: {problem}")

@@ -19,10 +19,11 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ...errors import MissingExtraError, ResourceError
 from .files import (

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+import msgspec
 
 from ..bundle.files import format_bytes
 from ..bundle.manifest import Manifest, ModelEntry, folder_bytes
@@ -48,7 +49,7 @@ def _as_dict(bundle: Bundle) -> dict[str, Any]:
         "kv_cache_bytes": {
             role: model.cache_bytes(manifest.capacity) for role, model in _models(manifest).items()
         },
-        "manifest": asdict(manifest),
+        "manifest": msgspec.to_builtins(manifest),
         "plans": [asdict(plan) for plan in PlanStore(bundle.root).stored(manifest)],
     }
 

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import BundleError, CospecError, PromptError, ResourceError, UsageError
-from ..bundle.files import parse_json_object, write_whole
+from ...errors import CospecError, PromptError, ResourceError, UsageError
+from ..bundle.files import write_whole
+from ..bundle.json_input import parse_json_object
 from ..decoding.session import Prompt, Session
 from .run_output import warn_if_uncertified
 from .run_settings import Prompts, Settings
 
 _MAX_LINE_BYTES = 64 << 20
-_MAX_DEPTH = 16
 Id = str | int
 
 
@@ -166,10 +166,7 @@ def _read(source: Path, prompts: Prompts, settings: Settings) -> Iterator[Reques
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        return parse_json_object(line, max_bytes=_MAX_LINE_BYTES, max_depth=_MAX_DEPTH)
-    except BundleError as error:
-        raise UsageError(error.message) from None
+    return parse_json_object(line, max_bytes=_MAX_LINE_BYTES, error=UsageError)
 
 
 def _id(row: Mapping[str, Any], number: int) -> Id:

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ...errors import BundleError, CospecError, ResourceError, UsageError
-from ..bundle.files import parse_json_object, write_whole
+from ..bundle.files import write_whole
+from ..bundle.json_input import parse_json_object
 from ..decoding.chat import Chat
 from ..decoding.session import Session
 from ..decoding.stats import GenerationStats

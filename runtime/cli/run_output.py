@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ...errors import BundleError
-from ..bundle.files import parse_json_object
+from ..bundle.json_input import parse_json_object
 from ..bundle.manifest import Manifest
 from ..decoding.completion import Completion, Piece, logprobs_json
 from ..decoding.loop import Provenance

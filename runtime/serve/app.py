@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import BundleError, CospecError
-from ..bundle.files import parse_json_object
+from ..bundle.json_input import parse_json_object
 from ..decoding.completion import Piece
 from ..decoding.session import Session
 from .answers import Answer, ChatAnswer, TextAnswer

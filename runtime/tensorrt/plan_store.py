@@ -20,11 +20,11 @@ from typing import Any
 from ...errors import BundleError, ResourceError
 from ..bundle.files import (
     flush_to_disk,
-    parse_json_object,
     problem_with_path,
     sha256_of,
     write_whole,
 )
+from ..bundle.json_input import parse_json_object
 from ..bundle.manifest import ENGINES_FOLDER, FileEntry, Manifest
 from .api import Flavour
 from .builder import WORKSPACE_BYTES
@@ -117,10 +117,11 @@ class PlanStore:
     def stored(self, manifest: Manifest) -> list[StoredPlan]:
         """Return the plans that lie in the bundle of `manifest`, without hashing them."""
         models, found = manifest.models, []
-        for role, model in asdict(models).items():
+        for role in models.__struct_fields__:
+            model = getattr(models, role)
             if model is None:
                 continue
-            graph = graph_sha256(manifest.files, model["graph"])
+            graph = graph_sha256(manifest.files, model.graph)
             for path in sorted((self.root / ENGINES_FOLDER).glob(f"*/{role}.plan")):
                 problem, size = problem_with_path(self.root, self._relative(path))
                 if problem is None and size is not None:

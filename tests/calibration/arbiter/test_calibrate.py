@@ -165,7 +165,7 @@ def test_the_packaged_arbiter_goes_with_the_packaged_pair_only(tmp_path):
 
 
 def test_a_certificate_of_other_files_is_refused(bundle, calibrated):
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from cospec.errors import BundleError
     from cospec.runtime.cli.run_output import is_certified

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import onnx
 import pytest
 from arbiters import GRAPH, bundle_with_arbiter, untrained_network
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 import cospec
 from cospec.calibration.cli import main

@@ -62,7 +62,7 @@ BAD = [
     (b"[1]", "not a JSON object"),
     (b"\xff\xfe", "not valid JSON"),
     (b'{"id": "a", "id": "b"}', "the key 'id' appears twice"),
-    (b'{"answer": NaN}', "NaN is not a JSON number"),
+    (b'{"answer": NaN}', "not valid JSON"),
     (b"[" * 100, "nested deeper"),
     (json.dumps(row(prompt="\ud800")).encode(), "surrogate"),
     (row(promt="x"), "unknown key 'promt'"),

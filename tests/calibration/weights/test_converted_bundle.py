@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from arbiters import GRAPH, bundle_with_arbiter, untrained_network
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 import cospec
 from cospec.calibration.tasks import tiny_tasks

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
 from cospec.runtime.bundle.manifest import (
     EnginesEntry,
@@ -329,7 +330,7 @@ PLAIN = Manifest(
 
 def made_for(device: str, lowering: Any, sm: int, flavour: Any = "tensorrt") -> Manifest:
     engines = EnginesEntry(device=device, flavour=flavour, trt_version="10.16", sm=sm)
-    return replace(PLAIN, lowering=lowering, engines=engines)
+    return structs.replace(PLAIN, lowering=lowering, engines=engines)
 
 
 def test_a_bundle_on_the_cpu_needs_onnxruntime_and_memory():
@@ -437,7 +438,7 @@ def test_the_bundle_is_part_of_the_report(tmp_path, monkeypatch):
     with BundleWriter(tmp_path / "bundles" / "some") as writer:
         writer.path("target/model.onnx").write_bytes(b"graph")
         writer.path("tokenizer.json").write_bytes(b"{}")
-        root = writer.commit(replace(PLAIN, files=()))
+        root = writer.commit(structs.replace(PLAIN, files=()))
     result = CliRunner().invoke(doctor_main, ["--engine-dir", str(root.parent), "--json"])
     found = [f for f in json.loads(result.stdout)["findings"] if f["topic"] == "bundle"]
     assert [each["level"] for each in found] == ["ok", "ok"]

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from cospec.errors import BundleError, CospecError, MissingExtraError
 from cospec.runtime.bundle.manifest import (

@@ -259,10 +259,12 @@ def with_engines(bundle: Bundle) -> Bundle:
     """The same bundle, as if it had been exported for a device."""
     from dataclasses import replace
 
+    from msgspec import structs
+
     from cospec.runtime.bundle.manifest import EnginesEntry
 
     engines = EnginesEntry(device="simulated", flavour="tensorrt", trt_version="10.16")
-    return replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    return replace(bundle, manifest=structs.replace(bundle.manifest, engines=engines))
 
 
 def test_what_cannot_run_is_refused_with_what_to_do(bundles, tiny_pair_bundle, monkeypatch):

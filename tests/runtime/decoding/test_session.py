@@ -199,7 +199,7 @@ def test_messages_are_rendered_with_the_template(session):
 
 def without(tiny_bundle: Any, tmp_path: Any, *names: str) -> Bundle:
     """Copy the bundle without its draft or its template, sealed again."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     from cospec.runtime.bundle.manifest import Models
     from cospec.runtime.bundle.writer import BundleWriter

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from time import perf_counter, sleep
 
 import pytest
+from msgspec.structs import replace
 
 import cospec
 from cospec import SamplingParams

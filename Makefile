@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TYPING := .cache/typing
 WORKERS ?= 2
+PACKAGES := bench calibration export models runtime
+HELPERS := $(basename $(notdir $(filter-out tests/test_%,$(wildcard tests/*.py))))
 
 DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 # The target alone gets this one wrong (the answer is 2500); the draft was trained on more of its kind.
@@ -49,8 +51,8 @@ lint: env       ## ruff: rules and format
 # The repository root is the package, so mypy needs a folder that holds it under its name.
 types: env      ## mypy, strict
 	@mkdir -p $(TYPING) && ln -sfn ../.. $(TYPING)/cospec
-	cd $(TYPING) && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
-	  -p cospec.bench.speed -p cospec.calibration -p cospec.export -p cospec.models -p cospec.runtime
+	cd $(TYPING) && MYPYPATH=../../tests ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+	  -m cospec -m cospec.errors $(PACKAGES:%=-p cospec.%) $(HELPERS:%=-m %)
 
 # The theme's notice about MkDocs 2 is not ours: the extra `docs` stays below it.
 docs: env       ## the documentation site -> .cache/site; a broken link ends it

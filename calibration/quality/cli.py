@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ...runtime.cli.common import (
     print_json,
 )
 from ..tables import text_table
+from .speed import speed
 
 EPILOG = """
 \b
@@ -50,28 +50,12 @@ _COLUMNS = (
 )
 
 
-_ELSEWHERE = dict.fromkeys(("speed", "context", "project"), "cospec.bench.speed.cli")
-"""Commands by name, and the module that holds each: it comes after this one, so it is found by name."""
-
-
-class _BenchGroup(CospecGroup):
-    """Finds the commands of other modules when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return one command."""
-        if cmd_name not in _ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
-        return command
-
-
-@click.group(cls=_BenchGroup)
+@click.group(cls=CospecGroup)
 def main() -> None:
-    """Measure what a bundle's ways of decoding are worth."""
+    """Measure accuracy and speed of a bundle's ways to decode."""
+
+
+main.add_command(speed)
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)

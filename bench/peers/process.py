@@ -1,4 +1,4 @@
-"""The other end of a worker: a process in its peer's environment that answers one request at a time."""
+"""A worker process in its runtime's environment; it answers one request at a time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WORKERS = Path(__file__).parent / "workers"
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked to; the message says what it said."""
+    """A worker failed; the message is its own."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """What one worker process is: rows that share it share its loaded models.
+    """What a worker process runs; rows with equal processes share one worker and its loaded models.
 
     Attributes:
         python: interpreter of its environment.
@@ -48,14 +48,12 @@ class Generated:
         seconds: of the call.
         peak: bytes of its process.
         facts: about the generation.
-        first: seconds to the first tokens, and how many those were, from workers that can tell.
     """
 
     tokens: list[int]
     seconds: float
     peak: int
     facts: dict[str, Any]
-    first: tuple[float, int] | None = None
 
 
 class Worker:
@@ -88,10 +86,10 @@ class Worker:
             raise
 
     def generate(self, prompt: Sequence[int], tokens: int, mode: dict[str, Any]) -> Generated:
-        """Have it continue `prompt` by `tokens` tokens; all other workers sleep meanwhile.
+        """Continue `prompt` by `tokens` tokens while all other workers are stopped.
 
         Raises:
-            WorkerError: it failed or died.
+            WorkerError: it failed or ended.
         """
         self._process.send_signal(signal.SIGCONT)
         answer = self._ask(op="generate", prompt=list(prompt), tokens=tokens, mode=mode)
@@ -107,7 +105,7 @@ class Worker:
                 pipe.close()
 
     def _pause(self) -> None:
-        """Stop all its threads: one that spins or keeps house would take time from the others."""
+        """Stop all its threads, so that none of them takes time from the other workers."""
         self._process.send_signal(signal.SIGSTOP)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
@@ -120,14 +118,14 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise WorkerError(f"it ended: {self._last_words()}")
+            raise WorkerError(f"the process ended: {self._last_line()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(str(answer["error"]))
         return answer
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         """Return the last line that it wrote on stderr."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return lines[-1] if lines else "without a word"
+        return lines[-1] if lines else "it wrote nothing"

@@ -1,4 +1,4 @@
-"""What every worker shares: one JSON object a line, a request on stdin and its answer on stdout.
+"""The protocol of all workers: one JSON object per line, requests on stdin, answers on stdout.
 
 A worker runs in its peer's own environment, where nothing of ours is installed: this file needs the
 standard library only, and lies beside the workers.
@@ -25,8 +25,8 @@ class Model(Protocol):
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:
         """Continue `prompt` greedily by `tokens` tokens and return them.
 
-        A model may also have `prepare(mode)`, called before the clock starts, `facts`, a dictionary
-        about its last generation, and `first`: seconds to its first tokens, and how many those were.
+        A model may also have `prepare(mode)`, called before the clock starts, and `facts`, a
+        dictionary about its last generation.
         """
 
 
@@ -35,7 +35,7 @@ def serve(load: Callable[[dict[str, Any]], Model], packages: tuple[str, ...]) ->
 
     Args:
         load: makes the model from the settings of the `load` request.
-        packages: whose versions are told.
+        packages: whose versions are reported.
     """
     _end_with_the_bench()
     answers = os.fdopen(os.dup(1), "w")
@@ -59,7 +59,7 @@ def serve(load: Callable[[dict[str, Any]], Model], packages: tuple[str, ...]) ->
 
 
 def _end_with_the_bench() -> None:
-    """Have the kernel end this process when the bench ends: one that is stopped would stay for ever."""
+    """Ask the kernel to end this process with the bench, as a stopped process would stay for ever."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -77,7 +77,6 @@ def _generate(model: Model, request: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "peak": peak_bytes(),
         "facts": getattr(model, "facts", {}),
-        "first": getattr(model, "first", None),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 from worker_protocol import serve
@@ -17,7 +16,6 @@ class GenaiModel:
         self._og = og
         self._model = og.Model(settings["folder"])
         self._capacity = settings["capacity"]
-        self.first = (0.0, 0)
 
     def generate(self, prompt: list[int], tokens: int, mode: dict[str, Any]) -> list[int]:
         """Continue `prompt` greedily."""
@@ -25,11 +23,8 @@ class GenaiModel:
         params.set_search_options(do_sample=False, max_length=self._capacity)
         if mode["k"]:
             params.set_speculative_options(max_draft_tokens=mode["k"])
-        started = perf_counter()
         generator = self._og.Generator(self._model, params)
         generator.append_tokens(prompt)
-        generator.generate_next_token()
-        self.first = (perf_counter() - started, generator.token_count() - len(prompt))
         while generator.token_count() < len(prompt) + tokens:
             generator.generate_next_token()
         return list(generator.get_sequence(0)[len(prompt) : len(prompt) + tokens])

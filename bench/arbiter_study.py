@@ -22,7 +22,6 @@ from typing import Any
 
 import click
 
-from bench.arbiter_tables import as_markdown, compare
 from cospec.calibration.arbiter.config import TrainingConfig
 from cospec.calibration.arbiter.curve import curve_modes, curve_points, play_finer
 from cospec.calibration.arbiter.install import measured_files
@@ -44,6 +43,8 @@ from cospec.calibration.tasks.item import Task
 from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
 from cospec.models.tiny_pair.tasks import KINDS
 from cospec.runtime.bundle.reader import Bundle, find_bundle
+
+from .arbiter_tables import as_markdown, compare
 
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the

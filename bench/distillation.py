@@ -147,7 +147,7 @@ def distillation_loss(draft: Any, rows: Sequence[Row], taught: Tensor, pad: int)
     return torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def agreement(draft: Any, rows: Sequence[Row], batch: int, pad: int) -> float:
     """Share of the answer tokens of `rows` that are the draft's own greedy choice."""
     same = total = 0

@@ -41,7 +41,8 @@ class TimedSession:
 def measure(session: Session, tokens: list[int], max_tokens: int) -> dict[str, float]:
     """Decode once and return seconds in and out of the engines, with counts."""
     timed = []
-    for decoder in (session.caches.target, session.caches.draft):
+    decoders: list[Any] = [session.caches.target, session.caches.draft]
+    for decoder in decoders:
         if decoder is not None:
             decoder._session = TimedSession(getattr(decoder._session, "_session", decoder._session))
             timed.append(decoder._session)

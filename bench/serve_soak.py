@@ -210,7 +210,7 @@ async def soak(
     import openai
 
     root, tally = url.removesuffix("/v1"), Tally()
-    limits = {"base_url": url, "api_key": "none", "max_retries": 0, "timeout": 120}
+    limits: dict[str, Any] = {"base_url": url, "api_key": "none", "max_retries": 0, "timeout": 120}
     async with openai.AsyncOpenAI(**limits) as client:
         start = monotonic()
         end = start + seconds

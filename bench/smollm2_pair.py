@@ -32,7 +32,14 @@ import click
 import torch
 from tqdm import tqdm
 
-from bench.distillation import (
+from cospec.calibration.quality.worker_pool import Journal, digest
+from cospec.calibration.tasks import Task, resolve_tasks
+from cospec.models.checkpoint import Checkpoint, load_module, open_checkpoint
+from cospec.models.presets import resolve
+from cospec.models.vocabulary import tokenizer_json
+from cospec.runtime.text.codec import TextCodec
+
+from .distillation import (
     Recipe,
     Row,
     agreement,
@@ -42,18 +49,12 @@ from bench.distillation import (
     shortened,
     subsets,
 )
-from cospec.calibration.quality.worker_pool import Journal, digest
-from cospec.calibration.tasks import Task, resolve_tasks
-from cospec.models.checkpoint import Checkpoint, load_module, open_checkpoint
-from cospec.models.presets import resolve
-from cospec.models.vocabulary import tokenizer_json
-from cospec.runtime.text.codec import TextCodec
 
 HELD_OUT = 16
 """Answers that are kept out of training: agreement is measured on them, and layers are chosen."""
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def greedy_answers(
     module: Any, prompts: Sequence[list[int]], eos: Sequence[int], recipe: Recipe
 ) -> list[Row]:

@@ -38,13 +38,13 @@ def opened(address: str, **options: Any) -> Iterator[Any]:
         )
         try:
             tab = browser.new_page(**options)
-            tab.on("pageerror", lambda error: problems.append(f"script: {error}"))
-            tab.on("console", lambda line: line.type == "error" and problems.append(line.text))
+            tab.on("pageerror", lambda error: problems.extend([f"script: {error}"]))
+            tab.on("console", lambda line: problems.extend([line.text] * (line.type == "error")))
             tab.on(
                 "request",
-                lambda request: (
-                    request.url.startswith((own, "data:", "blob:"))
-                    or problems.append(f"request: {request.url}")
+                lambda request: problems.extend(
+                    [f"request: {request.url}"]
+                    * (not request.url.startswith((own, "data:", "blob:")))
                 ),
             )
             tab.goto(address)

@@ -110,7 +110,7 @@ def _tokenizer(kind: str, rng: random.Random) -> tuple[Tokenizer, dict[str, str]
             )
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
+        trainer: Any = trainers.BpeTrainer(
             vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
     elif kind in ("metaspace", "gemma"):
@@ -259,11 +259,11 @@ def _facts(
             str(token["id"]): {key: value for key, value in token.items() if key != "id"}
             for token in json.loads(tokenizer.to_str())["added_tokens"]
         }
-        new = {}
+        new: dict[str, Any] = {}
         for i, text in enumerate(declared):
             token = _added_token(text, rng)
-            flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-            new[str(free + i)] = {"content": text} | {f: getattr(token, f) for f in flags}
+            kept = ("single_word", "lstrip", "rstrip", "normalized", "special")
+            new[str(free + i)] = {"content": text} | {f: getattr(token, f) for f in kept}
         facts["added_tokens_decoder"] = old | new
     elif where == "added_tokens.json":
         ids = {text: free + i for i, text in enumerate(declared)}

@@ -55,7 +55,10 @@ def our_rows(files: Files, settings: Settings) -> list[Row]:
         "cospec_worker.py",
         {"bundle": str(files.bundle), "threads": settings.threads, "shared_pool": False},
     )
-    return [Row(OURS, k, "", process) for k in (0, *settings.lengths, "auto")]
+    return [
+        *(Row(OURS, k, "", process) for k in (0, *settings.lengths)),
+        Row(OURS, "auto", "", process),
+    ]
 
 
 def llama_rows(workshop: Workshop, files: Files, settings: Settings) -> list[Row]:

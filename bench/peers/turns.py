@@ -87,7 +87,8 @@ def measure_rows(
     try:
         for number in range(-1, len(prompts)):
             for i in range(len(rows)):
-                row, sample = (each[(i + number) % len(rows)] for each in (rows, samples))
+                at = (i + number) % len(rows)
+                row, sample = rows[at], samples[at]
                 if row.process is None or sample.error is not None:
                     continue
                 try:

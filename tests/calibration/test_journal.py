@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.bench.speed.prepare import journal
 from cospec.calibration.journal import Journal
 
 
@@ -55,13 +54,3 @@ def test_without_a_path_nothing_is_written():
     journal = Journal(None)
     assert journal.once("a", lambda: 1) == 1
     assert journal.done == {"a": 1}
-
-
-def test_a_measurement_of_other_facts_has_another_journal(tmp_path):
-    said: list[str] = []
-    journal(tmp_path, "sweep", {"tokens": 64}, said.append).once("a", lambda: 1)
-    assert not said
-    assert journal(tmp_path, "sweep", {"tokens": 64}, said.append).once("a", stop) == 1
-    assert "was stopped: a from" in said[0]
-    with pytest.raises(StoppedError):
-        journal(tmp_path, "sweep", {"tokens": 32}, said.append).once("a", stop)

@@ -52,7 +52,7 @@ def branch(player: Player, job: BranchJob) -> dict[str, Any]:
     """
     player.use(job.weights)
     prompt = player.session.encode(job.task.prompt)
-    base = player.play(prompt, job.threshold)
+    base = player.play(prompt, job.threshold, stop=job.task.stop)
     correct = check(job.task, player.text(base.tokens))
     rng = random.Random(f"{job.seed} {job.task.id}")  # noqa: S311 - for sampling, not for secrets
     chosen = rng.sample(base.decisions, min(job.branches, len(base.decisions)))
@@ -60,7 +60,7 @@ def branch(player: Player, job: BranchJob) -> dict[str, Any]:
     for decision in sorted(chosen, key=lambda d: d.position):
         other = decision.chosen if decision.kept else decision.drafted
         begun = [*base.tokens[: decision.position], other]
-        played = player.play(prompt, job.threshold, begun=begun)
+        played = player.play(prompt, job.threshold, begun=begun, stop=job.task.stop)
         outcome = check(job.task, player.text(played.tokens))
         draft, target = (correct, outcome) if decision.kept else (outcome, correct)
         branches.append(

@@ -21,6 +21,7 @@ from ...runtime.arbitration.referee import Referee
 from ...runtime.decoding.session import load
 from ...runtime.engines.onnxruntime import OrtOptions
 from ...runtime.engines.protocol import StepOutput
+from ...runtime.sampling.params import SamplingParams
 from .network import ArbiterConfig, ArbiterNetwork
 
 Score = Callable[[NDArray[Any]], NDArray[Any]]
@@ -164,6 +165,7 @@ class Player:
         *,
         begun: Sequence[int] = (),
         rng: random.Random | None = None,
+        stop: tuple[str, ...] = (),
     ) -> Play:
         """Answer `prompt` (token ids), behind the tokens that are `begun` already.
 
@@ -173,6 +175,7 @@ class Player:
                 mismatch is recorded all the same.
             begun: the first tokens of the output, given.
             rng: samples the decisions instead.
+            stop: texts that end the answer.
         """
         room = self._max_tokens - len(begun)
         if room < 1 or (begun and begun[-1] in self._eos):
@@ -189,6 +192,7 @@ class Player:
             referee,
             max_tokens=room,
             num_draft_tokens=self._num_draft_tokens,
+            sampling=SamplingParams(stop=stop) if stop else None,
         )
         completion = stream.completion()
         return Play(

@@ -37,7 +37,7 @@ def play_group(player: Player, job: GroupJob) -> list[dict[str, Any]]:
     trajectories = []
     for i in range(job.group):
         rng = random.Random(f"{job.seed} {job.task.id} {i}")  # noqa: S311 - not for secrets
-        played = player.play(prompt, 0.5, rng=rng)
+        played = player.play(prompt, 0.5, rng=rng, stop=job.task.stop)
         correct = check(job.task, player.text(played.tokens))
         trajectories.append(
             {

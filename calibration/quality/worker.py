@@ -16,6 +16,7 @@ from ...runtime.decoding.completion import Completion
 from ...runtime.decoding.placement import graph_shape
 from ...runtime.decoding.session import Session, load
 from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
+from ...runtime.sampling.params import SamplingParams
 from ..tasks.checkers import check
 from ..tasks.item import Task
 from .mode_summary import Answer
@@ -101,6 +102,7 @@ class Players:
         return session.generate(
             task.prompt,
             max_tokens=max_tokens,
+            sampling=SamplingParams(stop=task.stop) if task.stop else None,
             num_draft_tokens=0 if plain else self._config.num_draft_tokens,
             mode="collab" if mode.is_judged else "strict",
             threshold=mode.threshold,

@@ -5,12 +5,13 @@
 | number | the final number is the answer | tolerance (relative, 1e-6) |
 | choice | the chosen letter is the answer | letters ("ABCD") |
 | text | the short answer is one of the accepted texts | where ("answer" or "anywhere") |
-| math | the final expression is the answer, as normalised text | |
+| math | the final expression equals the answer | |
 | python | the code passes its tests in the sandbox | seconds (10), memory_mb (512) |
 | judge | another model rates the text highly enough | threshold (6) |
 | tiny | the tiny pair's own rule | |
 
-Each is a frozen dataclass whose fields are its options, in the file that is named after it.
+Each is a frozen dataclass whose fields are its options, in the file that is named after it. The first
+four read the first complete answer of a text, without the model's thoughts (announced.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ...errors import UsageError
+from .algebra import require_math_verify
 from .choice import ChoiceChecker
 from .expression import MathChecker
 from .item import CheckerSpec, Task
@@ -90,19 +92,23 @@ def require_working(tasks: Iterable[Task]) -> None:
 
     Raises:
         UsageError: a task needs a judge, and none is set.
-        BackendError: a task needs the sandbox, and it does not work on this system.
+        BackendError: a task needs the sandbox, and it does not work on this system; or a package
+            that is not installed.
     """
     names = {task.checker.name for task in tasks}
     if "judge" in names:
         JudgeServer.from_environment()
+    if "math" in names:
+        require_math_verify()
     if "python" in names:
         isolation()
 
 
 def check(task: Task, text: str) -> bool:
-    """Whether a model's text solves a task.
+    """Whether a model's text, up to the task's first stop text, solves a task.
 
     Raises:
         BackendError: a sandbox or a judge that does not work; never because of the text.
     """
+    text = text[: min((text.find(stop) for stop in task.stop if stop in text), default=None)]
     return make_checker(task.checker).check(task.answer, text)

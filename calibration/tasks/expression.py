@@ -1,13 +1,16 @@
-r"""The checker `math`: is the final expression of a text the right one, as strings.
+r"""The checker `math`: is the final expression of a text equal to the right one.
 
-The final expression is the content of the last `\boxed{}`; without a box what is announced last
-("the answer is ..."), then the last `$...$`, then the last line. Both sides are normalised in the
-manner of the MATH benchmark's own comparison (Hendrycks et al., 2021) and compared as text; plain
-numbers are compared as numbers, so that `0.5`, `.50`, `1/2` and `\frac12` are one.
+The final expression is that of the first complete answer (announced.py): the content of its last
+`\boxed{}`; without a box what it announces last ("the answer is ..."), then the last `$...$`, then
+the last line. Both sides are normalised in the manner of the MATH benchmark's own comparison
+(Hendrycks et al., 2021). They are equal as texts, as plain numbers, or where math-verify says so
+(algebra.py), which knows algebra: `2x+1` and `1+2x`, `\sqrt{8}` and `2\sqrt{2}`, sets in any order.
 
-Limits, all on the strict side: no algebra is done, so `2x+1` and `1+2x`, `(x+1)^2` and its
-expansion, `\sqrt{8}` and `2\sqrt{2}`, and sets in another order count as different. Units are
-dropped where they are `\text{...}` at the end; units in plain letters are not.
+Texts and numbers are compared first, by us: that is exact and fast, and right where math-verify is
+not (`x` is not `X`; `12^{\text{th}}` is 12). Finding the answer is ours too: math-verify takes the
+last formula of a text, whatever it runs on to, and reads thoughts.
+
+Limits: units are dropped where they are `\text{...}` at the end; units in plain letters are not.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .announced import MAX_TEXT, announcements, last_boxed, last_line
+from .algebra import is_equal
+from .announced import announcements, first_answer, last_boxed, last_line
 from .number import parse_number
 
 _MAX_EXPRESSION = 2000
@@ -31,6 +35,7 @@ _REWRITES = tuple(
         (r"\\(?:text|mbox)\{\s[^{}]*\}(?:\^\{?\d\}?)?$", ""),  # a unit after a value
         (r"(?<=[\d}])\\(?:text|mbox|mathrm)\{[^{}]*\}(?:\^\{?\d\}?)?$", ""),
         (r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|operatorname)\{([^{}]*)\}", r"\1"),
+        (r"(?<=\d)\^?\{?(?:st|nd|rd|th)\}?(?![A-Za-z])", ""),  # 12th, 12^{\text{th}}
         (r"\^(?:\\circ|\{\\circ\})|\\degree\b|°", ""),
         (r"\\?[%$]", ""),
         (r"\\(?:leq|geq|neq)(?![A-Za-z])", lambda match: match[0][:-1]),
@@ -43,6 +48,7 @@ _REWRITES = tuple(
         (r"\\frac(\d)\{", r"\\frac{\1}{"),
         (r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}"),
         (r"([\^_])\{(\w)\}", r"\1\2"),
+        (r"^\(([A-Za-z])\)$|^([A-Z])\)$", r"\1\2"),  # a choice: (C)
     )
 )
 _SLASH = re.compile(r"(-?)(\d+)/(\d+)")
@@ -52,14 +58,15 @@ _INLINE = re.compile(r"\$([^$\n]+)\$")
 
 def final_expression(text: str) -> str:
     """The expression that a text gives as its answer; empty where the text is."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    announced = announcements(text)
-    if announced:
-        return announced[-1]
-    inline = _INLINE.findall(text[-MAX_TEXT:])
-    return str(inline[-1]) if inline else last_line(text)
+    return first_answer(text, _announced, _unannounced) or ""
+
+
+def _announced(part: str) -> str | None:
+    return last_boxed(part) or next(reversed(announcements(part)), None)
+
+
+def _unannounced(part: str) -> str | None:
+    return next(reversed(_INLINE.findall(part)), None) or last_line(part)
 
 
 def normalise(expression: str) -> str:
@@ -75,12 +82,20 @@ def normalise(expression: str) -> str:
 
 
 def same_expression(left: str, right: str) -> bool:
-    """Whether two expressions are equal as normalised text, or as plain numbers."""
-    left, right = normalise(left), normalise(right)
-    if left == right:
-        return bool(left)
-    value = parse_number(left)
-    return value is not None and value == parse_number(right)
+    """Whether two expressions are equal: as normalised texts, as plain numbers, or by algebra.
+
+    Raises:
+        MissingExtraError: math-verify is needed and not installed.
+    """
+    texts = normalise(left), normalise(right)
+    if not all(texts):
+        return False
+    if texts[0].lower() == texts[1].lower():
+        return texts[0] == texts[1] or (texts[0].isalpha() and len(texts[0]) > 2)
+    values = tuple(map(parse_number, texts))
+    if None not in values:
+        return values[0] == values[1]
+    return is_equal(left, right)
 
 
 @dataclass(frozen=True)
@@ -94,5 +109,9 @@ class MathChecker:
         return None
 
     def check(self, answer: Any, text: str) -> bool:
-        """Whether the final expression of `text` is `answer`."""
-        return same_expression(final_expression(text), answer)
+        """Whether the final expression of `text` equals `answer`.
+
+        Raises:
+            MissingExtraError: math-verify is not installed.
+        """
+        return same_expression(answer, final_expression(text))

@@ -13,6 +13,7 @@ A task file is JSONL in UTF-8, one object a line:
 | answer | what the checker compares with; its form is the checker's |
 | kind | optional text: the group that the task is counted under |
 | max_tokens | optional number: how long an answer may be; the caller's default without it |
+| stop | optional list of up to 16 texts: an answer ends before the first of them that occurs |
 
 Other keys are errors, so that a mistyped one is not silently ignored.
 """
@@ -21,14 +22,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from ...errors import UsageError
+from ...runtime.bundle.json_input import convert, matching
 
 Message = Mapping[str, str]
 """{"role": ..., "content": ...}, as `Session.generate` takes them."""
 
 MAX_TOKENS_LIMIT = 1_000_000
-_REQUIRED = ("id", "checker", "answer")
-_OPTIONAL = ("prompt", "messages", "kind", "max_tokens")
+MAX_STOPS = 16
+
+_Text = Annotated[str, matching(r"\S", "a text that is not blank")]
+
+
+class _MessageRow(Struct, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+class _Row(Struct, forbid_unknown_fields=True):
+    id: _Text
+    checker: dict[str, Any]
+    answer: Any
+    prompt: _Text | None = None
+    messages: Annotated[list[_MessageRow], Meta(min_length=1)] | None = None
+    kind: _Text | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
+    stop: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)] = []
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,7 @@ class Task:
         answer: what the checker compares with (JSON values only).
         kind: the group that the task is counted under, if any.
         max_tokens: the longest answer, in tokens; the caller's default if None.
+        stop: texts that end an answer; what follows the first of them is not generated or checked.
     """
 
     id: str
@@ -58,6 +82,7 @@ class Task:
     answer: Any
     kind: str | None = None
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def user_message(content: str) -> tuple[Message, ...]:
@@ -78,6 +103,8 @@ def task_to_row(task: Task) -> dict[str, Any]:
         row["kind"] = task.kind
     if task.max_tokens is not None:
         row["max_tokens"] = task.max_tokens
+    if task.stop:
+        row["stop"] = list(task.stop)
     return row
 
 
@@ -85,58 +112,20 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     """The task of a JSON object. The checker's options and the answer are not looked into.
 
     Raises:
-        ValueError: a key is missing, unknown or of the wrong type; says which.
+        UsageError: a key is missing, unknown or of the wrong type; names it.
     """
-    known = (*_REQUIRED, *_OPTIONAL)
-    unknown = [key for key in row if key not in known]
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0][:60]!a} (the keys are {', '.join(known)})")
-    missing = [key for key in _REQUIRED if key not in row]
-    if missing:
-        raise ValueError(f"the key '{missing[0]}' is missing")
-    return Task(
-        id=_text(row["id"], "id"),
-        prompt=_prompt(row),
-        checker=_checker(row["checker"]),
-        answer=row["answer"],
-        kind=None if row.get("kind") is None else _text(row["kind"], "kind"),
-        max_tokens=_max_tokens(row.get("max_tokens")),
-    )
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"'{key}' is not a text, or is empty")
-    return value
-
-
-def _prompt(row: Mapping[str, Any]) -> str | tuple[Message, ...]:
-    if ("prompt" in row) == ("messages" in row):
-        raise ValueError("exactly one of 'prompt' and 'messages' is needed")
-    if "prompt" in row:
-        return _text(row["prompt"], "prompt")
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("'messages' is not a list, or is empty")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ValueError(f"message {number} is not an object with 'role' and 'content' only")
-        if not all(isinstance(value, str) for value in message.values()):
-            raise ValueError(f"message {number}: 'role' and 'content' must be texts")
-    return tuple(messages)
-
-
-def _checker(value: Any) -> CheckerSpec:
-    name = value.get("name") if isinstance(value, dict) else None
+    checked = convert(row, _Row, error=UsageError)
+    if (checked.prompt is None) == (checked.messages is None):
+        raise UsageError("exactly one of 'prompt' and 'messages' is needed")
+    name = checked.checker.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError("'checker' is not an object with a 'name'")  # noqa: TRY004 - as documented
-    options = {key: option for key, option in value.items() if key != "name"}
-    return CheckerSpec(name, options)
-
-
-def _max_tokens(value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_TOKENS_LIMIT:
-        raise ValueError(f"'max_tokens' is not a whole number from 1 to {MAX_TOKENS_LIMIT}")
-    return value
+        raise UsageError("checker: expected an object with a 'name'")
+    return Task(
+        id=checked.id,
+        prompt=checked.prompt or tuple(row["messages"]),
+        checker=CheckerSpec(name, checked.checker),
+        answer=checked.answer,
+        kind=checked.kind,
+        max_tokens=checked.max_tokens,
+        stop=tuple(checked.stop),
+    )

@@ -44,8 +44,8 @@ def read_tasks(
             try:
                 task = task_from_row(row)
                 problem = problem_with(task)
-            except (ValueError, UsageError) as error:
-                problem = getattr(error, "message", str(error))
+            except UsageError as error:
+                problem = error.message
             else:
                 if problem is None and task.id in first_line:
                     problem = f"the id {task.id!a} is that of line {first_line[task.id]} as well"
@@ -141,8 +141,8 @@ def _line(task: Task, seen: set[str]) -> bytes:
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         problem = problem_with(task_from_row(row))
-    except (TypeError, ValueError, RecursionError) as error:
-        problem, line = str(error), b""
+    except (TypeError, ValueError, RecursionError, UsageError) as error:
+        problem, line = getattr(error, "message", str(error)), b""
     if problem is None and task.id in seen:
         problem = "its id occurs twice"
     if problem is None and len(line) > MAX_LINE_BYTES:

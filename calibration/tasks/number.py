@@ -1,28 +1,34 @@
 r"""The checker `number`: is the final number of a text the right one.
 
-The final number is the last announced one (after `####`, `Answer:`, `the answer is`, in
-`\boxed{}`); where none is announced, the last number of the text. Of an announced equation the
-right-hand side counts. Read as numbers are `1,234.50`, `-3`, `$5`, `25%` (as 25), `3/4`, `2 1/2`,
-`\frac{3}{4}`, `.5` and `1e3`; not read are numbers in words, roots and powers.
+The final number is the last announced one of the first complete answer (announced.py); where none
+is announced, its last number. Of an announced equation the right-hand side counts. Read as numbers
+are `1,234.50`, `-3`, `$5`, `25%` (as 25), `3/4`, `2 1/2`, `\frac{3}{4}`, `.5`, `1e3`, `1.2 million`
+(also as 1.2) and, where announced, words up to the thousands ("three", "twenty-one"); not read are
+roots and powers.
+
+It computes with exact fractions and needs no library. math-verify was tried in its place: it takes
+the units and other numbers of a sentence for the answer, and reads no mixed numbers or words.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .announced import MAX_TEXT, announcements
+from .announced import announcements, first_answer
 
 _PLAIN = r"(?:\d{1,3}(?:,\d{3}){1,130}(?!\d)|\d{1,400})(?:\.\d{1,400})?|\.\d{1,400}"
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 # A minus sign after a digit, a letter or a bracket is a subtraction.
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w)\]}}])-)?(?:[$€£](?P<late_sign>-)?)?(?<![A-Za-z_\d.])"
     rf"(?:(?P<whole>\d{{1,9}})\s(?P<over>\d{{1,9}})/(?P<under>\d{{1,9}})(?![\d/])"
     rf"|(?P<plain>{_PLAIN})(?:[eE](?P<exponent>[+-]?\d{{1,3}})(?!\w))?"
-    rf"(?:\s?/\s?(?P<divisor>\d{{1,400}})(?![\d/.]))?)"
+    rf"(?:\s?/\s?(?P<divisor>\d{{1,400}})(?![\d/.]))?(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?)"
 )
 _BRACED = r"\s*\{\s*(-?[\d.,]+)\s*\}"
 _FRACTION = re.compile(rf"\\[dtc]?frac{_BRACED}{_BRACED}")
@@ -36,31 +42,67 @@ _REWRITES = (
     (r"\$", "$"),
 )
 _SENTENCE_END = re.compile(r"[.;](?:\s|$)")
+_SMALL_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: number for number, word in enumerate(_SMALL_WORDS.split())}
+_SMALL |= {word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), 2)}
+_WORDS = re.compile(
+    rf"\b(?:(?:{'|'.join([*_SMALL, 'hundred', 'thousand', 'and'])})\b[\s-]{{0,2}}){{1,12}}",
+    re.IGNORECASE,
+)
+
+Readings = tuple[Fraction, ...]
+"""The values that a number may have: "1.2 million" is 1200000, and 1.2 where millions are asked."""
 
 
-def find_numbers(text: str) -> list[Fraction]:
+def find_numbers(text: str) -> list[Readings]:
     """All numbers of a text, in order, exactly."""
-    return [
-        value for match in _NUMBER.finditer(_tidy(text)) if (value := _value(match)) is not None
-    ]
+    matches = _NUMBER.finditer(_tidy(text))
+    return [values for match in matches if (values := tuple(_values(match)))]
 
 
 def parse_number(text: str) -> Fraction | None:
     """The number that a text is as a whole (a unit of money or a percent sign aside), or None."""
     match = _NUMBER.fullmatch(_tidy(text).strip().rstrip("%").strip().rstrip("\\$").strip())
-    return _value(match) if match else None
+    return next(_values(match), None) if match else None
 
 
-def final_number(text: str) -> Fraction | None:
+def final_number(text: str) -> Readings | None:
     """The number that a text gives as its answer, or None where it holds none."""
+    return first_answer(text, _announced, lambda part: next(reversed(find_numbers(part)), None))
+
+
+def _announced(text: str) -> Readings | None:
     for segment in reversed(announcements(text)):
         sentence = _SENTENCE_END.split(segment)[0]
         for part in (sentence.rpartition("=")[2], sentence):
             numbers = find_numbers(part)
             if numbers:
                 return numbers[0]
-    numbers = find_numbers(text[-MAX_TEXT:])
-    return numbers[-1] if numbers else None
+        words = _in_words(sentence)
+        if words is not None:
+            return (words,)
+    return None
+
+
+def _in_words(text: str) -> Fraction | None:
+    """The first number in words, below a million, or None."""
+    for match in _WORDS.finditer(text):
+        words = [word for word in re.split(r"[\s-]+", match[0].lower()) if word and word != "and"]
+        total = group = 0
+        for word in words:
+            if word in _SCALES:
+                group = max(group, 1) * 10 ** _SCALES[word]
+                if word == "thousand":
+                    total, group = total + group, 0
+            else:
+                group += _SMALL[word]
+        if words:
+            return Fraction(total + group)
+    return None
 
 
 def _tidy(text: str) -> str:
@@ -74,7 +116,7 @@ def _gap(text: str, position: int) -> str:
     return " " if position and text[position - 1].isdigit() else ""
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
+def _values(match: re.Match[str]) -> Iterator[Fraction]:
     try:
         if match["whole"]:
             value = int(match["whole"]) + Fraction(int(match["over"]), int(match["under"]))
@@ -85,8 +127,12 @@ def _value(match: re.Match[str]) -> Fraction | None:
             if match["divisor"]:
                 value /= int(match["divisor"])
     except (ValueError, ZeroDivisionError):  # ValueError: digits of a script that int() refuses
-        return None
-    return -value if match["sign"] or match["late_sign"] else value
+        return
+    if match["sign"] or match["late_sign"]:
+        value = -value
+    if match["scale"]:
+        yield value * 10 ** _SCALES[match["scale"]]
+    yield value
 
 
 @dataclass(frozen=True)
@@ -111,10 +157,11 @@ class NumberChecker:
 
     def check(self, answer: Any, text: str) -> bool:
         """Whether the final number of `text` is `answer`."""
-        gold, given = _gold(answer), final_number(text)
-        if gold is None or given is None:
+        gold = _gold(answer)
+        if gold is None:
             return False
-        return abs(given - gold) <= abs(gold) * Fraction(self.tolerance)
+        slack = abs(gold) * Fraction(self.tolerance)
+        return any(abs(given - gold) <= slack for given in final_number(text) or ())
 
 
 def _gold(answer: Any) -> Fraction | None:

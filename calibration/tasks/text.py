@@ -1,17 +1,19 @@
 """The checker `text`: is a short answer one of the accepted ones, after normalisation.
 
-Normalised as for SQuAD and TriviaQA: small letters, no punctuation, no articles, single spaces.
-The short answer of a text is what it announces last ("Answer: ..."), or else its last line.
+Normalised as for SQuAD and TriviaQA: small letters without accents, no punctuation, no articles,
+single spaces. The short answer is what the first complete answer of the text (announced.py)
+announces last ("Answer: ..."), or else its last line.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from .announced import MAX_TEXT, announcements, last_line
+from .announced import announcements, first_answer, last_line
 
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´“”–—…", " "))
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -19,7 +21,8 @@ WHERE = ("answer", "anywhere")
 
 
 def normalise(text: str) -> str:
-    """Small letters, punctuation and articles as spaces, spaces single."""
+    """Small letters without accents, punctuation and articles as spaces, spaces single."""
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -51,7 +54,7 @@ class TextChecker:
         accepted = {normalise(one) for one in ([answer] if isinstance(answer, str) else answer)}
         accepted.discard("")
         if self.where == "anywhere":
-            given = f" {normalise(text[-MAX_TEXT:])} "
+            given = f" {normalise(first_answer(text, str, str) or '')} "
             return any(f" {one} " in given for one in accepted)
-        announced = announcements(text)
-        return normalise(announced[-1] if announced else last_line(text)) in accepted
+        last = first_answer(text, lambda part: next(reversed(announcements(part)), None), last_line)
+        return normalise(last or "") in accepted

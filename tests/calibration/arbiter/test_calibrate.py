@@ -120,6 +120,8 @@ def test_a_branch_is_played_both_ways(bundle, tmp_path):
         strict = player.session.continue_tokens(prompt, max_tokens=96).completion()
         assert player.play(prompt, NEVER).tokens == strict.tokens
         assert all(b["target"] == record["correct"] for b in record["branches"])
+        stopped = player.play(prompt, NEVER, stop=(player.text(strict.tokens)[3:6],))
+        assert 0 < len(stopped.tokens) < len(strict.tokens)
 
 
 def test_tasks_in_both_sets_are_refused(bundle, tmp_path):

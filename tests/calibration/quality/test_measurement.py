@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cospec.calibration.quality.cli import main
 from cospec.calibration.quality.measurement import measure_quality
 from cospec.calibration.quality.mode_summary import Answer, oracle, paired_tests, summarise
 from cospec.calibration.quality.modes import parse_modes
-from cospec.calibration.quality.worker import Players, QualityConfig
+from cospec.calibration.quality.worker import Job, Players, QualityConfig
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.resolve import resolve_tasks
 from cospec.runtime.decoding.session import load
@@ -101,6 +102,18 @@ def test_strict_answers_as_the_target_does_in_fewer_passes(result):
     assert 0 < modes["random:0.2"]["override_rate"] < 0.6
     best = max(modes["target"]["accuracy"], modes["draft"]["accuracy"])
     assert best <= result["oracle"]["accuracy"] <= 1
+
+
+def test_an_answer_ends_at_a_stop_text_of_its_task(tiny_pair_bundle):
+    (task,) = resolve_tasks("tiny:validation", items=1)
+    modes = parse_modes(["target", "strict"])
+    players = Players(QualityConfig(tiny_pair_bundle), modes)
+    whole = players.play(Job(task, tuple(modes)))
+    stopped = players.play(Job(replace(task, stop=("=",)), tuple(modes)))
+    for before, after in zip(whole, stopped, strict=True):
+        assert before.correct
+        assert 0 < after.tokens < before.tokens
+        assert not after.correct
 
 
 def test_the_figures_are_those_of_sessions(tiny_pair_bundle, result):

@@ -1,11 +1,38 @@
-import pytest
+import os
+import sys
+import time
 
-from cospec.calibration.tasks.checkers import make_checker
-from cospec.calibration.tasks.item import CheckerSpec
+import pytest
+from answer_forms import FORMS
+
+from cospec.calibration.tasks import algebra
+from cospec.calibration.tasks.algebra import is_equal
+from cospec.calibration.tasks.checkers import check, make_checker, require_working
+from cospec.calibration.tasks.item import CheckerSpec, Task
+from cospec.errors import MissingExtraError
 
 
 def right(name, answer, text, **options):
     return make_checker(CheckerSpec(name, options)).check(answer, text)
+
+
+@pytest.mark.parametrize(("name", "gold", "text", "expected"), FORMS)
+def test_form(name, gold, text, expected):
+    assert right(name, gold, text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("18\nQ: 2+5?\nThe answer is 7", True),
+        ("18 END The answer is 7", True),
+        ("END 18", False),
+        ("18", True),
+    ],
+)
+def test_an_answer_ends_at_the_first_stop_text(text, expected):
+    task = Task("t", "p", CheckerSpec("number"), 18, stop=("\nQ:", "END"))
+    assert check(task, text) is expected
 
 
 NUMBERS = [
@@ -183,9 +210,48 @@ def test_math_equal(answer, text):
         ("7", r"7 \boxed{}"),
         ("(1,2)", r"\boxed{(2,1)}"),
         ("1234", r"\boxed{(1,234)}"),
-        ("x+1", r"\boxed{1+x}"),  # documented: no algebra
         ("7", ""),
     ],
 )
 def test_math_different(answer, text):
     assert not right("math", answer, text)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "9^{9^{9^{9}}}",
+        r"\int_0^{10^{9}} e^{x^{x}} dx",
+        "10^{10^{8}}!",
+        r"\frac{" * 40,
+        "(" * 250,
+        "\ud800",
+        "\0",
+        "x\ny",
+    ],
+)
+def test_no_expression_takes_long_or_raises(hostile, monkeypatch):
+    monkeypatch.setattr(algebra, "SECONDS", 0.5)
+    start = time.monotonic()
+    assert is_equal("2", hostile) is False
+    assert is_equal("x+1", "1+x") is True  # a child that did not answer in time is replaced
+    assert time.monotonic() - start < 60
+
+
+def test_expressions_are_compared_in_forked_processes_too():
+    assert is_equal("x+1", "1+x")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if is_equal("y+1", "1+y") and not is_equal("y+1", "y") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert is_equal("x+2", "2+x")
+
+
+def test_missing_math_verify_is_named_before_a_long_job(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    algebra._verifier.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"math-verify.*not installed"):
+        require_working([Task("t", "p", CheckerSpec("math"), "1")])
+    with pytest.raises(MissingExtraError, match="math-verify"):
+        is_equal("x+1", "1+x")
+    assert right("math", "1", r"\boxed{1}")  # no algebra is needed

@@ -1,23 +1,25 @@
-"""A trained arbiter on its way into bundles: a folder as `cospec-calibrate arbiter` leaves it.
+"""The folder of a trained arbiter, as `cospec-calibrate arbiter` writes it.
 
 | file | |
 |---|---|
 | model.onnx | the graph |
-| arbiter.json | `threshold`, the default score above which a draft token stays |
-| certificate.json | what it was measured to be worth, and hashes of what it was measured on; optional |
+| arbiter.json | `threshold`: the score above which a draft token is kept by default |
+| certificate.json | what the arbiter is worth, and on which files that was measured; optional |
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from ..errors import CheckpointError
 from ..runtime.arbitration.learned import LearnedArbiter
+from ..runtime.bundle.certificate import CERTIFICATE, MAX_CERTIFICATE_BYTES, Hash, quality_on
+from ..runtime.bundle.json_input import Kind, read_json
 from ..runtime.bundle.manifest import ArbiterEntry
 
 GRAPH = "arbiter/model.onnx"
@@ -30,9 +32,8 @@ class ArbiterFolder:
 
     Attributes:
         graph: path of its ONNX graph.
-        threshold: score above which a draft token stays by default.
-        quality: what it was measured to be worth, or None. Its `measured_on` holds the hash of each
-            file that the figures depend on, by its path in a bundle.
+        threshold: score above which a draft token is kept by default.
+        quality: the section `quality` of certificates, or None; see `runtime/bundle/certificate.py`.
     """
 
     graph: Path
@@ -47,16 +48,13 @@ class ArbiterFolder:
         LearnedArbiter(destination)  # refuses what no decoder could feed
         return ArbiterEntry(graph=GRAPH, threshold=self.threshold)
 
-    def quality_on(self, sha256_by_path: Callable[[str], str | None]) -> dict[str, Any] | None:
-        """Return what was measured if it was measured on the very files of a bundle, else None.
+    def quality_on(self, sha256_of: Hash) -> dict[str, Any] | None:
+        """Return what was measured if it was measured on the very files of a bundle, else None."""
+        return quality_on(self.quality, sha256_of)
 
-        Args:
-            sha256_by_path: returns the hash of a file of the bundle, None if it is not there.
-        """
-        if self.quality is None:
-            return None
-        measured = self.quality["measured_on"].items()
-        return self.quality if all(sha256_by_path(p) == h for p, h in measured) else None
+
+class _Settings(Struct):
+    threshold: Annotated[float, Meta(ge=0, le=1)]
 
 
 def read_arbiter(folder: Path) -> ArbiterFolder:
@@ -65,19 +63,17 @@ def read_arbiter(folder: Path) -> ArbiterFolder:
     Raises:
         CheckpointError: something is missing or not what it should be.
     """
-    try:
-        settings = json.loads((folder / "arbiter.json").read_text(encoding="utf-8"))
-        threshold = float(settings["threshold"])
-        certificate = folder / "certificate.json"
-        quality = None
-        if certificate.is_file():
-            quality = json.loads(certificate.read_text(encoding="utf-8"))
-            dict(quality["measured_on"])  # without it, nothing says what the figures are figures of
-        graph = folder / "model.onnx"
-        graph.stat()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no arbiter: {error}",
-            hint="an arbiter is a folder with model.onnx and arbiter.json, as cospec-calibrate writes",
-        ) from error
-    return ArbiterFolder(graph, threshold, quality)
+    settings = _read(folder / "arbiter.json", _Settings)
+    graph, certificate = folder / "model.onnx", folder / CERTIFICATE
+    quality = _read(certificate, dict[str, Any]) if certificate.exists() else None
+    if not graph.is_file():
+        raise CheckpointError(f"{graph} is missing", hint=_HINT)
+    return ArbiterFolder(graph, settings.threshold, quality)
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind:
+    limit = MAX_CERTIFICATE_BYTES
+    return read_json(path, kind, max_bytes=limit, error=CheckpointError, hint=_HINT)
+
+
+_HINT = "an arbiter is a folder with model.onnx and arbiter.json, as cospec-calibrate writes"

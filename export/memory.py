@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import MissingExtraError, ResourceError, UsageError
 from ..models.checkpoint import BYTES_PER_WEIGHT, Checkpoint
-from ..runtime.bundle.files import free_disk
+from ..runtime.bundle.durable import free_disk
 
 PEAK_FACTOR = 1.5
 """Peak memory of an export, in units of the exported weights: the module, and the tensors that are

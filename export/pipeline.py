@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
 from ..models.presets import resolve_arbiter, resolve_pair
 from ..models.vocabulary import shared_vocabulary, tokenizer_json
+from ..runtime.bundle.certificate import CERTIFICATE, write_certificate
 from ..runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
 from ..runtime.bundle.writer import BundleWriter
 from .arbiter_folder import ArbiterFolder, read_arbiter
@@ -133,7 +134,7 @@ def export_bundle(
             ),
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja" if target.chat_template is not None else None,
-            certificate="certificate.json",
+            certificate=CERTIFICATE,
             engines=engines.entry if engines else None,
         )
         certificate: dict[str, Any] = {"environment": _versions(), "parity": parity}
@@ -142,9 +143,7 @@ def export_bundle(
             certificate["engines"] = engines.checks
         if arbiter is not None:
             certificate["quality"] = arbiter.quality_on(writer.sha256_of)
-        writer.path("certificate.json").write_text(
-            json.dumps(certificate, indent=2) + "\n", encoding="utf-8"
-        )
+        write_certificate(writer.staging, certificate)
         report("sealing the bundle")
         return writer.commit(manifest)
 

@@ -51,7 +51,8 @@ def bundle_with_arbiter(
     facts = json.loads(certificate.read_text(encoding="utf-8"))
     facts.pop("quality", None)
     if quality:
-        facts["quality"] = {"collab": {"accuracy": 0.5}}
+        measured = {GRAPH: sha256_of(output / GRAPH)}
+        facts["quality"] = {"collab": {"accuracy": 0.5}, "measured_on": measured}
     certificate.write_text(json.dumps(facts), encoding="utf-8")
     manifest = read_manifest(output)
     paths = {entry.path for entry in manifest.files} | {GRAPH}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...export.arbiter_folder import read_arbiter
+from ...runtime.bundle.certificate import write_certificate
+from ...runtime.bundle.durable import write_json
 from ...runtime.bundle.reader import Bundle
 from ..quality.measurement import play_modes
 from ..quality.mode_summary import Answer, oracle, paired_tests, summarise, tokens_per_target_pass
@@ -116,19 +118,16 @@ def certify_arbiter(
     result = {**certificate(tasks, answers, curve), **about}
     bundle = Bundle.open(playing.bundle, verify=False)  # `embed_arbiter` hashes every file
     result["measured_on"] = measured_on(bundle, graph)
-    (folder / "certificate.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_certificate(folder, result)
     settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
-    (folder / "arbiter.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "arbiter.json", settings)
     embed_arbiter(playing.bundle, folder)
     return result
 
 
 def training_of(folder: Path) -> dict[str, Any]:
     """Return `data` and `training` of an arbiter's earlier certificate; empty if it has none."""
-    path = folder / "certificate.json"
-    if not path.is_file():
-        return {"data": {}, "training": None}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_arbiter(folder).quality or {}
     return {"data": earlier.get("data", {}), "training": earlier.get("training")}
 
 

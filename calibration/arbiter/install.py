@@ -6,7 +6,6 @@ one's name in one step, as with any export.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,11 +13,15 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ...export.arbiter_folder import GRAPH, read_arbiter
+from ...runtime.bundle.certificate import (
+    CERTIFICATE,
+    hashes_of,
+    read_certificate,
+    write_certificate,
+)
 from ...runtime.bundle.files import sha256_of
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.writer import BundleWriter
-
-CERTIFICATE = "certificate.json"
 
 
 def embed_arbiter(root: Path, folder: Path) -> Path:
@@ -40,15 +43,11 @@ def embed_arbiter(root: Path, folder: Path) -> Path:
             if entry.path not in (GRAPH, CERTIFICATE):
                 _link(bundle.path(entry.path), writer.path(entry.path))
         models = replace(manifest.models, arbiter=arbiter.add_to(writer.staging))
-        certificate = {}
-        if manifest.certificate is not None:
-            certificate = json.loads(bundle.path(manifest.certificate).read_text(encoding="utf-8"))
+        certificate = read_certificate(root, manifest)
         # The files that stay were hashed when the bundle was opened.
-        hashes = {entry.path: entry.sha256 for entry in manifest.files}
-        hashes[GRAPH] = sha256_of(arbiter.graph)
+        hashes = hashes_of(manifest) | {GRAPH: sha256_of(arbiter.graph)}
         certificate["quality"] = arbiter.quality_on(hashes.get)
-        text = json.dumps(certificate, indent=2) + "\n"
-        writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
+        write_certificate(writer.staging, certificate)
         return writer.commit(replace(manifest, models=models, certificate=CERTIFICATE, files=()))
 
 

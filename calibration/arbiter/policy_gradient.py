@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.files import write_whole
+from ...runtime.bundle.durable import write_whole
 from ..quality.worker_pool import Journal, Workers, digest, play_all
 from ..tasks.item import Task
 from .config import TrainingConfig

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.files import write_whole
+from ...runtime.bundle.durable import write_whole
 from .config import TrainingConfig
 
 

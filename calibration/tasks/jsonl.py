@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import BundleError, ResourceError, UsageError
-from ...runtime.bundle.files import flush_to_disk, format_bytes
+from ...errors import BundleError, UsageError
+from ...runtime.bundle.durable import write_whole
+from ...runtime.bundle.files import format_bytes
 from ...runtime.bundle.json_input import parse_json_object
 from .bad_lines import BadLines, OnBadLine, Report
 from .checkers import problem_with
@@ -123,17 +123,7 @@ def write_tasks(tasks: Iterable[Task], path: str | Path) -> None:
     path = Path(path)
     seen: set[str] = set()
     lines = [_line(task, seen) for task in tasks]
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        beside.write_bytes(b"".join(lines))
-        flush_to_disk(beside)
-        beside.replace(path)
-        flush_to_disk(path.parent)
-    except OSError as error:
-        raise ResourceError(f"Cannot write {path} ({error.strerror or error}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+    write_whole(path, b"".join(lines))
 
 
 def _line(task: Task, seen: set[str]) -> bytes:

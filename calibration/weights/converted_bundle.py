@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -11,11 +10,15 @@ from typing import Any
 from msgspec.structs import replace
 
 from ...errors import UsageError
-from ...export.arbiter_folder import GRAPH as ARBITER
+from ...runtime.bundle.certificate import (
+    CERTIFICATE,
+    read_certificate,
+    still_true,
+    write_certificate,
+)
 from ...runtime.bundle.manifest import Manifest, ModelEntry, WeightFormat
 from ...runtime.bundle.reader import Bundle, find_bundle
 from ...runtime.bundle.writer import BundleWriter
-from ..arbiter.install import CERTIFICATE
 from .formats import INT8_ACTIVATIONS
 from .graph_conversion import DATA_SUFFIX, convert, copy_graph
 
@@ -155,9 +158,8 @@ def commit_rewritten(
     for file in manifest.files:
         if file.path not in (*graphs, CERTIFICATE):
             shutil.copyfile(source.path(file.path), writer.path(file.path))
-    certificate = {**_still_true(source, writer, changed), **sections}
-    text = json.dumps(certificate, indent=2) + "\n"
-    writer.path(CERTIFICATE).write_text(text, encoding="utf-8")
+    facts = still_true(read_certificate(source.root, manifest), changed, writer.sha256_of)
+    write_certificate(writer.staging, facts | sections)
     models = replace(manifest.models, target=entries["target"], draft=entries.get("draft"))
     return writer.commit(
         replace(
@@ -174,20 +176,3 @@ def decoders(manifest: Manifest) -> dict[str, ModelEntry]:
     """Return the entries of target and, if there is one, draft, by role."""
     models = manifest.models
     return {"target": models.target, **({} if models.draft is None else {"draft": models.draft})}
-
-
-def _still_true(source: Bundle, writer: BundleWriter, changed: Collection[str]) -> dict[str, Any]:
-    """Return what of the source's certificate holds for the bundle that was written."""
-    manifest = source.manifest
-    facts: dict[str, Any] = {}
-    if manifest.certificate is not None:
-        facts = json.loads(source.path(manifest.certificate).read_text(encoding="utf-8"))
-    # Parity was measured on graphs; it stays true of those that did not change.
-    parity = facts.get("parity") or {}
-    facts["parity"] = {role: parity[role] for role in parity if role not in changed}
-    quality = facts.get("quality")
-    if quality is not None:
-        measured = quality.get("measured_on", {ARBITER: None})
-        same = all(writer.sha256_of(path) == sha256 for path, sha256 in measured.items())
-        facts["quality"] = quality if same else None
-    return facts

@@ -1,10 +1,9 @@
-"""Files that may be hostile or half written: paths, hashes, listings, durable writes."""
+"""Files that may be hostile or half written: paths, hashes, listings."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,47 +80,9 @@ def byte_progress(
         yield bar.update
 
 
-def flush_to_disk(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk (fsync)."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and writes their entries itself
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        flush_to_disk(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def flush_tree_to_disk(root: Path) -> None:
-    """`flush_to_disk` for every file and folder below `root`, and `root` last."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            flush_to_disk(Path(folder, name))
-        flush_to_disk(Path(folder))
-
-
 def format_bytes(count: int) -> str:
     """Write a size for people, in binary units: 1536 is '1.5 KiB'."""
     if count < 1024:
         return f"{count} B"
     power = min((count.bit_length() - 1) // 10, 4)
     return f"{count / 1024**power:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
-
-
-def free_disk(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, or that would hold it."""
-    existing = path.resolve()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    return shutil.disk_usage(existing).free

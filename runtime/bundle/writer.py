@@ -26,16 +26,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ...errors import MissingExtraError, ResourceError
-from .files import (
-    byte_progress,
-    flush_to_disk,
-    flush_tree_to_disk,
-    format_bytes,
-    free_disk,
-    list_files,
-    problem_with_path,
-    sha256_of,
-)
+from .durable import flush_to_disk, flush_tree_to_disk, free_disk
+from .files import byte_progress, format_bytes, list_files, problem_with_path, sha256_of
 from .manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
 
 if TYPE_CHECKING:

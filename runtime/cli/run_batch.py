@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CospecError, PromptError, ResourceError, UsageError
-from ..bundle.files import write_whole
+from ..bundle.durable import write_whole
 from ..bundle.json_input import parse_json_object
 from ..decoding.session import Prompt, Session
 from .run_output import warn_if_uncertified

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ...errors import BundleError, CospecError, ResourceError, UsageError
-from ..bundle.files import write_whole
+from ..bundle.durable import write_whole
 from ..bundle.json_input import parse_json_object
 from ..decoding.chat import Chat
 from ..decoding.session import Session
@@ -219,7 +219,7 @@ class Conversation:
         data = json.dumps({"messages": self._chat.messages}, indent=2, ensure_ascii=False)
         try:
             write_whole(path, (data + "\n").encode("utf-8"))
-        except (OSError, UnicodeEncodeError) as error:
+        except UnicodeEncodeError as error:
             raise ResourceError(f"{path} could not be written: {error}") from error
         click.echo(f"written: {path}", err=True)
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from ...errors import BundleError
-from ..bundle.json_input import parse_json_object
+from ..bundle.certificate import is_certified
 from ..bundle.manifest import Manifest
 from ..decoding.completion import Completion, Piece, logprobs_json
 from ..decoding.loop import Provenance
@@ -25,8 +24,6 @@ COLOURS: dict[Provenance, str] = {
     "target": "yellow",
 }
 """How --provenance shows who chose a token."""
-
-_MAX_CERTIFICATE_BYTES = 16 << 20
 
 
 def print_any_text() -> None:
@@ -108,30 +105,6 @@ def warn_if_uncertified(folder: Path, manifest: Manifest) -> None:
             "right as the target's; run cospec-calibrate",
             err=True,
         )
-
-
-def is_certified(folder: Path, manifest: Manifest) -> bool:
-    """Say whether the certificate of a bundle, checked already, tells what its arbiter is worth.
-
-    Raises:
-        BundleError: it is not a JSON object, or tells of other files than the bundle's.
-    """
-    if manifest.certificate is None:
-        return False
-    data = (folder / manifest.certificate).read_bytes()
-    facts = parse_json_object(data, max_bytes=_MAX_CERTIFICATE_BYTES, max_depth=16)
-    quality = facts.get("quality")
-    if not isinstance(quality, dict):
-        return False
-    hashes = {entry.path: entry.sha256 for entry in manifest.files}
-    measured = quality.get("measured_on", {})
-    other = sorted(path for path in measured if hashes.get(path) != measured[path])
-    if other:
-        raise BundleError(
-            f"{folder / manifest.certificate} was measured on another {other[0]} than this bundle's",
-            hint="calibrate this bundle with cospec-calibrate, or use the mode 'strict'",
-        )
-    return True
 
 
 def describe(stats: GenerationStats) -> str:

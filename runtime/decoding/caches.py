@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BundleError, UsageError
-from ..bundle.files import write_whole
+from ..bundle.durable import write_whole
 from ..engines.protocol import Decoder, StoredDecoder
 
 

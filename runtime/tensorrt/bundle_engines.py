@@ -159,7 +159,7 @@ def prepare_engines(
         if device is not None and not built:
             wanted = [spec.role for spec in specs]
             ensure_fits(bundle_memory(manifest, device, wanted), _cheaper(wanted))
-        store.ensure_writable(spec.role, key)  # before minutes of work
+        store.ensure_writable(key)  # before minutes of work
         progress = begin(spec.role) if begin else None
         made = build_engine(trt, root / spec.graph, spec, sm, store.timing_cache(key), progress)
         store.save(spec.role, key, made.plan, made.log.text())

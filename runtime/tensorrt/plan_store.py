@@ -8,6 +8,7 @@ keep a bundle where only trusted users write.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,16 +16,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct
 
 from ...errors import BundleError, ResourceError
-from ..bundle.files import (
-    flush_to_disk,
-    problem_with_path,
-    sha256_of,
-    write_whole,
-)
-from ..bundle.json_input import parse_json_object
+from ..bundle.durable import write_error, write_json, write_whole
+from ..bundle.files import problem_with_path, sha256_of
+from ..bundle.json_input import read_json
 from ..bundle.manifest import ENGINES_FOLDER, FileEntry, Manifest
 from .api import Flavour
 from .builder import WORKSPACE_BYTES
@@ -55,6 +53,13 @@ class PlanKey:
     def folder_name(self) -> str:
         """The folder below `engines/`, such as `rtx-1.7.1.116-sm86`."""
         return f"{self.flavour}-{self.version}-sm{self.sm}"
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """What lies beside a plan as JSON: what it was built from, and the hash of its bytes."""
+
+    key: PlanKey
+    plan_sha256: str
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ class PlanStore:
             for path in sorted((self.root / ENGINES_FOLDER).glob(f"*/{role}.plan")):
                 problem, size = problem_with_path(self.root, self._relative(path))
                 if problem is None and size is not None:
-                    key = self._record(path.with_suffix(".json")).get("key")
-                    fits = isinstance(key, dict) and key.get("graph_sha256") == graph
+                    record = self._record(path)
+                    fits = record is not None and record.key.graph_sha256 == graph
                     found.append(StoredPlan(path.parent.name, role, size, fits))
         return sorted(found, key=lambda plan: plan.folder)
 
@@ -151,18 +156,15 @@ class PlanStore:
         record = {"key": asdict(key), "plan_sha256": hashlib.sha256(plan).hexdigest()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # While the old record stands beside the new plan, their hashes differ: no match.
-            write_whole(folder / f"{role}.plan", plan)
-            write_whole(folder / f"{role}.log", log.encode("utf-8"))
-            write_whole(
-                folder / f"{role}.json", (json.dumps(record, indent=2) + "\n").encode("ascii")
-            )
-            flush_to_disk(folder)
         except OSError as error:
-            raise _cannot_be_written(folder, role, str(error.strerror)) from error
+            raise write_error(folder, error) from error
+        # While the old record lies beside the new plan, their hashes differ: no match.
+        write_whole(folder / f"{role}.plan", plan)
+        write_whole(folder / f"{role}.log", log.encode("utf-8"))
+        write_json(folder / f"{role}.json", record)
         return folder / f"{role}.plan"
 
-    def ensure_writable(self, role: str, key: PlanKey) -> None:
+    def ensure_writable(self, key: PlanKey) -> None:
         """Refuse a bundle in which `save` could not write.
 
         Raises:
@@ -171,7 +173,7 @@ class PlanStore:
         folder = self._folder(key)
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK):
-            raise _cannot_be_written(folder, role, "no permission")
+            raise write_error(there, PermissionError(errno.EACCES, "no permission"))
 
     def timing_cache(self, key: PlanKey) -> bytes:
         """Return what earlier builds of this TensorRT on this GPU measured; empty if nothing."""
@@ -182,7 +184,7 @@ class PlanStore:
 
     def save_timing_cache(self, key: PlanKey, cache: bytes) -> None:
         """Keep what a build measured. Its loss costs time only, so a failure to write is none."""
-        with suppress(OSError):
+        with suppress(OSError, ResourceError):
             self._folder(key).mkdir(parents=True, exist_ok=True)
             write_whole(self._folder(key) / _TIMING_CACHE, cache)
 
@@ -195,30 +197,22 @@ class PlanStore:
     def _recorded(self, role: str, key: PlanKey) -> tuple[Path, str | None]:
         """Return a plan's path, and the hash that it must have; None where no plan of `key` lies."""
         path = self._folder(key) / f"{role}.plan"
-        record = self._record(path.with_suffix(".json"))
-        sha256 = record.get("plan_sha256")
-        fits = record.get("key") == json.loads(json.dumps(asdict(key))) and isinstance(sha256, str)
-        if not fits or problem_with_path(self.root, self._relative(path))[0] is not None:
+        record = self._record(path)
+        if record is None or record.key != key:
             return path, None
-        return path, sha256
-
-    def _record(self, path: Path) -> dict[str, Any]:
-        """Return what was written beside a plan; nothing where that cannot be read."""
         if problem_with_path(self.root, self._relative(path))[0] is not None:
-            return {}
+            return path, None
+        return path, record.plan_sha256
+
+    def _record(self, plan: Path) -> Record | None:
+        """Return what was written beside a plan, None where that cannot be read."""
+        path = plan.with_suffix(".json")
+        if problem_with_path(self.root, self._relative(path))[0] is not None:
+            return None
         try:
-            with path.open("rb") as stream:
-                data = stream.read(MAX_KEY_BYTES + 1)
-            return parse_json_object(data, max_bytes=MAX_KEY_BYTES, max_depth=4)
-        except (OSError, BundleError):
-            return {}
+            return read_json(path, Record, max_bytes=MAX_KEY_BYTES, error=BundleError)
+        except BundleError:
+            return None
 
 
 _TIMING_CACHE = "timing.cache"
-
-
-def _cannot_be_written(folder: Path, role: str, why: str) -> ResourceError:
-    return ResourceError(
-        f"{folder}: the engine of {role} cannot be written ({why})",
-        hint="make room, or copy the bundle to where you may write",
-    )

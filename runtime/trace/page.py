@@ -10,8 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...errors import ResourceError
-from ..bundle.files import write_whole
+from ..bundle.durable import write_whole
 
 
 def write_page(path: str | Path, turns: Sequence[dict[str, Any]]) -> None:
@@ -24,10 +23,7 @@ def write_page(path: str | Path, turns: Sequence[dict[str, Any]]) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    try:
-        write_whole(Path(path), render(turns).encode("utf-8"))
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}") from error
+    write_whole(Path(path), render(turns).encode("utf-8"))
 
 
 def render(turns: Sequence[dict[str, Any]]) -> str:

@@ -62,7 +62,7 @@ def test_the_figures_have_the_promised_shape(calibrated):
 
 def test_the_arbiter_s_folder_certifies_an_equal_bundle_only(bundle, calibrated, tmp_path):
     from cospec.calibration.arbiter.install import embed_arbiter
-    from cospec.runtime.cli.run_output import is_certified
+    from cospec.runtime.bundle.certificate import is_certified
 
     folder = bundle.with_name("tiny.calibration") / "arbiter"
     assert (folder.parent / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -170,7 +170,7 @@ def test_a_certificate_of_other_files_is_refused(bundle, calibrated):
     from msgspec.structs import replace
 
     from cospec.errors import BundleError
-    from cospec.runtime.cli.run_output import is_certified
+    from cospec.runtime.bundle.certificate import is_certified
 
     manifest = Bundle.open(bundle).manifest
     assert is_certified(bundle, manifest)

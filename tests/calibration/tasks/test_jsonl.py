@@ -162,5 +162,5 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path, task):
 
 
 def test_unwritable_place(tmp_path):
-    with pytest.raises(ResourceError, match="Cannot write"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         write_tasks(TASKS, tmp_path / "gone" / "t.jsonl")

@@ -17,10 +17,10 @@ from cospec.calibration.tasks import tiny_tasks
 from cospec.calibration.weights import convert_bundle
 from cospec.calibration.weights import converted_bundle as weights_bundle
 from cospec.errors import BundleError, ResourceError, UsageError
+from cospec.runtime.bundle.certificate import is_certified
 from cospec.runtime.bundle.manifest import MANIFEST_NAME, EnginesEntry, from_json, to_json
 from cospec.runtime.bundle.reader import Bundle, read_manifest
 from cospec.runtime.cli.inspect import main as inspect
-from cospec.runtime.cli.run_output import is_certified
 from cospec.runtime.cli.verify import main as verify
 from cospec.runtime.tensorrt.bundle_engines import engine_specs
 
@@ -122,7 +122,7 @@ def test_a_bundle_without_converted_weights_keeps_its_seal(tiny_pair_bundle):
 
 def test_a_manifest_with_an_unknown_format_is_refused(tiny_pair_bundle):
     target = read_manifest(tiny_pair_bundle).models.target
-    with pytest.raises(BundleError, match="weights: expected one of"):
+    with pytest.raises(BundleError, match="weights: invalid enum value"):
         replace(target, weights="int3")
 
 

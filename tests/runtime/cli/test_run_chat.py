@@ -122,7 +122,7 @@ def test_save_and_load(root, tmp_path):
         ("/threshold x", 2, "'x' is no number"),
         ("/rewind", 2, "cannot take back 1 turns of a conversation of 0"),
         ("/save", 2, "no file was named"),
-        ("/save /dev/null/x", 7, "could not be written"),
+        ("/save /dev/null/x", 7, "cannot be written"),
         ("/load /nowhere", 2, "is no saved conversation"),
         ("0" * 65, 8, "this bundle holds 64"),
     ],

@@ -103,23 +103,23 @@ def test_a_folder_that_may_not_be_written(store, tmp_path):
     (tmp_path / "engines").chmod(0o500)
     for write in (
         lambda key: store.save("target", key, PLAN, ""),
-        lambda key: store.ensure_writable("target", key),
+        lambda key: store.ensure_writable(key),
     ):
         with pytest.raises(ResourceError, match="cannot be written"):
             write(replace(KEY, sm=89))
-    store.ensure_writable("target", KEY)
+    store.ensure_writable(KEY)
 
 
 def test_a_folder_that_is_not_writable_is_found_before_the_build(store, monkeypatch):
-    store.ensure_writable("target", replace(KEY, sm=89))
+    store.ensure_writable(replace(KEY, sm=89))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ResourceError, match="no permission"):
-        store.ensure_writable("target", replace(KEY, sm=89))
+        store.ensure_writable(replace(KEY, sm=89))
 
 
 def test_a_file_in_the_way_is_an_error_of_its_own(tmp_path):
     (tmp_path / "engines").write_text("in the way")
-    with pytest.raises(ResourceError, match="engine of target cannot be written"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         PlanStore(tmp_path).save("target", KEY, PLAN, "")
 
 

@@ -1,0 +1,108 @@
+"""Files written whole: a kill or a full disk at any moment leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+
+from ...errors import ResourceError
+
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# numpy's `tofile` loses the errno of a full disk.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error says that there is no room: full disk, quota, or limit of the file size."""
+    return error.errno in _DISK_FULL or _SHORT_WRITE.search(str(error)) is not None
+
+
+def write_error(path: Path, error: OSError) -> ResourceError:
+    """Return the error to raise for a file that could not be written."""
+    if is_disk_full(error):
+        return ResourceError(
+            f"{path}: the disk is full ({error})",
+            hint="Free some space, or choose a place on another disk.",
+        )
+    return ResourceError(
+        f"{path}: cannot be written ({error.strerror or error})",
+        hint="Choose a place that you may write to.",
+    )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one.
+
+    A symbolic link is followed. Only a regular file is ever replaced.
+
+    Raises:
+        ResourceError: the disk is full, the folder cannot be written, or `path` is no regular file but
+            a folder, a device, a pipe.
+    """
+    try:
+        ensure_replaceable(path)
+        path = Path(os.path.realpath(path))
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            part.write_bytes(data)
+            flush_to_disk(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON; see `write_whole`."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode("ascii"))
+
+
+def ensure_replaceable(path: Path) -> None:
+    """Refuse a path that is there and no regular file.
+
+    Raises:
+        ResourceError: it is a folder, a device, a pipe, a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise ResourceError(
+            f"{path}: is not a regular file, so it will not be overwritten",
+            hint="Name a file that does not exist, or one that may be replaced.",
+        )
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk (fsync)."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and writes their entries itself
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_tree_to_disk(root: Path) -> None:
+    """Flush every file and folder below `root`, and `root` last."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            flush_to_disk(Path(folder, name))
+        flush_to_disk(Path(folder))
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the disk that holds `path`, or that would hold it."""
+    existing = path.resolve()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

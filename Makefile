@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TYPING := .cache/typing
 WORKERS ?= 2
+PYTHONS ?= python3.10 python3.13
 PACKAGES := bench calibration export models runtime
 HELPERS := $(basename $(notdir $(filter-out tests/test_%,$(wildcard tests/*.py))))
 
@@ -14,7 +15,7 @@ DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-trt quick lint types docs format bench clean
+.PHONY: help env demo test browser test-trt test-pythons quick lint types docs format bench release clean
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,12 +35,27 @@ demo: env       ## export the tiny pair and solve problems with it, strictly and
 	$(BIN)/cospec-run --engine-dir models/tiny --mode strict --provenance $(COLLAB_PROMPT)
 	$(BIN)/cospec-run --engine-dir models/tiny --mode collab --provenance $(COLLAB_PROMPT)
 
-test: env types lint ## whole suite, lint and types
+# Debian's Chromium, for the tests that open pages; elsewhere they are skipped with a reason.
+browser:        ## install Chromium for the browser tests, where apt-get may
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "no Chromium here, and apt-get needs root: the browser tests will be skipped"; fi
+
+test: env browser types lint ## whole suite, lint and types
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-trt: env   ## every model through TensorRT's parser and builder, old versions too, and the tables in docs/
 	cd tests && ../$(BIN)/python -W ignore tensorrt_matrix.py && ../$(BIN)/python tensorrt_table.py
 	$(BIN)/pytest tests/runtime/tensorrt $(wildcard tests/export/test_tensorrt*.py)
+
+test-pythons:   ## the runtime's tests in bare environments of Python 3.10 and 3.13, without torch
+	@for python in $(PYTHONS); do \
+	  $$python -c '' 2>/dev/null || { echo "SKIPPED: $$python is not installed"; continue; }; \
+	  $$python -m venv .cache/$$python && .cache/$$python/bin/pip install --quiet --constraint constraints.txt \
+	    --editable ".[cpu,serve]" pytest pytest-xdist hypothesis openai && \
+	  .cache/$$python/bin/pytest --numprocesses $(WORKERS) --dist loadfile -q tests/runtime \
+	    || exit 1; done
 
 quick: env      ## the suite without what takes minutes or downloads
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow and not wheel"
@@ -62,6 +78,9 @@ docs: env       ## the documentation site -> .cache/site; a broken link ends it
 format: env     ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+release: env    ## build wheel and sdist, check both in fresh environments, and say what to tag
+	$(BIN)/python tests/release.py
 
 bench: env      ## memory of an export and overhead of the loop; see bench/
 	$(BIN)/python -m bench.export_memory

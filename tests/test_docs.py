@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from html import escape, unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -106,6 +108,29 @@ def test_every_command_and_every_public_name_has_its_place(site):
     shown = {anchor.rpartition(".")[2] for anchor in anchors}
     missing = set(cospec.__all__) - shown - {"__version__"}
     assert missing == set()
+
+
+def test_the_example_programs_are_shown(site):
+    shown = unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text(encoding="utf-8")))
+    programs = sorted((ROOT / "examples").glob("0*.py"))
+    assert len(programs) >= 7
+    for program in programs:
+        for line in filter(None, program.read_text(encoding="utf-8").splitlines()):
+            assert line.strip() in shown, f"{program.name}: {line}"
+
+
+@pytest.mark.parametrize("mark", ['--8<-- "examples/01_minimal.py"', '--8 < --"a.py"', "-8<-"])
+def test_a_page_with_an_include_mark_is_refused(monkeypatch, mark):
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import hooks
+    from mkdocs.exceptions import PluginError
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="examples.md"))
+    html = f"<pre><code><span>{escape(mark, quote=False)}</span></code></pre>"
+    with pytest.raises(PluginError, match=r"examples\.md: an include mark is left"):
+        hooks.on_page_content(html, page=page, config=None, files=None)
+    assert hooks.on_page_content("<p>8 &lt; 9</p>", page=page, config=None, files=None)
 
 
 @pytest.fixture

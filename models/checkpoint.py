@@ -14,11 +14,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError
 from . import gguf
-from .families import FAMILIES, check_supported, unsupported
+from .families import (
+    FAMILIES,
+    check_supported,
+    is_text_weight,
+    text_config_of,
+    text_key_mapping,
+    unsupported,
+)
 from .fast_tokenizer import load_tokenizer
 from .hf import blaming, quiet, transformers_class
-from .metadata import chat_template, eos_ids, max_positions, read_json, special_tokens
-from .safetensors_files import read_weight_files
+from .metadata import (
+    chat_template,
+    eos_ids,
+    fix_rotation,
+    max_positions,
+    read_json,
+    special_tokens,
+)
+from .safetensors_files import ADAPTER, other_kind, read_weight_files
 from .source import Source, fetch
 
 if TYPE_CHECKING:
@@ -43,6 +57,7 @@ class Checkpoint:
         max_positions: longest context that the model can express, or None for no limit.
         weight_files: in load order.
         parameters: weights stored; a tied embedding counts once.
+        other_weights: names of stored weights of a wrapper that are no part of its text model.
         bos_id: id of the first token of a text, or None.
         eos_ids: ids that end a text.
         chat_template: Jinja text, or None.
@@ -59,6 +74,7 @@ class Checkpoint:
     max_positions: int | None
     weight_files: tuple[Path, ...] = field(repr=False)
     parameters: int
+    other_weights: frozenset[str] = field(repr=False)
     bos_id: int | None
     eos_ids: tuple[int, ...]
     chat_template: str | None = field(repr=False)
@@ -117,6 +133,9 @@ def load_module(
     settings: dict[str, Any] = {"use_safetensors": True}
     if checkpoint.gguf_file:
         settings = {"gguf_file": checkpoint.gguf_file}
+    elif checkpoint.other_weights:
+        body = transformers_class(checkpoint.architecture).base_model_prefix
+        settings["key_mapping"] = text_key_mapping(body)
     with quiet(), blaming(checkpoint.path, "its weights cannot be loaded"):
         module, report = auto.from_pretrained(
             checkpoint.folder,
@@ -136,26 +155,41 @@ def load_module(
 
 
 def _open_folder(source: Source, folder: Path) -> Checkpoint:
+    has_config, has_adapter = ((folder / f).is_file() for f in ("config.json", ADAPTER))
+    # transformers would load an adapter that lies beside a model, if peft is installed.
+    if (has_adapter or not has_config) and (other := other_kind(folder)):
+        raise other
     raw = read_json(folder / "config.json")
-    architecture = check_supported(raw, folder)
+    check_supported(raw, folder)
     weights = read_weight_files(folder)
     with blaming(folder / "config.json", "transformers does not accept it"):
-        config = transformers_class("AutoConfig").from_pretrained(
+        whole = transformers_class("AutoConfig").from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
+    config = text_config_of(whole, folder)
+    sizes = weights.sizes
+    if config is not whole:
+        sizes = {name: size for name, size in sizes.items() if is_text_weight(name)}
+        # A text model that is wrapped has its head where the wrapper says, or where the files hold one.
+        has_head = any(name.endswith("lm_head.weight") for name in sizes)
+        tied = getattr(whole, "tie_word_embeddings", False) or config.tie_word_embeddings
+        config.tie_word_embeddings = tied and not has_head
     generation = read_json(folder / "generation_config.json", required=False)
     tokenizer = read_json(folder / "tokenizer_config.json", required=False)
+    limit = max_positions(config)
+    fix_rotation(config)
     return Checkpoint(
         source=source,
         folder=folder,
         gguf_file=None,
         config=config,
-        architecture=architecture,
+        architecture=FAMILIES[config.model_type],
         family=config.model_type,
         vocab_size=config.vocab_size,
-        max_positions=max_positions(config),
+        max_positions=limit,
         weight_files=weights.files,
-        parameters=weights.parameters,
+        parameters=sum(sizes.values()),
+        other_weights=frozenset(weights.sizes.keys() - sizes.keys()),
         bos_id=config.bos_token_id,
         eos_ids=eos_ids(config.vocab_size, generation.get("eos_token_id"), config.eos_token_id),
         chat_template=chat_template(folder, tokenizer),
@@ -184,6 +218,7 @@ def _open_gguf(source: Source, file: Path) -> Checkpoint:
         max_positions=max_positions(config),
         weight_files=(file,),
         parameters=header.parameters,
+        other_weights=frozenset(),
         bos_id=header.metadata.get("tokenizer.ggml.bos_token_id"),
         eos_ids=eos_ids(
             config.vocab_size,
@@ -201,7 +236,7 @@ def _audit(checkpoint: Checkpoint, module: Any, report: dict[str, Any]) -> None:
     Tied weights and buffers that the family computes itself are no finding: transformers has
     taken them out of its report already.
     """
-    left_over = sorted(report["unexpected_keys"])
+    left_over = sorted(report["unexpected_keys"] - checkpoint.other_weights)
     if checkpoint.gguf_file:
         left_over += gguf.unused_tensors(gguf.read_header(checkpoint.path), module)
     findings = {

@@ -40,15 +40,32 @@ def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
 
 def max_positions(config: Any) -> int | None:
     """Longest context in tokens, from a transformers configuration; None for no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limits = [getattr(config, "max_position_embeddings", None)]
+    limits += [
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for rope in _rotations(config)
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def fix_rotation(config: Any) -> None:
+    """Replace NTK scaling (rope_type dynamic) by the plain rotation, in place.
+
+    Up to `max_positions` the two are the same, and a bundle never goes beyond.
+    """
+    for rope in _rotations(config):
+        if rope.get("rope_type") == "dynamic":
+            rope["rope_type"] = "default"
+            rope.pop("factor", None)
+
+
+def _rotations(config: Any) -> list[dict[str, Any]]:
+    """Return the rotary settings: one for all layers, or one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-        limit = (
-            rope.get("original_max_position_embeddings")
-            or getattr(config, "original_max_position_embeddings", None)
-            or limit
-        )
-    return int(limit) if limit else None
+    nested = [settings for settings in rope.values() if isinstance(settings, dict)]
+    return nested or [rope]
 
 
 def eos_ids(vocab_size: int, *found: int | list[int] | None) -> tuple[int, ...]:

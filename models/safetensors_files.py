@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, MissingExtraError
+from .metadata import read_json
 
+ADAPTER = "adapter_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -25,22 +28,22 @@ class WeightFiles:
 
     Attributes:
         files: in the order of the index.
-        parameters: floating-point numbers stored; a tied embedding counts once.
+        sizes: parameters by tensor name; a tied embedding appears once.
     """
 
     files: tuple[Path, ...]
-    parameters: int
+    sizes: dict[str, int]
 
 
 def read_weight_files(folder: Path) -> WeightFiles:
-    """Find, check and count the safetensors of a folder without reading a tensor.
+    """Find and check the safetensors of a folder, and list their tensors, without reading one.
 
     Raises:
         CheckpointError: no safetensors, a shard that is missing, a file that is damaged, or
             weights in a quantised format. Names the file.
     """
     files = _find(folder)
-    return WeightFiles(files, sum(_count(file) for file in files))
+    return WeightFiles(files, {name: size for file in files for name, size in _sizes(file).items()})
 
 
 def _find(folder: Path) -> tuple[Path, ...]:
@@ -70,51 +73,65 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
+def other_kind(folder: Path) -> CheckpointError | None:
+    """Return the error for a folder that holds an adapter or a GGUF file instead of a model."""
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        export = shlex.join(
+            ["cospec-export", "--target", str(base or "BASE"), "--adapter", str(folder)]
+        )
+        return CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}), not a model.",
+            hint=f"Export the base model with the adapter merged into it: {export}",
+        )
+    if gguf := sorted(folder.glob("*.gguf")):
+        return CheckpointError(
+            f"{folder} holds a GGUF file and no safetensors.",
+            hint=f"Name the file: {shlex.join(['cospec-export', '--target', str(gguf[0])])}",
+        )
+    return None
+
+
 def _no_safetensors(folder: Path) -> CheckpointError:
-    def first(*patterns: str) -> str | None:
-        return next((f.name for p in patterns for f in sorted(folder.glob(p))), None)
-
-    if adapter := first("adapter_model.*", "adapter_config.json"):
-        return CheckpointError(
-            f"{folder} holds an adapter ({adapter}), not a model.",
-            hint="Merge it into its base model first (peft: merge_and_unload, save_pretrained).",
+    pickles = [f for p in ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth") for f in folder.glob(p)]
+    if not pickles:
+        return other_kind(folder) or CheckpointError(
+            f"{folder} holds no weights: neither {SINGLE} nor {INDEX}."
         )
-    if pickle := first("pytorch_model*.bin", "*.bin", "*.pt", "*.pth"):
-        return CheckpointError(
-            f"{folder} holds its weights only as a pickle ({pickle}), which can run code and is "
-            "not loaded.",
-            hint="If you trust it, convert it to safetensors: python -c 'from transformers import "
-            f'AutoModelForCausalLM as M; M.from_pretrained("{folder}", use_safetensors=False)'
-            f'.save_pretrained("{folder}-safe")\' and copy the tokenizer files over.',
-        )
-    if gguf := first("*.gguf"):
-        return CheckpointError(
-            f"{folder} holds no safetensors, but a GGUF file.", hint=f"Name the file: {gguf}."
-        )
-    return CheckpointError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX}.")
+    code = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(folder)!r}, use_safetensors=False)"
+        f".save_pretrained({str(folder) + '-safe'!r})"
+    )
+    return CheckpointError(
+        f"{folder} holds its weights only as a pickle ({min(pickles).name}), which can run code and "
+        "is not loaded.",
+        hint="If you trust it, convert it to safetensors and copy the tokenizer files over: "
+        f"{shlex.join(['python', '-c', code])}",
+    )
 
 
-def _count(file: Path) -> int:
-    """Parameters in one file; opening it checks the header, the offsets and the file's length."""
+def _sizes(file: Path) -> dict[str, int]:
+    """Parameters by tensor; opening the file checks the header, the offsets and the file's length."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtraError("safetensors", "export", "Reading a checkpoint") from error
-    total = 0
+    sizes = {}
     try:
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 part = tensors.get_slice(name)
                 kind = part.get_dtype()
                 if kind in _FLOATS:
-                    total += math.prod(part.get_shape())
+                    sizes[name] = math.prod(part.get_shape())
                 elif kind not in _BUFFERS:
                     raise _quantised(file, name, kind)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or incomplete ({error}).", hint="Download or copy it again."
         ) from error
-    return total
+    return sizes
 
 
 def _quantised(file: Path, name: str, kind: str) -> CheckpointError:

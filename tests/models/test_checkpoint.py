@@ -1,6 +1,7 @@
 """Checkpoints that cannot be used: each refused with its own reason, naming the file."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -98,16 +99,43 @@ def test_pickle_only(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     text = refusal(folder)
     assert "pytorch_model.bin" in text
-    assert "use_safetensors=False" in text
+    assert shlex.split(text.split(": ")[-1])[2].endswith(f"('{folder}-safe')")
 
 
+@pytest.mark.parametrize("config", [True, False])
 @pytest.mark.parametrize(
-    ("file", "expected"),
-    [("adapter_model.safetensors", "adapter"), ("m.gguf", "GGUF"), ("notes", "holds no weights")],
+    ("file", "content", "words"),
+    [
+        (
+            "adapter_config.json",
+            '{"base_model_name_or_path": "a base"}',
+            ["--target", "a base", "--adapter", "FOLDER"],
+        ),
+        ("adapter_config.json", "{}", ["--target", "BASE", "--adapter", "FOLDER"]),
+        ("my m.gguf", "", ["--target", "FOLDER/my m.gguf"]),
+    ],
 )
-def test_no_weights(folder, file, expected):
-    (folder / "model.safetensors").rename(folder / file)
-    assert expected in refusal(folder)
+def test_a_folder_of_another_kind(checkpoint_of, tmp_path, file, content, words, config):
+    """The message names what is there, and its command can be pasted."""
+    folder = shutil.copytree(checkpoint_of("llama"), tmp_path / "it's here")
+    (folder / "model.safetensors").unlink()
+    if not config:
+        (folder / "config.json").unlink()
+    (folder / file).write_text(content)
+    command = refusal(folder).split(": ")[-1]
+    words = [word.replace("FOLDER", str(folder)) for word in words]
+    assert shlex.split(command) == ["cospec-export", *words]
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in refusal(folder)
+
+
+def test_an_adapter_beside_a_model(folder):
+    """transformers would load it or not, as peft is installed or not."""
+    (folder / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json" in refusal(folder)
 
 
 @pytest.mark.parametrize("length", [0, 4, 40, 2000, -1])

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from factories import BOS, CHAT_TEMPLATE, EOS, FAMILIES, perturbed
+from factories import BOS, CHAT_TEMPLATE, EOS, FAMILIES, perturbed, random_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cospec.export import graph
 from cospec.models import families
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
@@ -77,8 +78,6 @@ def test_ends_and_templates_are_gathered(checkpoint_of, tmp_path):
 
 
 def test_longrope_is_limited_to_the_trained_length(tmp_path):
-    from factories import random_checkpoint
-
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -89,3 +88,49 @@ def test_longrope_is_limited_to_the_trained_length(tmp_path):
     own = {"rope_parameters": rope, "original_max_position_embeddings": 64}
     folder = random_checkpoint(tmp_path / "phi3", "phi3", overrides=own)
     assert open_checkpoint(resolve(str(folder))).max_positions == 64
+
+
+def dynamic(family, folder, *, legacy):
+    """A checkpoint whose rotation grows with the length of the text, from 128 of 256 tokens on."""
+    random_checkpoint(folder, family)
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    rope = content.pop("rope_parameters")
+    if legacy:
+        content["rope_scaling"] = {"type": "dynamic", "factor": 4.0}
+        content["rope_theta"] = 10000.0
+        if "partial_rotary_factor" in rope:
+            content["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    else:
+        grows = {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 128}
+        nested = any(isinstance(value, dict) for value in rope.values())
+        kinds = {kind: settings | grows for kind, settings in rope.items()} if nested else {}
+        kept = ("rope_theta", "partial_rotary_factor")
+        content["rope_parameters"] = kinds or {k: rope[k] for k in kept if k in rope} | grows
+    file.write_text(json.dumps(content))
+    return folder
+
+
+# transformers itself refuses Phi-3 with this kind of rotation; two families have none.
+ROTATED = [family for family in FAMILIES if family not in ("gpt2", "opt", "phi3")]
+
+
+@pytest.mark.parametrize("family", ROTATED)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_dynamic_rotation_is_static_up_to_the_original_length(family, legacy, tmp_path):
+    folder = dynamic(family, tmp_path / family, legacy=legacy)
+    checkpoint = open_checkpoint(resolve(str(folder)))
+    limit = 256 if legacy else 128
+    assert checkpoint.max_positions == limit
+    module = load_module(checkpoint, torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    assert "dynamic" in str(theirs.config.rope_parameters)
+    ids = torch.randint(4, 300, (1, limit), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(module(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize(("family", "lowering"), [("llama", "gqa"), ("phi", "portable")])
+def test_dynamic_rotation_is_traced(family, lowering, tmp_path):
+    folder = dynamic(family, tmp_path / family, legacy=True)
+    module = load_module(open_checkpoint(resolve(str(folder))), torch.float32)
+    assert len(graph.trace(module, lowering, 64, 320).kv_shapes) == 2

@@ -2,7 +2,7 @@
 
 `cospec-serve` is a whole server; this shows the few lines that put a session into your own.
 
-Run:  pip install "cospec[serve]"
+Run:  pip install "cospec[serve,cpu]"
       python examples/04_asyncio_web_handler.py models/tiny
       curl -N http://127.0.0.1:8123/ask -d "Put 45 27 48 82 in order."
 """

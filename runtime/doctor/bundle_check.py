@@ -7,20 +7,19 @@ from pathlib import Path
 
 from ...errors import CospecError
 from ..bundle.files import format_bytes
-from ..bundle.manifest import Manifest, folder_bytes
+from ..bundle.manifest import EnginesEntry, Manifest, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
-from ..tensorrt.api import EXTRAS, MODULES, Flavour, Gpu
+from ..tensorrt.api import EXTRAS, MODULES, Gpu
 from ..tensorrt.device_memory import bundle_memory
 from ..tensorrt.devices import device_of, lowering_for
 from .findings import Finding, install, ok, problem, warning
-from .machine import Machine
-from .packages import ORT_PACKAGES
+from .machine import ORT_PACKAGES, Machine
 
 ROLES = ("target", "draft", "arbiter")
 
 
 def check_bundle(engine_dir: Path, machine: Machine) -> list[Finding]:
-    """Return what stands between a bundle and this machine. Sizes are checked, hashes are not."""
+    """Return whether a bundle can run on this machine. File sizes are checked, hashes are not."""
     try:
         bundle = Bundle.open(find_bundle(engine_dir), verify=False)
     except CospecError as error:
@@ -29,7 +28,7 @@ def check_bundle(engine_dir: Path, machine: Machine) -> list[Finding]:
 
 
 def check_manifest(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
-    """Whether the backend that a bundle was made for is there, and the memory."""
+    """Whether the backend that a bundle was made for is installed, and whether its memory suffices."""
     name = f"{manifest.name}, {manifest.lowering} in {manifest.precision}"
     entry = manifest.engines
     if entry is None:
@@ -46,7 +45,7 @@ def check_manifest(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
         )
         yield from _on_onnxruntime(manifest, machine, f"{name}: can run on ONNX Runtime")
         return
-    yield from _on_tensorrt(manifest, machine.gpu, entry.flavour, version, name)
+    yield from _on_tensorrt(manifest, entry, machine.gpu, version, name)
 
 
 def _on_onnxruntime(manifest: Manifest, machine: Machine, message: str) -> Iterator[Finding]:
@@ -59,8 +58,9 @@ def _on_onnxruntime(manifest: Manifest, machine: Machine, message: str) -> Itera
     if machine.memory is not None and need > machine.memory:
         yield problem(
             "bundle",
-            f"{shown}, and this machine has {format_bytes(machine.memory)}",
-            "cospec-export --precision fp16, with a smaller --capacity or --target",
+            f"{shown}, and this machine has {format_bytes(machine.memory)}: export a smaller "
+            "model, in fp16 or with a shorter context",
+            "cospec-export --target NAME --precision fp16 --capacity TOKENS",
         )
     elif machine.memory_free is not None and need > machine.memory_free:
         free = format_bytes(machine.memory_free)
@@ -70,36 +70,39 @@ def _on_onnxruntime(manifest: Manifest, machine: Machine, message: str) -> Itera
 
 
 def _on_tensorrt(
-    manifest: Manifest, gpu: Gpu, flavour: Flavour, version: str, name: str
+    manifest: Manifest, entry: EnginesEntry, gpu: Gpu, version: str, name: str
 ) -> Iterator[Finding]:
-    entry, reads = manifest.engines, lowering_for(flavour, version)
-    assert entry is not None, "the caller's case"
+    reads = lowering_for(entry.flavour, version)
     if manifest.lowering == "scatter" and reads == "portable":
         yield problem(
             "bundle",
-            f"{name}: {MODULES[flavour]} {version} reads the form 'portable' only",
-            f"cospec-export --trt --device NAME, this device's name instead of {entry.device}",
+            f"{name}: {MODULES[entry.flavour]} {version} reads the form 'portable' only: export "
+            f"for this device instead of {entry.device}",
+            "cospec-export --target NAME --trt --device DEVICE",
         )
         return
     if entry.sm is not None and entry.sm != gpu.sm:
         yield warning(
             "bundle",
-            f"{name}: made for {entry.device} (SM {entry.sm}); engines are built anew for SM {gpu.sm}",
+            f"{name}: made for {entry.device} (SM {entry.sm}); engines are built for SM {gpu.sm} "
+            "instead",
         )
     else:
-        yield ok("bundle", f"{name}: runs on {MODULES[flavour]} {version}")
-    plan = bundle_memory(manifest, device_of(gpu, flavour, version), ROLES)
+        yield ok("bundle", f"{name}: runs on {MODULES[entry.flavour]} {version}")
+    plan = bundle_memory(manifest, device_of(gpu, entry.flavour, version), ROLES)
     shown = f"the engines take {format_bytes(plan.total)} of {format_bytes(gpu.memory_bytes)}"
     if plan.total > gpu.memory_bytes:
         yield problem(
-            "bundle", shown, "cospec-export with a smaller --capacity, --target or --prefill-chunk"
+            "bundle",
+            f"{shown}: export a smaller model, or with a shorter context",
+            f"cospec-export --target NAME --trt --device {entry.device} --capacity TOKENS",
         )
     else:
         yield ok("bundle", shown)
 
 
 def host_bytes(manifest: Manifest) -> int:
-    """Return what a session on ONNX Runtime holds at least: weights and caches."""
+    """Return the bytes that a session on ONNX Runtime needs at least: weights and caches."""
     models = manifest.models
     decoders = [model for model in (models.target, models.draft) if model is not None]
     graphs = [model.graph for model in decoders]

@@ -1,6 +1,6 @@
-"""What is right and wrong with a machine: pure functions of its facts, a topic each.
+"""What works on a machine and what does not: pure functions of its facts, one for each topic.
 
-What belongs to TensorRT is in `tensorrt.py`, what to a bundle in `bundle.py`.
+TensorRT is in `tensorrt_check.py`, bundles are in `bundle_check.py`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from ..bundle.files import format_bytes
 from ..tensorrt.api import MODULES, release
 from .findings import Finding, install, listed, ok, problem, warning
-from .machine import Machine
-from .packages import ORT_PACKAGES, lacking
+from .machine import ORT_PACKAGES, Machine
 from .tensorrt_check import JETPACK_FIX, bindings_for, check_jetpack, check_tensorrt
 
 TESTED_PYTHONS = ((3, 10), (3, 13))
 OLDEST_SM = 75
 """The first compute capability that TensorRT 10 and newer build for."""
+ARM_WHEEL_SMS = (89, 90, 120, 121)
+"""Compute capabilities that PyPI's onnxruntime-gpu 1.31.1 has code for on aarch64. It holds no PTX: on
+any other its CUDA provider is listed, and fails at the first pass."""
 LITTLE_MEMORY = 2 << 30
 LITTLE_DISK = 5 << 30
 """Below these, a model of a billion parameters in fp16 does not fit."""
 
+_CPU_INSTEAD = "pip uninstall -y onnxruntime-gpu && pip install onnxruntime"
 _DRIVER_FIX = "install NVIDIA's driver: https://www.nvidia.com/drivers"
 
 
@@ -39,7 +42,7 @@ def check_python(machine: Machine) -> Iterator[Finding]:
     else:
         yield ok("python", f"{shown}, {machine.system} on {machine.arch}")
     version = machine.packages.get("cospec")
-    missing, old = lacking(machine, "")
+    missing, old = machine.lacking("")
     if version is None:
         yield problem("cospec", "cospec is not installed", "pip install cospec")
     elif missing or old:
@@ -49,7 +52,7 @@ def check_python(machine: Machine) -> Iterator[Finding]:
 
 
 def check_onnxruntime(machine: Machine) -> Iterator[Finding]:
-    """Whether ONNX Runtime is there once, whole and new enough, and what it computes on."""
+    """Whether one ONNX Runtime is installed, loads and is new enough, and what it computes on."""
     topic = "onnxruntime"
     installed = [name for name in ORT_PACKAGES if machine.has(name)]
     wanted = "onnxruntime-gpu" if "onnxruntime-gpu" in installed else "onnxruntime"
@@ -72,7 +75,7 @@ def check_onnxruntime(machine: Machine) -> Iterator[Finding]:
         yield problem(topic, f"{version} cannot be loaded: {machine.broken[topic]}", again)
         return
     extra = "gpu" if installed[0] == "onnxruntime-gpu" else "cpu"
-    if any(name in (topic, "onnxruntime-gpu") for name in lacking(machine, extra)[1]):
+    if any(name in (topic, "onnxruntime-gpu") for name in machine.lacking(extra)[1]):
         yield problem(
             topic, f"{version} is older than cospec needs", f"pip install -U {installed[0]}"
         )
@@ -87,9 +90,14 @@ def check_onnxruntime(machine: Machine) -> Iterator[Finding]:
         )
     elif installed[0] == "onnxruntime-gpu" and machine.gpu is None and not machine.has_driver:
         yield warning(
+            topic, f"{version} is the GPU's package, on a machine without one", _CPU_INSTEAD
+        )
+    elif installed[0] == "onnxruntime-gpu" and (lack := _lacks_code(machine)) is not None:
+        yield warning(
             topic,
-            f"{version} is the GPU's package, on a machine without one",
-            f"{again[: again.index(' &&')]} && pip install onnxruntime",
+            f"{version}: {lack}, and fails at the first pass unless it is from elsewhere; run "
+            "bundles on TensorRT, and keep ONNX Runtime for the CPU",
+            _CPU_INSTEAD,
         )
     else:
         yield ok(topic, f"{version} ({shown})")
@@ -159,7 +167,7 @@ def check_extras(machine: Machine) -> Iterator[Finding]:
             continue
         topic = f"[{extra}]"
         misfit = _misfit(machine, extra)
-        missing, old = lacking(machine, extra)
+        missing, old = machine.lacking(extra)
         if misfit is not None:
             yield ok(topic, misfit)
         elif old:
@@ -169,6 +177,9 @@ def check_extras(machine: Machine) -> Iterator[Finding]:
         else:
             yield ok(topic, "installed")
 
+
+_NEEDS_BACKEND = ("export", "calibrate", "serve", "bench")
+"""Extras that run bundles, and leave it to the user on which backend."""
 
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     check_python,
@@ -182,23 +193,36 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
 
 
 def check_machine(machine: Machine) -> list[Finding]:
-    """Return what all checks say."""
+    """Return the findings of all checks."""
     return [finding for check in CHECKS for finding in check(machine)]
 
 
 def _misfit(machine: Machine, extra: str) -> str | None:
-    """Say why an extra is not for this machine, or None."""
+    """Return why an extra is not for this machine, None if it is."""
     if extra in ("gpu", "trt") and machine.gpu is None and not machine.has_driver:
         return "for machines with an NVIDIA GPU"
-    if extra == "gpu" and machine.arch == "aarch64":
-        return "ONNX Runtime's package for GPUs has no version for this processor"
+    if extra == "gpu" and (lack := _lacks_code(machine)) is not None:
+        return f"{lack}; use TensorRT (the extra trt), and ONNX Runtime on the CPU"
     if extra == "rtx" and (machine.arch not in ("x86_64", "AMD64") or machine.system == "Darwin"):
         return "for PCs"
     return None
 
 
+def _lacks_code(machine: Machine) -> str | None:
+    """Return why PyPI's onnxruntime-gpu computes nothing on this machine's GPU, None if it does."""
+    if machine.arch != "aarch64" or (machine.gpu is not None and machine.gpu.sm in ARM_WHEEL_SMS):
+        return None
+    name = "this Jetson's GPU" if machine.gpu is None else f"SM {machine.gpu.sm}"
+    if machine.gpu is None and not machine.is_jetson:
+        return None
+    return f"PyPI's onnxruntime-gpu for aarch64 has no code for {name}"
+
+
 def _install_extra(machine: Machine, extra: str) -> str:
-    return bindings_for(machine) if extra == "trt" and machine.is_jetson else install(extra)
+    if extra == "trt" and machine.is_jetson:
+        return bindings_for(machine)
+    needs_backend = extra in _NEEDS_BACKEND and not any(map(machine.has, ORT_PACKAGES))
+    return install(extra, "cpu") if needs_backend else install(extra)
 
 
 def _can_tensorrt(machine: Machine) -> bool:

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Finding:
     """One thing about a machine.
 
     Attributes:
-        level: `problem` keeps something from working that was meant to; `warning` may.
-        topic: what it is about, in a word.
+        level: `problem`: something that was installed to work does not; `warning`: it may not.
+        topic: a word.
         message: what was found.
-        fix: the command that mends it, or None.
+        fix: the command that solves it, or None.
     """
 
     level: Level
@@ -26,17 +26,17 @@ class Finding:
 
 
 def ok(topic: str, message: str, fix: str | None = None) -> Finding:
-    """Nothing to mend; `fix` is what would add more."""
+    """It works; `fix` would add more."""
     return Finding("ok", topic, message, fix)
 
 
 def warning(topic: str, message: str, fix: str | None = None) -> Finding:
-    """Works, and not as well as it could."""
+    """It works, and not as well as it could."""
     return Finding("warning", topic, message, fix)
 
 
 def problem(topic: str, message: str, fix: str | None = None) -> Finding:
-    """Does not work."""
+    """It does not work."""
     return Finding("problem", topic, message, fix)
 
 

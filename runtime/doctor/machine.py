@@ -12,10 +12,14 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from ...errors import MissingExtraError
 from ..tensorrt.api import Gpu, read_gpu
@@ -26,17 +30,15 @@ MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvhost-gpu", "/usr/lib/wsl/lib/libcuda.so.1")
 """One of these is there where NVIDIA's driver is: on a PC, on a Jetson, in WSL."""
 _L4T = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([a-z]+)\])?\s*(?:>=\s*([\d.]+))?")
-_EXTRA = re.compile(r"""extra == ["']([a-z]+)["']""")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A package that an extra asks for; of cospec itself, another extra."""
-
-    package: str
-    at_least: str | None = None
-    extra: str | None = None
+ORT_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-rocm",
+    "onnxruntime-qnn",
+)
+"""Distributions that write the same folder `onnxruntime`, so that only one may be installed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Machine:
         arch: `x86_64` or `aarch64`, as Python names it.
         python: its version.
         packages: installed distributions by normalised name, with their versions.
-        extras: what each extra of cospec asks for; `""` is the base.
+        extras: what each extra of cospec requires; `""` is the base.
         broken: modules of MODULES that are installed and cannot be imported, and why.
         providers: execution providers of ONNX Runtime.
         gpu: the first that CUDA sees.
@@ -66,7 +68,7 @@ class Machine:
     arch: str
     python: tuple[int, int, int]
     packages: Mapping[str, str]
-    extras: Mapping[str, tuple[Wanted, ...]]
+    extras: Mapping[str, tuple[Requirement, ...]]
     broken: Mapping[str, str] = field(default_factory=dict)
     providers: tuple[str, ...] = ()
     gpu: Gpu | None = None
@@ -88,9 +90,29 @@ class Machine:
         """Whether a distribution is installed."""
         return package in self.packages
 
+    def lacking(self, extra: str) -> tuple[list[str], list[str]]:
+        """Return the packages of an extra that are missing, and those that are too old."""
+        missing, old = [], []
+        for wanted in self.extras.get(extra, ()):
+            if wanted.name == "cospec":
+                for inner in wanted.extras:
+                    more = self.lacking(inner)
+                    missing += more[0]
+                    old += more[1]
+                continue
+            name = canonicalize_name(wanted.name)
+            # Any distribution of ONNX Runtime will do.
+            names = ORT_PACKAGES if name == "onnxruntime" else (name,)
+            version = next((self.packages[each] for each in names if self.has(each)), None)
+            if version is None:
+                missing.append(name)
+            elif not _satisfies(version, wanted):
+                old.append(name)
+        return list(dict.fromkeys(missing)), list(dict.fromkeys(old))
+
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain values; of the packages those that cospec knows."""
-        known = {one.package for wanted in self.extras.values() for one in wanted}
+        known = {canonicalize_name(one.name) for all_of in self.extras.values() for one in all_of}
         prefixes = ("onnxruntime", "tensorrt", "cuda-")
         value = asdict(self)
         value["packages"] = {
@@ -113,11 +135,11 @@ def probe(folder: Path) -> Machine:
         arch=platform.machine(),
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         packages={
-            normalised(found.metadata["Name"]): found.version
+            canonicalize_name(found.metadata["Name"]): found.version
             for found in importlib.metadata.distributions()
             if found.metadata["Name"]
         },
-        extras=parse_extras(_requirements()),
+        extras=_extras(),
         broken=broken,
         providers=providers,
         gpu=gpu,
@@ -130,11 +152,6 @@ def probe(folder: Path) -> Machine:
         disk_free=shutil.disk_usage(_existing(folder)).free,
         isolated=_isolated(),
     )
-
-
-def normalised(name: str) -> str:
-    """Return a distribution's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def parse_l4t(text: str | None) -> str | None:
@@ -152,17 +169,18 @@ def parse_dpkg(text: str | None) -> str | None:
     return None
 
 
-def parse_extras(requirements: list[str]) -> dict[str, tuple[Wanted, ...]]:
-    """Return what each extra asks for, from the lines of `Requires-Dist`."""
-    extras: dict[str, list[Wanted]] = {}
-    for line in requirements:
-        name, _, condition = line.partition(";")
-        extra = _EXTRA.search(condition)
-        found = _REQUIREMENT.match(name.strip())
-        if found is not None:
-            wanted = Wanted(normalised(found[1]), found[3], found[2])
-            extras.setdefault("" if extra is None else extra[1], []).append(wanted)
-    return {extra: tuple(wanted) for extra, wanted in extras.items()}
+def parse_extras(
+    requirements: Iterable[str], names: Iterable[str]
+) -> dict[str, tuple[Requirement, ...]]:
+    """Return what each extra requires, from the lines of `Requires-Dist`, and the base under `""`."""
+    extras: dict[str, list[Requirement]] = {name: [] for name in ("", *names)}
+    for wanted in map(Requirement, requirements):
+        marker = wanted.marker
+        in_base = marker is None or marker.evaluate({"extra": ""})
+        for name, found in extras.items():
+            if in_base == (name == "") and (marker is None or marker.evaluate({"extra": name})):
+                found.append(wanted)
+    return {name: tuple(found) for name, found in extras.items()}
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -171,11 +189,21 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return {name: int(size) << 10 for name, size in found}
 
 
-def _requirements() -> list[str]:
+def _extras() -> dict[str, tuple[Requirement, ...]]:
     try:
-        return importlib.metadata.requires("cospec") or []
+        about = importlib.metadata.metadata("cospec")
     except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
-        return []
+        return {}
+    names = about.get_all("Provides-Extra") or []
+    return parse_extras(importlib.metadata.requires("cospec") or [], names)
+
+
+def _satisfies(version: str, wanted: Requirement) -> bool:
+    """Whether a version is new enough; a release candidate or NVIDIA's own build of one is."""
+    try:
+        return wanted.specifier.contains(Version(version).base_version)
+    except InvalidVersion:
+        return True  # a distribution with rules of its own: nothing can be said
 
 
 def _import_all() -> tuple[dict[str, str], tuple[str, ...]]:

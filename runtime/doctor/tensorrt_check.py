@@ -12,7 +12,6 @@ from ..tensorrt.api import EXTRAS, MODULES, Flavour, release
 from ..tensorrt.devices import DEVICES, lowering_for
 from .findings import Finding, install, listed, ok, problem, warning
 from .machine import Machine
-from .packages import lacking
 
 JETPACK_FIX = "sudo apt install nvidia-jetpack"
 _VENV = "python3 -m venv --system-site-packages --clear .venv"
@@ -21,7 +20,7 @@ _JETPACK_7 = 38
 
 
 def check_tensorrt(machine: Machine) -> Iterator[Finding]:
-    """Which TensorRT is there, whether it fits the machine, and which graphs it reads."""
+    """Which TensorRT is installed, whether it fits the machine, and which graphs it reads."""
     found = False
     for flavour, module in MODULES.items():
         package = module.replace("_", "-")
@@ -33,7 +32,7 @@ def check_tensorrt(machine: Machine) -> Iterator[Finding]:
             fix = JETPACK_FIX if machine.is_jetson else f"pip install --force-reinstall {module}"
             yield problem(module, f"{version} cannot be loaded: {machine.broken[module]}", fix)
             continue
-        if package in lacking(machine, EXTRAS[flavour])[1]:
+        if package in machine.lacking(EXTRAS[flavour])[1]:
             fix = JETPACK_FIX if machine.is_jetson else f"pip install -U {package}"
             yield problem(module, f"{version} is older than cospec needs", fix)
             continue
@@ -73,14 +72,14 @@ def check_jetpack(machine: Machine) -> Iterator[Finding]:
         yield warning(
             "jetpack",
             f"{machine.jetpack} is not among those that cospec knows: {', '.join(known)}",
-            "cospec-export --device generic",
+            "cospec-export --target NAME --trt",
         )
         return
     yield ok("jetpack", f"{machine.jetpack}; export with --device {' or '.join(names)}")
 
 
 def _check_pairing(machine: Machine, flavour: Flavour, module: str) -> Iterator[Finding]:
-    """Whether a TensorRT from an index is for the CUDA of the driver."""
+    """Whether a TensorRT from a package index fits the CUDA of the driver."""
     prefix = f"{module.replace('_', '-')}-cu"
     majors = {
         int(name[len(prefix) :])
@@ -106,7 +105,7 @@ def _check_pairing(machine: Machine, flavour: Flavour, module: str) -> Iterator[
 
 
 def _unlike_jetpack(machine: Machine, version: str) -> str:
-    """Say if a TensorRT is not the one of its JetPack."""
+    """Return a remark on a TensorRT that is not the one of its JetPack."""
     expected = {
         each.trt_version for each in DEVICES.values() if each.jetpack == machine.jetpack is not None
     }

@@ -28,14 +28,12 @@ from cospec.runtime.doctor.checks import check_machine
 from cospec.runtime.doctor.findings import Finding
 from cospec.runtime.doctor.machine import (
     Machine,
-    Wanted,
     parse_dpkg,
     parse_extras,
     parse_l4t,
     parse_meminfo,
     probe,
 )
-from cospec.runtime.doctor.packages import numbers
 from cospec.runtime.tensorrt.api import Gpu
 
 GIB = 1 << 30
@@ -50,9 +48,10 @@ REQUIREMENTS = [
     'torch>=2.9; extra == "export"',
     'transformers>=5.0; extra == "export"',
     'starlette>=0.45; extra == "serve"',
-    'cospec[cpu]; extra == "serve"',
+    'cospec[serve]; extra == "dev"',
     'pytest>=8.3; extra == "dev"',
 ]
+EXTRAS = ("cpu", "gpu", "trt", "rtx", "export", "serve", "dev")
 BASE = {"cospec": "0.1.0", "numpy": "2.2.6", "click": "8.5.1"}
 CPU_PROVIDERS = ("CPUExecutionProvider",)
 CUDA_PROVIDERS = ("CUDAExecutionProvider", *CPU_PROVIDERS)
@@ -62,7 +61,7 @@ BARE_CPU = Machine(
     arch="x86_64",
     python=(3, 11, 7),
     packages=BASE | {"onnxruntime": "1.31.0"},
-    extras=parse_extras(REQUIREMENTS),
+    extras=parse_extras(REQUIREMENTS, EXTRAS),
     providers=CPU_PROVIDERS,
     memory=16 * GIB,
     memory_free=12 * GIB,
@@ -136,7 +135,15 @@ def test_what_fits_which_simulated_machine():
     assert about(BARE_CPU, "jetpack") == []
     assert about(BARE_CPU, "[trt]")[0].message == "for machines with an NVIDIA GPU"
     assert about(ORIN_JP6, "[rtx]")[0].message == "for PCs"
-    assert "no version for this processor" in about(ORIN_JP6, "[gpu]")[0].message
+    for jetson, sm in ((ORIN_JP6, 87), (THOR_JP72, 110)):
+        (gpu,) = about(jetson, "[gpu]")
+        assert gpu.message.startswith(
+            f"PyPI's onnxruntime-gpu for aarch64 has no code for SM {sm};"
+        )
+    unseen = replace(ORIN_JP6, gpu=None, cuda_driver=None)
+    assert "no code for this Jetson's GPU" in about(unseen, "[gpu]")[0].message
+    spark = replace(THOR_JP72, gpu=Gpu("NVIDIA GB10", 121, 122 * GIB, unified=True), l4t=None)
+    assert about(spark, "[gpu]")[0].message == "not installed: onnxruntime-gpu"
     (export,) = about(BARE_CPU, "[export]")
     assert (export.level, export.fix) == ("ok", 'pip install "cospec[export]"')
     assert export.message == "not installed: torch, transformers"
@@ -144,6 +151,27 @@ def test_what_fits_which_simulated_machine():
 
 
 BROKEN: list[tuple[str, Machine, str, str, str]] = [
+    (
+        "PyPI's package of ONNX Runtime for GPUs on an Orin with JetPack 7",
+        replace(
+            with_packages(THOR_JP72, onnxruntime=None, onnxruntime_gpu="1.31.1"),
+            gpu=Gpu("Orin", 87, 61 * GIB, unified=True),
+            providers=CUDA_PROVIDERS,
+        ),
+        "warning",
+        "1.31.1: PyPI's onnxruntime-gpu for aarch64 has no code for SM 87",
+        "pip uninstall -y onnxruntime-gpu && pip install onnxruntime",
+    ),
+    (
+        "the same on a Thor",
+        replace(
+            with_packages(THOR_JP72, onnxruntime=None, onnxruntime_gpu="1.31.1"),
+            providers=CUDA_PROVIDERS,
+        ),
+        "warning",
+        "bundles on TensorRT, and keep ONNX Runtime for the CPU",
+        "pip uninstall -y onnxruntime-gpu && pip install onnxruntime",
+    ),
     (
         "both packages of ONNX Runtime",
         with_packages(BARE_CPU, onnxruntime_gpu="1.31.0"),
@@ -352,9 +380,9 @@ def test_a_bundle_for_tensorrt_must_have_a_form_that_it_reads():
     assert wrong.level == "problem"
     assert "reads the form 'portable' only" in wrong.message
     portable = made_for("orin-nx-jp6.2", "portable", 87)
-    anew, fits = check_manifest(portable, THOR_JP72)
-    assert (anew.level, fits.level) == ("warning", "ok")
-    assert "built anew for SM 110" in anew.message
+    other, fits = check_manifest(portable, THOR_JP72)
+    assert (other.level, fits.level) == ("warning", "ok")
+    assert "built for SM 110 instead" in other.message
 
 
 def test_a_bundle_for_tensorrt_without_it_runs_on_the_cpu():
@@ -394,13 +422,40 @@ def test_files_of_a_jetson_are_read():
 
 
 def test_requirements_are_read():
-    extras = parse_extras([*REQUIREMENTS, 'cospec[rtx]; sys_platform == "linux" and extra == "x"'])
-    assert extras[""] == (Wanted("numpy", "1.26"), Wanted("click", "8.1"))
-    assert extras["serve"] == (Wanted("starlette", "0.45"), Wanted("cospec", None, "cpu"))
-    assert extras["x"] == (Wanted("cospec", None, "rtx"),)
-    assert numbers("10.16.2.10") > numbers("10.3")
-    assert numbers("2.9.0+cu128") == numbers("2.9")
-    assert numbers("2.9.0rc1") == numbers("2.9")
+    lines = [*REQUIREMENTS, 'cospec[rtx]; sys_platform != "nowhere" and extra == "x"']
+    extras = parse_extras([*lines, 'gone; sys_platform == "nowhere"'], (*EXTRAS, "x"))
+    assert [str(each) for each in extras[""]] == ["numpy>=1.26", "click>=8.1"]
+    assert [each.name for each in extras["dev"]] == ["cospec", "pytest"]
+    assert [each.extras for each in extras["x"]] == [{"rtx"}]
+    assert [each.name for each in extras["cpu"]] == ["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"),
+    [
+        ("10.16.2.10", False),
+        ("10.3", False),
+        ("10.3.0+cu128", False),
+        ("10.3rc1", False),
+        ("10.3.0a0+872d972e41.nv24.08", False),
+        ("9.99", True),
+        ("8.5.2", True),
+        ("r36-custom", False),
+    ],
+)
+def test_versions_are_compared_as_package_indexes_do(version, is_old):
+    machine = with_packages(ORIN_JP6, tensorrt=version)
+    assert machine.lacking("trt") == ([], ["tensorrt"] if is_old else [])
+
+
+def test_an_extra_of_extras_lacks_what_they_lack():
+    machine = replace(BARE_CPU, packages=BASE)
+    assert machine.lacking("dev") == (["starlette", "pytest"], [])
+    assert machine.lacking("cpu") == (["onnxruntime"], [])
+    other = with_packages(machine, onnxruntime_openvino="1.24.0")
+    assert other.lacking("cpu") == ([], []), "any distribution of ONNX Runtime will do"
+    (export,) = [each for each in check_machine(machine) if each.topic == "[export]"]
+    assert export.fix == 'pip install "cospec[export,cpu]"'
 
 
 def test_the_command_says_all_and_exits_with_1_on_a_problem(monkeypatch):

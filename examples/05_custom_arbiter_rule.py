@@ -1,7 +1,7 @@
 """A rule of your own that decides where draft and target disagree, and a page that explains it.
 
-An arbiter says which outputs of the models it reads and scores each position of a drafted block; a
-draft token stays where the score is above the threshold. The caps against loops hold for any rule.
+An arbiter names the outputs of the models that it reads, and scores each position of a drafted block. A
+draft token is kept if its score is above the threshold. The caps against loops hold for any rule.
 
 Run:  python examples/05_custom_arbiter_rule.py models/tiny trace.html
 """
@@ -13,18 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cospec
-from cospec.runtime.arbitration.protocol import Block
 
 
 @dataclass
 class SurerModel:
-    """Keeps the draft's token where the draft is surer of its choice than the target of its own."""
+    """Keeps the draft's token if the draft is more confident of its choice than the target."""
 
     target_outputs: tuple[str, ...] = ("top_values", "logsumexp")
     draft_outputs: tuple[str, ...] = ("top_values", "logsumexp")
 
-    def score(self, block: Block) -> NDArray[np.float32]:
-        """Return [k], between 0 and 1: above one half where the draft is the surer."""
+    def score(self, block: cospec.Block) -> NDArray[np.float32]:
+        """Return [k], between 0 and 1: above one half if the draft is more confident."""
         sure = [np.exp(m.top_values[:, 0] - m.logsumexp) for m in (block.draft, block.target)]
         return np.asarray((1 + sure[0] - sure[1]) / 2, dtype=np.float32)
 

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 
 import cospec
-from cospec.runtime.engines.protocol import StepOutput
 
 
 class PhraseDrafter:
-    """Proposes the rest of a phrase whose beginning has just been written.
+    """Proposes the rest of a phrase that the text has just begun.
 
     Args:
         phrases: as tokens.
@@ -29,13 +28,6 @@ class PhraseDrafter:
                 if list(tokens[-begun:]) == phrase[:begun]:
                     return phrase[begun : begun + count]
         return []
-
-    def evidence(self, count: int) -> StepOutput:
-        """An arbiter would ask what a draft model saw; there is none, so this is for `strict`."""
-        raise cospec.UsageError("phrases are no model: an arbiter has nothing to judge")
-
-    def rollback(self, length: int) -> None:
-        """Nothing is remembered, so nothing is forgotten."""
 
 
 session = cospec.load(sys.argv[1], drafter="none")

@@ -1,8 +1,8 @@
-"""Turns an arbiter's scores into decisions, within bounds that no score can lift.
+"""Turns an arbiter's scores into decisions, within caps that hold for every score.
 
-The target alone decides where the text ends and where special tokens stand. A run of kept draft tokens
-is bounded, a block's share too, and a token that would turn the text in circles is not kept: accepted
-errors compound, and a loop is how that shows.
+Only the target chooses ends of text and special tokens. The number of draft tokens kept in a row and
+per block is limited, because accepted errors compound. A token that would repeat an n-gram is not kept,
+because such errors end in loops.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UsageError
 from ..engines.protocol import StepOutput
 from .protocol import Arbiter, Block
 
@@ -21,8 +22,7 @@ Cap = Literal["in_a_row", "per_block", "repetition"]
 """A bound on overrides; see `Caps`."""
 
 Ground = Cap | Literal["score", "protected"]
-"""Why a mismatch was decided as it was: by the arbiter's score against the threshold, by a cap, or
-because one of the two tokens is protected."""
+"""What decided a mismatch: the arbiter's score and the threshold, a cap, or a protected token."""
 
 _ARRAYS = tuple(array.name for array in fields(StepOutput))
 
@@ -32,8 +32,8 @@ class Caps:
     """Bounds on overrides.
 
     Attributes:
-        in_a_row: draft tokens kept against the target side by side.
-        per_block: draft tokens kept against the target in one drafted block.
+        in_a_row: most draft tokens kept against the target without another token between them.
+        per_block: most draft tokens kept against the target in one drafted block.
         repeat_ngram: length of the n-gram that a kept token must not complete a second time within
             the last `repeat_window` tokens.
         repeat_window: see `repeat_ngram`.
@@ -51,13 +51,13 @@ class Referee:
 
     Attributes:
         arbiter: scores positions.
-        threshold: a draft token stays where its score is above; at 1 none can, so strict decoding.
-        protected: tokens that only the target may choose: end of text and special tokens.
-        caps: bounds that no score can lift.
+        threshold: a draft token is kept if its score is above this; 1 keeps none, as strict does.
+        protected: tokens that only the target may choose: ends of text and special tokens.
+        caps: limits that hold for every score.
         num_capped: mismatches that a cap decided, by the cap's name.
-        scores: float32 [k], the arbiter's for the last block; None if it was not asked.
-        refused_for: why the last block ends at a mismatch; None if it does not. The mismatches in
-            front of that one were kept for their scores.
+        scores: float32 [k], of the last block; None if the arbiter was not called.
+        refused_for: why the last block ends at a mismatch; None if it does not. The mismatches before
+            that one were kept because of their scores.
     """
 
     arbiter: Arbiter
@@ -78,7 +78,7 @@ class Referee:
         draft: StepOutput,
         verified: StepOutput,
     ) -> list[bool]:
-        """Return for each drafted token whether it stands, matches included.
+        """Return for each drafted token whether it is accepted, matches included.
 
         Args:
             tokens: everything before the block.
@@ -97,7 +97,7 @@ class Referee:
             if match:
                 run = 0
                 continue
-            # A rejected position ends the block; what lies behind it is never reached.
+            # A rejected position ends the block; the positions after it are never reached.
             if not self.protected.isdisjoint((drafted[i], chosen[i])):
                 self.refused_for = "protected"
                 break
@@ -108,8 +108,8 @@ class Referee:
                 self.num_capped[cap] += 1
                 self.refused_for = cap
                 break
-            if self.scores is None:  # not asked before it may decide
-                self.scores = self.arbiter.score(_block(drafted, keep, draft, verified))
+            if self.scores is None:  # called only when it may decide
+                self.scores = self._score(_block(drafted, keep, draft, verified))
             if not self.decide(i, float(self.scores[i])):
                 self.refused_for = "score"
                 break
@@ -117,12 +117,32 @@ class Referee:
             run, overrides = run + 1, overrides + 1
         return keep
 
+    def _score(self, block: Block) -> NDArray[np.float32]:
+        """Return the arbiter's scores [k] of a block.
+
+        Raises:
+            UsageError: the arbiter returned something else.
+        """
+        scores = self.arbiter.score(block)
+        read: NDArray[np.float32]
+        try:
+            read = np.asarray(scores, dtype=np.float32)
+        except (TypeError, ValueError):
+            read = np.empty(0, dtype=np.float32)
+        if read.shape != block.drafted.shape:
+            raise UsageError(
+                f"the arbiter {type(self.arbiter).__name__} returned {scores!a:.60} for a block of "
+                f"{len(block.drafted)} tokens",
+                hint="`score(block)` returns one number for each drafted token: float32 [k]",
+            )
+        return read
+
     def decide(self, i: int, score: float) -> bool:
-        """Say whether the draft's token stays at position i of the block; training overrides this."""
+        """Return whether the draft's token is kept at position i; training overrides this."""
         return score > self.threshold or self.threshold == 0  # a score may underflow to 0
 
     def _cap(self, run: int, overrides: int, tail: list[int]) -> Cap | None:
-        """Return the cap that forbids to keep the last token of `tail`, or None."""
+        """Return the cap that forbids keeping the last token of `tail`, or None."""
         if run >= self.caps.in_a_row:
             return "in_a_row"
         if overrides >= self.caps.per_block:
@@ -131,7 +151,7 @@ class Referee:
 
 
 def _repeats(tail: list[int], caps: Caps) -> bool:
-    """Say whether the last n-gram of `tail` stood in it before."""
+    """Return whether the last n-gram of `tail` occurred in it before."""
     n = caps.repeat_ngram
     last = tail[-n:]
     return any(tail[start : start + n] == last for start in range(len(tail) - n))
@@ -140,8 +160,8 @@ def _repeats(tail: list[int], caps: Caps) -> bool:
 def _block(
     drafted: list[int], matches: list[bool], draft: StepOutput, verified: StepOutput
 ) -> Block:
-    """Lay out for the arbiter what both models saw, and how each position will have been reached."""
-    run, mismatches = [0], [0]  # a block begins behind a token of the target
+    """Return what the arbiter reads: both models' rows, and how each position is reached."""
+    run, mismatches = [0], [0]  # a block begins after a token of the target
     for match in matches[:-1]:
         run.append(0 if match else run[-1] + 1)
         mismatches.append(mismatches[-1] + (not match))

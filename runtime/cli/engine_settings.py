@@ -1,7 +1,8 @@
-"""The options of a command that say which engines run a bundle, and on what."""
+"""The options of a command that choose how the engines of a bundle run."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import click
 
 from ..decoding.placement import Backend
-from ..decoding.session import DrafterName, Session, load
+from ..decoding.session import Session, load
 from .common import at_least
 
 Command = Callable[..., Any]
@@ -21,22 +22,25 @@ Pool = Literal["shared", "own"]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What a user chooses of the arguments of `cospec.load`."""
+    """The arguments of `cospec.load` that the command line sets."""
 
-    drafter: DrafterName
+    drafter: str
     backend: Backend
     threads: int | None
     pool: Pool
     provider: Provider
 
     def __post_init__(self) -> None:
-        """Refuse a number that makes no sense before anything is read."""
+        """Check the number of threads before anything is read."""
         at_least("--threads", self.threads, 1)
 
     def load(self, folder: Path) -> Session:
         """Open the bundle at `folder`, or the one bundle below it; errors as `cospec.load`."""
         from ..engines.onnxruntime import OrtOptions
 
+        here = str(Path.cwd())
+        if ":" in self.drafter and here not in sys.path:
+            sys.path.insert(0, here)  # as `python -m` does, so that a drafter's module is found
         options = OrtOptions(
             threads=self.threads, shared_pool=self.pool == "shared", provider=self.provider
         )
@@ -46,28 +50,32 @@ class EngineSettings:
 _OPTIONS = (
     click.option(
         "--drafter",
-        type=click.Choice(get_args(DrafterName)),
+        metavar="NAME",
         default="auto",
         show_default=True,
-        help="Where proposals come from; auto is the draft model, or ngram without one.",
+        help="What drafts: model, ngram (lookup), combined (both), none, an installed drafter, or "
+        "module:Class for your own. auto is model, or ngram if the bundle has no draft.",
     ),
     click.option(
         "--backend",
         type=click.Choice(get_args(Backend)),
         default="auto",
         show_default=True,
-        help="auto: TensorRT for a bundle exported with --trt, where it and a GPU are there. mixed: "
-        "the target on TensorRT, the draft on ONNX Runtime. The first run on TensorRT builds the "
-        "engines.",
+        help="auto: TensorRT if the bundle was exported with --trt and TensorRT and a GPU are found, "
+        "else ONNX Runtime. mixed: the target on TensorRT, the draft on ONNX Runtime. The first run on "
+        "TensorRT builds the engines, which takes minutes.",
     ),
-    click.option("--threads", type=int, help="Threads of a pass. Default: one a physical core."),
+    click.option(
+        "--threads", type=int, help="Threads per forward pass. Default: one per physical core."
+    ),
     click.option(
         "--pool",
         type=click.Choice(get_args(Pool)),
         default="own",
         show_default=True,
-        help="Threads of ONNX Runtime: a set for each model, which sleep between passes; or one for "
-        "both, which spins on after a pass: faster, on a machine that has nothing else to do.",
+        help="Thread pools of ONNX Runtime. own: one per model, which sleeps between passes. shared: "
+        "one for both models, which keeps spinning after a pass; faster on a machine that runs nothing "
+        "else.",
     ),
     click.option(
         "--provider",
@@ -80,7 +88,7 @@ _OPTIONS = (
 
 
 def engine_options(command: Command) -> Command:
-    """Add the options to a command, which gets them as one argument `engines`."""
+    """Add the options to a command, which receives them as one argument `engines`."""
 
     @wraps(command)
     def gathered(**given: Any) -> Any:

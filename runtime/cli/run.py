@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...errors import UsageError
 from ..bundle.reader import find_bundle
+from ..decoding.options import GenerationOptions
 from ..decoding.session import Prompt, Session
 from .common import CospecCommand, engine_dir_option, json_option, print_json, print_json_line
 from .engine_settings import EngineSettings, engine_options
+from .run_options import Prompts, generation_options
 from .run_output import (
     Painter,
     describe,
     end_json,
     legend,
-    piece_json,
     print_any_text,
     warn_if_uncertified,
 )
-from .run_settings import Prompts, Settings, settings_options
 
 EPILOG = """
 \b
@@ -46,7 +47,7 @@ A line of a batch is a prompt or messages, and settings of its own where they di
 @engine_dir_option
 @click.option("--chat", is_flag=True, help="A conversation; what a terminal gets without PROMPT.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@settings_options
+@generation_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option(
     "--batch",
@@ -81,7 +82,7 @@ def main(
     engine_dir: Path,
     chat: bool,
     system: str | None,
-    settings: Settings,
+    given: dict[str, Any],
     raw: bool,
     batch: Path | None,
     output: Path | None,
@@ -99,18 +100,19 @@ def main(
     On a terminal, and without PROMPT, a conversation begins.
     """
     _refuse_what_does_not_go_together(click.get_current_context().params)
-    if settings.sampling.logprobs is not None and not (as_json or jsonl or batch):
+    if GenerationOptions().updated(given).logprobs is not None and not (as_json or jsonl or batch):
         raise UsageError("--logprobs shows nothing without --json, --jsonl or --batch")
     terminal = sys.stdin.isatty()
     if prompt is None and batch is None and not chat and not terminal:
         prompt = sys.stdin.read().rstrip("\n")
     folder = find_bundle(engine_dir)
     session = engines.load(folder)
+    options = session.defaults.updated(given)
     if batch is not None and output is not None:
         from .run_batch import run_batch
 
         prompts = Prompts(session, system, raw=raw)
-        done = run_batch(batch, output, prompts, settings, folder, keep_going=keep_going)
+        done = run_batch(batch, output, prompts, options, folder, keep_going=keep_going)
         print_json(done.to_json()) if as_json else click.echo(done.summary(), err=True)
         return 1 if done.failed else 0
     if prompt is None:
@@ -121,7 +123,7 @@ def main(
                 "no prompt", hint='cospec-run --engine-dir DIR "your prompt", or pipe one in'
             )
         conversation = Conversation(
-            session, folder, settings, system, provenance=provenance, stats=stats, trace=trace
+            session, folder, options, system, provenance=provenance, stats=stats, trace=trace
         )
         return conversation.run(terminal=terminal)
     made = Prompts(session, system, raw=raw).of_text(prompt)
@@ -129,7 +131,7 @@ def main(
         session,
         folder,
         made,
-        settings,
+        options,
         provenance=provenance,
         stats=stats,
         trace=trace,
@@ -143,7 +145,7 @@ def _answer(
     session: Session,
     folder: Path,
     prompt: Prompt,
-    settings: Settings,
+    options: GenerationOptions,
     *,
     provenance: bool,
     stats: bool,
@@ -155,14 +157,14 @@ def _answer(
     from ..trace.record import Trace
 
     observer = None if trace is None else Trace(session)
-    stream = session.stream(prompt, **settings.arguments(), observer=observer)
-    if settings.mode == "collab":
+    stream = session.stream(prompt, **{**vars(options), "observer": observer})
+    if options.mode == "collab":
         warn_if_uncertified(folder, session.manifest)
     print_any_text()
     painter = Painter(session.codec.stream(stream.prompt_tokens)) if provenance else None
     for piece in stream:
         if jsonl:
-            print_json_line(piece_json(piece))
+            print_json_line(piece.to_json())
             sys.stdout.flush()
         elif not as_json:
             click.echo(piece.text if painter is None else painter.paint(piece), nl=False)

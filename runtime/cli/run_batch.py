@@ -16,9 +16,10 @@ from typing import Any
 from ...errors import CospecError, PromptError, ResourceError, UsageError
 from ..bundle.durable import write_whole
 from ..bundle.json_input import parse_json_object
+from ..decoding.options import GenerationOptions
 from ..decoding.session import Prompt, Session
+from .run_options import Prompts
 from .run_output import warn_if_uncertified
-from .run_settings import Prompts, Settings
 
 _MAX_LINE_BYTES = 64 << 20
 Id = str | int
@@ -32,14 +33,14 @@ class Request:
         number: of the line, from 1.
         id: what the answer is called; the line's number if the line does not say.
         prompt: what is generated behind.
-        settings: how.
+        options: of the generation.
         digest: of all that the answer depends on.
     """
 
     number: int
     id: Id
     prompt: Prompt
-    settings: Settings
+    options: GenerationOptions
     digest: str
 
 
@@ -78,7 +79,7 @@ def run_batch(
     source: Path,
     output: Path,
     prompts: Prompts,
-    settings: Settings,
+    options: GenerationOptions,
     folder: Path,
     *,
     keep_going: bool,
@@ -88,10 +89,10 @@ def run_batch(
     All lines are checked before the first is answered.
 
     Args:
-        source: JSONL; each line has a `prompt` or `messages`, perhaps an `id`, and settings.
+        source: JSONL; each line has a `prompt` or `messages`, perhaps an `id`, and options.
         output: JSONL; a line an answer, as they come.
         prompts: makes prompts for the session.
-        settings: of lines that do not say otherwise.
+        options: for lines that do not set them.
         folder: the bundle's.
         keep_going: record bad lines as errors instead of stopping at the first.
 
@@ -103,13 +104,13 @@ def run_batch(
     """
     from tqdm import tqdm
 
-    lines = list(_read(source, prompts, settings))
+    lines = list(_read(source, prompts, options))
     failures = [line for line in lines if isinstance(line, Failure)]
     if failures and not keep_going:
         raise _named(source, failures[0])
     requests = {line.id: line for line in lines if isinstance(line, Request)}
     kept = _resume(output, requests)
-    if any(each.settings.mode == "collab" for each in requests.values()):
+    if any(each.options.mode == "collab" for each in requests.values()):
         warn_if_uncertified(folder, prompts.session.manifest)
     todo = [line for line in lines if isinstance(line, Failure) or line.id not in kept]
     failed = 0
@@ -135,13 +136,15 @@ def _answer(line: Request | Failure, session: Session) -> dict[str, Any] | Failu
     if isinstance(line, Failure):
         return line
     try:
-        completion = session.generate(line.prompt, **line.settings.arguments())
+        completion = session.generate(line.prompt, **vars(line.options))
     except UsageError as error:  # the sampling parameters leave no token, which only a pass shows
         return Failure(line.number, line.id, error)
     return {"id": line.id, "request": line.digest, **completion.to_json()}
 
 
-def _read(source: Path, prompts: Prompts, settings: Settings) -> Iterator[Request | Failure]:
+def _read(
+    source: Path, prompts: Prompts, options: GenerationOptions
+) -> Iterator[Request | Failure]:
     """Yield the lines of the input; blank ones are passed over."""
     try:
         data = source.read_bytes()
@@ -157,7 +160,7 @@ def _read(source: Path, prompts: Prompts, settings: Settings) -> Iterator[Reques
             name = _id(row, number)
             if name in first_line:
                 raise UsageError(f"the id {name!a} is that of line {first_line[name]} as well")
-            request = _request(number, name, row, prompts, settings)
+            request = _request(number, name, row, prompts, options)
         except (UsageError, PromptError) as error:
             yield Failure(number, name, error)
         else:
@@ -177,7 +180,7 @@ def _id(row: Mapping[str, Any], number: int) -> Id:
 
 
 def _request(
-    number: int, name: Id, row: dict[str, Any], prompts: Prompts, settings: Settings
+    number: int, name: Id, row: dict[str, Any], prompts: Prompts, options: GenerationOptions
 ) -> Request:
     """Check one line, down to whether its prompt fits."""
     rest = {key: value for key, value in row.items() if key not in ("id", "prompt", "messages")}
@@ -192,10 +195,10 @@ def _request(
         prompt = row["messages"]
         if not isinstance(prompt, list) or not all(isinstance(each, dict) for each in prompt):
             raise UsageError("messages is no list of objects")
-    own = settings.overridden(rest)
+    own = options.updated(rest)
     session = prompts.session
-    session.stream(prompt, **own.arguments())  # checks everything, and makes no pass
-    facts = json.dumps([session.manifest.seal, prompt, asdict(own)], sort_keys=True)
+    session.plan(prompt, **vars(own))
+    facts = json.dumps([session.manifest.seal, prompt, own.to_json()], sort_keys=True)
     return Request(number, name, prompt, own, hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 

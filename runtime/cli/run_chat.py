@@ -14,13 +14,13 @@ from ...errors import BundleError, CospecError, ResourceError, UsageError
 from ..bundle.durable import write_whole
 from ..bundle.json_input import parse_json_object
 from ..decoding.chat import Chat
+from ..decoding.options import GenerationOptions
 from ..decoding.session import Session
 from ..decoding.stats import GenerationStats
 from ..text.messages import Message
 from ..trace.page import write_page
 from ..trace.record import Trace
 from .run_output import Painter, describe, print_any_text, warn_if_uncertified
-from .run_settings import Settings
 from .run_terminal import ctrl_c_cancels, line_editing, lines
 
 _MAX_CONVERSATION_BYTES = 64 << 20
@@ -33,7 +33,7 @@ class Conversation:
     Args:
         session: of a bundle with a chat template.
         folder: the bundle's.
-        settings: of the answers, as the commands have not changed them.
+        options: of the answers, until a command changes them.
         system: a first message, or None.
         provenance: colour the tokens of answers.
         stats: print the statistics of each answer.
@@ -48,7 +48,7 @@ class Conversation:
         self,
         session: Session,
         folder: Path,
-        settings: Settings,
+        options: GenerationOptions,
         system: str | None,
         *,
         provenance: bool,
@@ -63,13 +63,13 @@ class Conversation:
         self._chat = Chat(session, system)
         self._session = session
         self._folder = folder
-        self._settings = settings
+        self._options = options
         self._provenance = provenance
         self._stats = stats
         self._trace = trace
         self._last: GenerationStats | None = None
         self._warned = self._ended = False
-        self._use(settings)
+        self._use(options)
         self._show([])  # whoever names a file that cannot be written learns it now
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "help": (self._help, "list the commands"),
@@ -124,7 +124,7 @@ class Conversation:
 
     def _answer(self, text: str) -> None:
         trace = None if self._trace is None else Trace(self._session)
-        turn = self._chat.send(text, **self._arguments(self._settings), observer=trace)
+        turn = self._chat.send(text, **{**self._arguments(self._options), "observer": trace})
         stream = turn.stream
         self._last = stream.stats
         painter = (
@@ -147,25 +147,22 @@ class Conversation:
         if self._trace is not None:
             write_page(self._trace, turns)
 
-    def _use(self, settings: Settings) -> None:
-        """Answer with these settings from now on.
+    def _use(self, options: GenerationOptions) -> None:
+        """Answer with these options from now on.
 
         Raises:
             UsageError: they do not fit the bundle, or a value is out of range.
         """
-        # Everything is checked before the first pass; this stream never makes one.
-        self._session.stream("x", **self._arguments(settings))
-        self._settings = settings
-        if settings.mode == "collab" and not self._warned:
+        self._session.plan("x", **self._arguments(options))
+        self._options = options
+        if options.mode == "collab" and not self._warned:
             self._warned = True
             warn_if_uncertified(self._folder, self._session.manifest)
 
     @staticmethod
-    def _arguments(settings: Settings) -> dict[str, Any]:
-        """Return a stream's arguments; a threshold waits until the mode is one that has it."""
-        if settings.mode == "strict":
-            settings = replace(settings, threshold=None)
-        return settings.arguments()
+    def _arguments(options: GenerationOptions) -> dict[str, Any]:
+        """Return the options of an answer: a threshold waits until the mode is `collab`."""
+        return vars(options if options.mode == "collab" else replace(options, threshold=None))
 
     def _quit(self, _: str) -> None:
         self._ended = True
@@ -190,12 +187,12 @@ class Conversation:
 
     def _mode(self, word: str) -> None:
         if word:
-            self._use(replace(self._settings, mode=word))  # type: ignore[arg-type]
-        click.echo(f"mode: {self._settings.mode}", err=True)
+            self._use(replace(self._options, mode=word))  # type: ignore[arg-type]
+        click.echo(f"mode: {self._options.mode}", err=True)
 
     def _threshold(self, word: str) -> None:
-        self._use(replace(self._settings, threshold=_number(float, word, "/threshold 0.7")))
-        if self._settings.mode == "strict":
+        self._use(replace(self._options, threshold=_number(float, word, "/threshold 0.7")))
+        if self._options.mode == "strict":
             click.echo("this counts after /mode collab", err=True)
 
     def _rewind(self, word: str) -> None:

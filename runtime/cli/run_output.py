@@ -12,7 +12,7 @@ import click
 
 from ..bundle.certificate import is_certified
 from ..bundle.manifest import Manifest
-from ..decoding.completion import Completion, Piece, logprobs_json
+from ..decoding.completion import Completion, Piece
 from ..decoding.loop import Provenance
 from ..decoding.stats import GenerationStats
 from ..text.detokenizer import TextStream
@@ -75,20 +75,8 @@ def legend() -> str:
     return f"[{names}]"
 
 
-def piece_json(piece: Piece) -> dict[str, Any]:
-    """Return a piece as plain values."""
-    value: dict[str, Any] = {
-        "text": piece.text,
-        "tokens": piece.tokens,
-        "provenance": piece.provenance,
-    }
-    if piece.logprobs:
-        value["logprobs"] = logprobs_json(piece.logprobs)
-    return value
-
-
 def end_json(completion: Completion) -> dict[str, Any]:
-    """Return what is known at the end, and no piece has said, as plain values."""
+    """Return what no piece contains, as plain values."""
     said = ("text", "tokens", "provenance", "logprobs")
     return {key: value for key, value in completion.to_json().items() if key not in said}
 

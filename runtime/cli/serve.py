@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ..decoding.session import DraftLength
 from .common import CospecCommand, at_least, engine_dir_option
 from .engine_settings import EngineSettings, engine_options
-from .run_settings import DraftLengthType
+from .run_options import option_flag
 
 EPILOG = """
 \b
@@ -74,9 +74,7 @@ Examples:
     help="Where a request names none. collab: the arbiter may keep draft tokens.",
 )
 @click.option("--threshold", type=float, help="Of collab, where a request names none.")
-@click.option(
-    "--num-draft-tokens", type=DraftLengthType(), help="A round, where a request names none."
-)
+@option_flag("num_draft_tokens", "Default number of draft tokens per round, or auto.")
 @engine_options
 def main(
     engine_dir: Path,

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import UsageError
-from ..sampling.params import SamplingParams
 from ..text.messages import Message
 from .completion import Completion, Piece, Stream
-from .loop import Observer
-from .session import DraftLength, Mode, Overflow, Session
+from .options import GenerationOptions, takes_options
+from .session import Session
 
 
 class Chat:
-    """A conversation on a session. Several may take turns on one; each then reads its text anew.
+    """A conversation on a session. Several may use one session in turn; each then reads its whole text.
 
     Args:
         session: of a bundle with a chat template.
-        system: a first message that says how to behave, or None.
+        system: a first message with instructions, or None.
 
     Attributes:
         messages: the conversation so far.
@@ -29,41 +28,24 @@ class Chat:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
 
-    def send(
-        self,
-        text: str,
-        *,
-        max_tokens: int | None = None,
-        num_draft_tokens: DraftLength = None,
-        sampling: SamplingParams | None = None,
-        mode: Mode = "strict",
-        threshold: float | None = None,
-        timeout: float | None = None,
-        overflow: Overflow = "stop",
-        observer: Observer | None = None,
-    ) -> Turn:
-        """Say something; return the answer as it comes.
+    @property
+    def defaults(self) -> GenerationOptions:
+        """The values of options that `send` is not given: those of the session."""
+        return self.session.defaults
 
-        The two messages become part of the conversation when the answer has ended, whatever ended it;
-        a question whose answer failed or was dropped can be asked again. Arguments and errors are those
-        of `Session.generate`.
+    @takes_options
+    def send(self, text: str, options: GenerationOptions) -> Turn:
+        """Send a message; return the answer as it comes.
+
+        The two messages become part of the conversation when the answer ends, for whatever reason. If
+        the answer failed or was dropped, the message can be sent again. Options and errors are those of
+        `Session.generate`.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        stream = self.session.stream(
-            asked,
-            max_tokens=max_tokens,
-            num_draft_tokens=num_draft_tokens,
-            sampling=sampling,
-            mode=mode,
-            threshold=threshold,
-            timeout=timeout,
-            overflow=overflow,
-            observer=observer,
-        )
-        return Turn(self, asked, stream)
+        return Turn(self, asked, self.session.stream(asked, **vars(options)))
 
     def rewind(self, turns: int = 1) -> None:
-        """Take back the last turns, a question and its answer each.
+        """Remove the last turns, a question and its answer each.
 
         Raises:
             UsageError: there are not so many.

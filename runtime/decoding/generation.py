@@ -1,19 +1,21 @@
-"""One generation: from the loop's rounds to pieces of text, with all that can end it early."""
+"""One generation: what is decided before it begins, its rounds, and their text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ...errors import UsageError
+from ..arbitration.protocol import Arbiter
 from ..arbitration.referee import Referee
-from ..drafting.draft_length import DraftLengthController
-from ..drafting.protocol import Drafter
-from ..engines.prefill import prefill
-from ..sampling.params import SamplingParams
+from ..bundle.manifest import Manifest
+from ..drafting.draft_length import LONGEST_AUTO_DRAFT, DraftLengthController
+from ..drafting.protocol import Drafter, no_evidence
 from ..sampling.sampler import Sampler
 from ..text.detokenizer import TextStream
 from .caches import Caches
-from .loop import FinishReason, Limits, Observer, Round, decode
+from .loop import Limits, Round, decode
+from .options import GenerationOptions
 from .stopping import Interrupt, StopTexts
 
 SINKS = 4
@@ -22,79 +24,144 @@ SINKS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is decided before a generation begins.
+    """A generation that can begin: the prompt as tokens, and options that were checked.
+
+    A plan serves one generation, of the session that made it or of another on the same engines. Its
+    timeout counts from when it was made.
 
     Attributes:
+        tokens: the prompt.
+        options: as the caller gave them, with the session's defaults.
         limits: when to stop.
-        params: which texts end the output, among others.
-        interrupt: ends it early.
-        slide: a full cache forgets the older half of the text instead of ending it.
-        referee: decides at mismatches, in collab mode.
-        controller: chooses the draft length.
+        interrupt: ends the generation early.
+        referee: decides at mismatches; None in strict mode.
         sampler: chooses tokens; None for the most likely ones.
-        observer: sees each round.
-        drafter: proposes instead of the session's own.
+        reuses_cache: whether tokens of earlier generations are kept in the cache.
     """
 
+    tokens: tuple[int, ...]
+    options: GenerationOptions
     limits: Limits
-    params: SamplingParams
     interrupt: Interrupt
-    slide: bool = False
     referee: Referee | None = None
-    controller: DraftLengthController | None = None
     sampler: Sampler | None = None
-    observer: Observer | None = None
-    drafter: Drafter | None = None
+    reuses_cache: bool = True
 
 
-def rounds(plan: Plan, caches: Caches, drafter: Drafter, tokens: list[int]) -> Iterator[Round]:
-    """Decode behind `tokens` to the end; an interruption shows as a last round without tokens.
+def plan_generation(
+    tokens: Sequence[int],
+    options: GenerationOptions,
+    manifest: Manifest,
+    referee: Referee | None,
+    *,
+    reuses_cache: bool = True,
+) -> Plan:
+    """Return the plan of a generation after `tokens`, with the bundle's defaults filled in.
+
+    Raises:
+        UsageError: the options do not go together, or name a token that the vocabulary lacks.
+    """
+    length, defaults = options.num_draft_tokens, manifest.generation
+    if length == "auto":
+        if referee is not None:
+            raise UsageError(
+                "the draft length 'auto' goes with the mode 'strict' only: in 'collab' the output "
+                "depends on the length, and so would depend on the load of the machine",
+                hint="give a number, or leave it to the bundle",
+            )
+        length = LONGEST_AUTO_DRAFT
+    limits = Limits(
+        max_tokens=defaults.max_tokens if options.max_tokens is None else options.max_tokens,
+        eos_token_ids=frozenset(defaults.eos_token_ids),
+        num_draft_tokens=defaults.num_draft_tokens if length is None else length,
+        prefill_chunk=defaults.prefill_chunk,
+        vocab_size=manifest.vocab_size,
+    )
+    sampler = None
+    if not options.is_plain:
+        sampler = Sampler(options, tokens, limits.vocab_size, limits.eos_token_ids)
+    interrupt = Interrupt(options.timeout)
+    return Plan(tuple(tokens), options, limits, interrupt, referee, sampler, reuses_cache)
+
+
+def choose_referee(
+    options: GenerationOptions,
+    arbiter: Arbiter | None,
+    manifest: Manifest,
+    protected: frozenset[int],
+    *,
+    has_evidence: bool,
+) -> Referee | None:
+    """Return what decides at mismatches; None in strict mode.
 
     Args:
-        plan: how.
-        caches: as far as they hold `tokens`, they are used.
-        drafter: where proposals come from.
-        tokens: prompt and, as it comes, output.
+        options: mode and threshold.
+        arbiter: of the caller or of the bundle, if there is one.
+        manifest: has the bundle's threshold.
+        protected: tokens that only the target may choose.
+        has_evidence: whether the drafter shows what its model saw.
+
+    Raises:
+        UsageError: an arbiter or a threshold in strict mode; or collab without an arbiter or without
+            anything that it could judge.
+    """
+    if options.mode == "strict":
+        if options.threshold is not None or options.arbiter is not None:
+            raise UsageError("a threshold or an arbiter works in the mode 'collab' only")
+        return None
+    if not has_evidence:
+        raise no_evidence()
+    if arbiter is None:
+        raise UsageError(
+            "this bundle has no arbiter, so it cannot run in the mode 'collab'",
+            hint="train one with cospec-calibrate arbiter, or use the mode 'strict'",
+        )
+    threshold, entry = options.threshold, manifest.models.arbiter
+    if threshold is None:
+        threshold = 0.5 if entry is None else entry.threshold
+    return Referee(arbiter, threshold, protected)
+
+
+def rounds(
+    plan: Plan,
+    caches: Caches,
+    drafter: Drafter,
+    tokens: list[int],
+    controller: DraftLengthController | None,
+) -> Iterator[Round]:
+    """Decode after `tokens` to the end; an interruption is a last round without tokens.
+
+    Args:
+        plan: of the generation.
+        caches: used as far as they hold `tokens`.
+        drafter: proposes tokens.
+        tokens: the prompt; the output is appended.
+        controller: chooses the draft length; None drafts up to the limits.
     """
     left = plan.limits.max_tokens
-    finish: FinishReason | None = None
-    while finish is None:
-        prefill(
-            caches.target,
-            tokens,
-            plan.limits.prefill_chunk,
-            plan.limits.num_draft_tokens,
-            plan.interrupt.reason,
-        )
-        finish = plan.interrupt.reason()
-        if finish is not None:
-            break
-        decoding = decode(
+    slides = True
+    while slides:
+        slides = False
+        for round_ in decode(
             caches.target,
             drafter,
             tokens,
             replace(plan.limits, max_tokens=left),
             plan.referee,
-            plan.controller,
+            controller,
             plan.sampler,
-            plan.observer,
-        )
-        for round_ in decoding:
+            plan.options.observer,
+            plan.interrupt.reason,
+        ):
             left -= len(round_.tokens)
-            slides = round_.finish == "capacity" and plan.slide and left > 0
+            slides = round_.finish == "capacity" and plan.options.overflow == "slide" and left > 0
             yield replace(round_, finish=None) if slides else round_
-            if slides:
-                tokens = _slide(tokens, caches, plan.sampler)
-            elif round_.finish is not None:
-                return
-            finish = plan.interrupt.reason()
-            if finish is not None:
-                break
-    yield Round([], [], 0, 0, finish)
+        if slides:
+            tokens = _slide(tokens, caches, plan.sampler)
 
 
 def _slide(tokens: list[int], caches: Caches, sampler: Sampler | None) -> list[int]:
-    """Return the text without its older half; what is left is read anew, at its new positions."""
+    """Return the text without its older half; the rest is read again, at its new positions."""
     kept = tokens[:SINKS] + tokens[-(caches.target.capacity // 2) :]
     if sampler is not None:
         sampler.drop(len(tokens) - len(kept))
@@ -102,20 +169,20 @@ def _slide(tokens: list[int], caches: Caches, sampler: Sampler | None) -> list[i
     return kept
 
 
-class Scribe:
-    """Writes rounds down as text, up to a stop text.
+class Detokenizer:
+    """Turns rounds into text, up to a stop text.
 
     Args:
         text: decodes the output.
-        params: stop texts, and how many tokens come before they count.
+        options: stop texts, and the number of tokens before they count.
     """
 
-    def __init__(self, text: TextStream, params: SamplingParams) -> None:
+    def __init__(self, text: TextStream, options: GenerationOptions) -> None:
         self._text = text
-        self._stops = StopTexts(params.stop)
-        self._exempt = params.min_tokens
+        self._stops = StopTexts(options.stop)
+        self._exempt = options.min_tokens
 
-    def write(self, round_: Round) -> tuple[str, Round]:
+    def push(self, round_: Round) -> tuple[str, Round]:
         """Return the text that a round adds, and the round as far as it belongs to the output."""
         written = ""
         for i, token in enumerate(round_.tokens):

@@ -1,29 +1,36 @@
-"""The speculative loop: draft a block, verify it in one pass, keep what stands.
+"""The speculative loop: draft a block, verify it in one forward pass, keep what is accepted.
 
 Speculative decoding (Leviathan et al., 2023; Stern et al., 2018). Without a referee every token is the
 target's own choice, its most likely one or the sampler's, so the output is what the target alone would
-have written, whatever the drafter says (`strict`). With one, a draft token may stand against the target
-(`collab`, Li et al., 2026). That needs no new pass: the target's later rows are already conditioned on
-the draft's token.
+have written, whatever the drafter proposes (`strict`). With a referee, a draft token may be kept
+against the target (`collab`, Li et al., 2026). That needs no new pass: the target's later rows are
+already conditioned on the draft's token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal, Protocol
 
 from ..arbitration.referee import Referee
 from ..drafting.draft_length import DraftLengthController
-from ..drafting.protocol import Drafter
+from ..drafting.protocol import (
+    Drafter,
+    EvidenceDrafter,
+    RollbackDrafter,
+    checked_proposal,
+    no_evidence,
+)
 from ..engines.prefill import prefill
 from ..engines.protocol import Decoder, StepOutput
 from ..sampling.sampler import Sampler, TokenLogprob
 
 Provenance = Literal["agreed", "draft", "target", "bonus"]
 """Who chose a token: both models; the draft, against the target; the target, against the draft or
-alone; the target, as the extra token that a pass yields when the whole block was accepted."""
+alone; the target, as the extra token of a pass whose whole block was accepted."""
 
 FinishReason = Literal["eos", "stop", "length", "capacity", "cancelled", "timeout"]
 
@@ -33,16 +40,18 @@ class Limits:
     """When to stop.
 
     Attributes:
-        max_tokens: tokens to generate at most.
-        eos_token_ids: a token that ends the text; it is emitted as the last token.
-        num_draft_tokens: tokens to draft a round at most; 0 is plain decoding.
-        prefill_chunk: prompt tokens per pass.
+        max_tokens: most tokens to generate.
+        eos_token_ids: tokens that end the text; the output includes the one that ends it.
+        num_draft_tokens: most tokens to draft per round; 0 is plain decoding.
+        prefill_chunk: most prompt tokens per pass.
+        vocab_size: proposed token ids are below this.
     """
 
     max_tokens: int
     eos_token_ids: Collection[int]
     num_draft_tokens: int
     prefill_chunk: int
+    vocab_size: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,14 @@ class Round:
     """What one verify pass added.
 
     Attributes:
-        tokens: the new tokens, at least one.
+        tokens: the new tokens; none only if the generation was interrupted.
         provenance: who chose each of them.
-        drafted: tokens that were proposed.
-        accepted: how many of them stand.
+        drafted: number of proposed tokens.
+        accepted: how many of them were accepted.
         finish: why the text ends here, or None if it goes on.
-        mismatches: positions reached where the target would have chosen another token; those that stand
-            have the provenance `draft`.
-        logprobs: of each new token, if the sampler was asked for them.
+        mismatches: positions reached where the target would have chosen another token; those that were
+            kept have the provenance `draft`.
+        logprobs: of each new token, if the sampling parameters ask for them.
     """
 
     tokens: list[int]
@@ -89,11 +98,11 @@ class Observation:
     Attributes:
         tokens: everything before the block.
         drafted: the block.
-        verified: the target's choices along it and behind it, as far as they were made.
-        accepted: how many drafted tokens stand.
-        rows: the target's view, the last len(drafted) + 1 rows of which belong to the block.
-        drafter: whose `evidence` is what the draft saw.
-        referee: whose `scores` are the arbiter's; None in strict mode.
+        verified: the target's choices along the block and after it, as far as they were made.
+        accepted: how many drafted tokens were accepted.
+        rows: the target's rows, the last len(drafted) + 1 of which belong to the block.
+        drafter: proposed the block.
+        referee: decided at mismatches; None in strict mode.
         drafting: seconds that drafting took.
         verifying: seconds that the verify pass took.
     """
@@ -114,7 +123,7 @@ class Observer(Protocol):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What it wants to see of both models; see `StepOutput`."""
+        """Outputs of both models that it reads; see `StepOutput`."""
 
     def see(self, observation: Observation) -> None:
         """Look at a round, and copy what must outlive it."""
@@ -129,6 +138,7 @@ def decode(
     controller: DraftLengthController | None = None,
     sampler: Sampler | None = None,
     observer: Observer | None = None,
+    interrupted: Callable[[], FinishReason | None] = lambda: None,
 ) -> Iterator[Round]:
     """Extend `tokens` in place, one verify pass at a time.
 
@@ -137,27 +147,35 @@ def decode(
 
     Args:
         target: a decoder of the target, holding a proper prefix of `tokens` (usually nothing).
-        drafter: where proposals come from.
+        drafter: proposes tokens.
         tokens: the prompt, at least one token and at most the capacity.
         limits: when to stop.
         referee: decides at mismatches; None leaves them to the target.
         controller: chooses how many tokens to draft, within the limits; None drafts up to the limits.
         sampler: chooses the target's tokens; None takes the most likely ones.
         observer: sees each round.
+        interrupted: called before each pass; a reason ends the text, with a round without tokens.
 
     Raises:
         BackendError: a backend failed; `tokens` holds what was committed before.
+        UsageError: the drafter or the arbiter returned what its protocol does not allow.
     """
-    prefill(target, tokens, limits.prefill_chunk, limits.num_draft_tokens)
+    evidence = drafter.evidence if isinstance(drafter, EvidenceDrafter) else None
+    rollback = drafter.rollback if isinstance(drafter, RollbackDrafter) else None
+    prefill(target, tokens, limits.prefill_chunk, limits.num_draft_tokens, interrupted)
     end = len(tokens) + limits.max_tokens
     finish: FinishReason | None = None
     while finish is None:
+        reason = interrupted()
+        if reason is not None:
+            yield Round([], [], 0, 0, reason)
+            return
         context = len(tokens)
         wanted = limits.num_draft_tokens if controller is None else controller.length()
         # The pass itself yields one token, and its tokens must fit the cache.
         room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
         started = perf_counter()
-        drafted = drafter.propose(tokens, room) if room > 0 else []
+        drafted = checked_proposal(drafter, tokens, room, limits.vocab_size) if room > 0 else []
         drafted = _through_eos(drafted, limits.eos_token_ids)
 
         drafting = perf_counter() - started
@@ -168,7 +186,9 @@ def decode(
         matches = [proposed == chosen for proposed, chosen in zip(drafted, verified, strict=False)]
         keep = matches
         if referee is not None and not all(matches):
-            keep = referee.keep(tokens, drafted, verified, drafter.evidence(len(drafted)), rows)
+            if evidence is None:
+                raise no_evidence()
+            keep = referee.keep(tokens, drafted, verified, evidence(len(drafted)), rows)
         accepted = keep.index(False) if False in keep else len(keep)
         if controller is not None:
             controller.record(len(drafted), accepted, drafting, len(block), verifying)
@@ -183,7 +203,8 @@ def decode(
 
         tokens += emitted
         target.truncate(len(tokens) - 1)
-        drafter.rollback(context + accepted)
+        if rollback is not None:
+            rollback(context + accepted)
         if tokens[-1] in limits.eos_token_ids:
             finish = "eos"
         elif len(tokens) == end:
@@ -202,7 +223,7 @@ def decode(
 def _choices(
     rows: StepOutput, tokens: list[int], drafted: list[int], sampler: Sampler | None, *, whole: bool
 ) -> list[int]:
-    """Return the target's choices along the block and behind it, or up to the first that differs."""
+    """Return the target's choices along the block and after it, or up to the first that differs."""
     if sampler is None:
         chosen: list[int] = rows.token[-len(drafted) - 1 :].tolist()
         return chosen
@@ -213,7 +234,7 @@ def _choices(
 def _logprobs(
     rows: StepOutput, drafted: int, emitted: list[int], sampler: Sampler | None
 ) -> Sequence[TokenLogprob]:
-    """Return the report on the tokens of a round, if it was asked for."""
+    """Return the log-probabilities of a round's tokens, if the sampling parameters ask for them."""
     if sampler is None or sampler.params.logprobs is None:
         return ()
     assert rows.logits is not None
@@ -222,7 +243,7 @@ def _logprobs(
 
 
 def _through_eos(tokens: list[int], eos_token_ids: Collection[int]) -> list[int]:
-    """Cut `tokens` behind the first end-of-sequence token."""
+    """Cut `tokens` after the first end-of-sequence token."""
     for i, token in enumerate(tokens):
         if token in eos_token_ids:
             return tokens[: i + 1]

@@ -1,30 +1,27 @@
 """Drafting by lookup where the text repeats itself, and with the draft model elsewhere.
 
-Looking up is free and the draft model is not, but a model guesses what was never written before. A
-record of what each was worth lately decides who is asked.
+Lookup is free and the draft model is not, but only a model guesses what was never written before. The
+share of looked-up tokens that were right lately decides which of the two proposes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engines.protocol import StepOutput
 from .draft_model import ModelDrafter
 from .ngram import NgramDrafter
-from .protocol import no_evidence
 
 MEMORY = 0.95
-"""What an older looked-up token weighs against the next: about the last twenty count."""
+"""Factor by which an older token's weight shrinks with each new one: about the last twenty count."""
 
 TRUST = 0.6
-"""Share of looked-up tokens that must have been right of late: they are free to propose, but a round
-that they waste yields one token."""
+"""Share of the recent looked-up tokens that must have been right for lookup to propose."""
 
 
 class CombinedDrafter:
-    """Proposes what n-gram lookup finds while that is right often enough, and else asks the model.
+    """Proposes what n-gram lookup finds while that is right often enough, else what the model drafts.
 
-    Lookups that are not proposed are judged too, as far as the text has come, so trust can return.
+    Lookups that were not proposed are compared with the text too, so lookup can come back.
 
     Args:
         ngram: looks up.
@@ -46,16 +43,12 @@ class CombinedDrafter:
             return self._found
         return self._model.propose(tokens, count)
 
-    def evidence(self, count: int) -> StepOutput:
-        """Refuse: of looked-up tokens nothing was seen but their ids."""
-        raise no_evidence()
-
     def rollback(self, length: int) -> None:
         """Drop the model's keys and values of tokens that were not accepted."""
         self._model.rollback(length)
 
     def _judge(self, tokens: Sequence[int]) -> None:
-        """Compare what the last lookup found with what came, up to the first difference."""
+        """Compare what the last lookup found with the text, up to the first difference."""
         for found, came in zip(self._found, tokens[self._context :], strict=False):
             self._seen = MEMORY * self._seen + 1
             self._right = MEMORY * self._right + (found == came)

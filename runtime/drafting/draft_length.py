@@ -19,6 +19,9 @@ from statistics import median
 
 from .confidence import Calibration
 
+LONGEST_AUTO_DRAFT = 8
+"""Most tokens to draft per round if the controller chooses."""
+
 MEMORY = 0.98
 """What an older observation of acceptance weighs against the next: about the last 50 rounds count."""
 

@@ -22,9 +22,10 @@ class ModelDrafter:
     Args:
         decoder: a decoder of the draft that holds a prefix of the context, usually nothing.
         chunk: tokens per pass while it reads a long context.
-        collect: keep what the draft saw, for an arbiter.
+        collect: keep the draft's rows for `evidence`.
         sampler: the target's own, so that both draw with the same noise.
-        watch: is told the draft's probability of each token that it drafts, and says whether to go on.
+        watch: callback that receives the probability of each drafted token and returns False to stop
+            drafting.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class ModelDrafter:
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
         """Read what is new in `tokens`, then draft `count` tokens one by one.
 
-        The last drafted token is not fed: whether it stands is the target's decision. When a whole
-        block was accepted, the next call therefore reads two tokens, that one and the target's bonus.
+        The last drafted token is not fed, because the target may reject it. If a whole block was
+        accepted, the next call therefore reads two tokens: that one and the target's bonus token.
         """
         decoder = self._decoder
         prefill(decoder, tokens, self._chunk, 0)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engines.protocol import StepOutput
-from .protocol import no_evidence
-
 MAX_NGRAM = 4
 MIN_NGRAM = 2
 
@@ -37,16 +34,9 @@ class NgramDrafter:
                 return list(tokens[start : start + count])
         return []
 
-    def evidence(self, count: int) -> StepOutput:
-        """Refuse: nothing but token ids was looked at."""
-        raise no_evidence()
-
-    def rollback(self, length: int) -> None:
-        """Only committed tokens are ever indexed, so there is nothing to forget."""
-
     def _index(self, tokens: Sequence[int]) -> None:
-        """Remember, for each n-gram that has a follower, where its latest follower stands."""
-        if len(tokens) < self._indexed:  # the text slid: positions mean something else now
+        """Remember, for each n-gram, the position of the latest token that followed it."""
+        if len(tokens) < self._indexed:  # the text slid, so positions changed
             self._followers.clear()
             self._indexed = 0
         for end in range(max(self._indexed, 1), len(tokens)):

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ...errors import UsageError
 from ..decoding.session import DraftLength, Mode, Prompt
+from ..sampling.declaration import OptionError
 from ..sampling.params import SamplingParams
 from .fields import Fields
 from .refusals import RefusedError
@@ -225,11 +225,9 @@ def _sampling(fields: Fields, logprobs: int | None, temperature: float) -> Sampl
             stop=_stop(fields.take("stop")),
             logprobs=logprobs,
         )
-    except RefusedError:
-        raise
-    except UsageError as error:
+    except OptionError as error:
         text = error.message if error.hint is None else f"{error.message}. {error.hint}"
-        raise RefusedError(text, param=error.message.split()[0]) from error
+        raise RefusedError(text, param=error.option) from error
 
 
 def _logit_bias(value: Any) -> dict[int, float]:

@@ -14,6 +14,7 @@ from ..arbitration.referee import Ground, Referee
 from ..decoding.completion import Completion
 from ..decoding.loop import Observation
 from ..decoding.session import Session
+from ..drafting.protocol import EvidenceDrafter
 from ..engines.protocol import StepOutput
 from .page import write_page
 
@@ -236,12 +237,9 @@ def probability(rows: StepOutput, i: int, token: int) -> Probability:
 
 def _evidence(seen: Observation) -> StepOutput | None:
     """Return the draft's rows of a block, or None where nothing was proposed or seen."""
-    if not seen.drafted:
+    if not (seen.drafted and isinstance(seen.drafter, EvidenceDrafter)):
         return None
-    try:
-        rows = seen.drafter.evidence(len(seen.drafted))
-    except UsageError:  # n-gram lookup, for one, looks at token ids alone
-        return None
+    rows = seen.drafter.evidence(len(seen.drafted))
     return rows if rows.logsumexp is not None else None
 
 

@@ -29,7 +29,7 @@ class Fixed:
 
     def score(self, block: Block) -> NDArray[np.float32]:
         self.blocks.append(block)
-        return self.scores
+        return self.scores[: len(block.drafted)]
 
 
 def keep(

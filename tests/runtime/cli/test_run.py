@@ -257,7 +257,7 @@ def test_a_certified_arbiter_is_quiet(root, tmp_path):
     ("arguments", "message"),
     [
         (["--threshold", "1.5"], "threshold is 1.5, but must be from 0 to 1"),
-        (["--threshold", "x"], "'x' is not a valid float"),
+        (["--threshold", "x"], "'x' is not a number"),
         (["--drafter", "ngram"], "this session drafts without one"),
     ],
 )
@@ -290,11 +290,11 @@ def test_overrides_and_caps_in_words():
         (["--mode", "collab", "x"], None, 2, "this bundle has no arbiter"),
         (["--mode", "oracle", "x"], None, 2, "'oracle' is not"),
         (["--threshold", "0.5", "x"], None, 2, "in the mode 'collab' only"),
-        (["--drafter", "oracle", "x"], None, 2, "'oracle' is not"),
+        (["--drafter", "oracle", "x"], None, 2, "unknown drafter 'oracle'"),
         (["--provider", "cuda", "x"], None, 2, "CPU build"),
         (["--top-p", "0", "x"], None, 2, "top_p is 0"),
         (["--timeout", "0", "x"], None, 2, "timeout is 0"),
-        (["--stop", "", "x"], None, 2, "stop must be"),
+        (["--stop", "", "x"], None, 2, "stop: a text is empty"),
         (["--logprobs", "1", "x"], None, 2, "--logprobs shows nothing without --json"),
         (["--raw", "--system", "s", "x"], None, 2, "does not go with --raw"),
     ],

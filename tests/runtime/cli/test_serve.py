@@ -71,7 +71,7 @@ def test_it_warns_where_others_reach_it_without_a_key(served, tiny_bundle, monke
         (["--default-temperature", "-1"], "temperature is -1.0"),
         (["--mode", "collab"], "no arbiter"),
         (["--threshold", "0.5"], "--threshold goes with --mode collab"),
-        (["--num-draft-tokens", "many"], "neither a number"),
+        (["--num-draft-tokens", "many"], "'many' is not an integer or 'auto'"),
     ],
 )
 def test_what_no_server_could_keep_is_refused_at_the_start(served, tiny_bundle, arguments, part):

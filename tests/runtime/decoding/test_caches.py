@@ -213,7 +213,7 @@ def test_a_full_cache_slides(session, mode):
         "the block of", max_tokens=150, overflow="slide", sampling=sampling, num_draft_tokens=0
     )
     assert plain.tokens == found.tokens, "sliding depends on what was drafted"
-    with pytest.raises(UsageError, match="overflow is 'drop'"):
+    with pytest.raises(UsageError, match="unknown overflow 'drop'"):
         session.generate("a", overflow="drop")
 
 

@@ -14,7 +14,8 @@ from cospec.errors import BackendError
 from cospec.runtime.decoding.loop import Limits, Round, decode
 from cospec.runtime.drafting.draft_model import ModelDrafter
 from cospec.runtime.drafting.ngram import NgramDrafter
-from cospec.runtime.drafting.protocol import Drafter, NoDrafter
+from cospec.runtime.drafting.protocol import Drafter, RollbackDrafter
+from cospec.runtime.drafting.registry import NoDrafter
 from cospec.runtime.engines.protocol import StepOutput
 
 VOCAB = 12
@@ -84,7 +85,8 @@ class Spy:
     def rollback(self, length: int) -> None:
         assert length >= self.stands, "committed tokens never go"
         self.stands = length
-        self.drafter.rollback(length)
+        if isinstance(self.drafter, RollbackDrafter):
+            self.drafter.rollback(length)
 
 
 class WildDrafter:
@@ -99,12 +101,6 @@ class WildDrafter:
         while len(drafted) < min(count, self._lengths(tokens)):
             drafted.append(self._choose([*tokens, *drafted]))
         return drafted
-
-    def evidence(self, count: int) -> StepOutput:
-        raise AssertionError("nothing asks what the draft saw where nobody judges it")
-
-    def rollback(self, length: int) -> None:
-        pass
 
 
 def drafter_of(kind: str, case: Case) -> Drafter:

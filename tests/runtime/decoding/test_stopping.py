@@ -165,6 +165,6 @@ def test_a_deadline_holds_while_the_prompt_is_read(session, monkeypatch):
 
 
 def test_a_useless_timeout(session):
-    with pytest.raises(UsageError, match="timeout is 0 seconds"):
+    with pytest.raises(UsageError, match="timeout is 0, but must be above 0"):
         session.stream("a", timeout=0)
     assert Interrupt(None).reason() is None

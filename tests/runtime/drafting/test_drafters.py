@@ -14,7 +14,7 @@ from cospec.runtime.decoding.loop import Limits, decode
 from cospec.runtime.drafting.combined import CombinedDrafter
 from cospec.runtime.drafting.draft_model import ModelDrafter
 from cospec.runtime.drafting.ngram import NgramDrafter
-from cospec.runtime.drafting.protocol import NoDrafter
+from cospec.runtime.drafting.registry import NoDrafter
 from cospec.runtime.engines.protocol import StepOutput
 
 MODEL = hashed(11, 50)
@@ -143,7 +143,6 @@ def test_the_ngram_drafter_equals_a_search_of_the_whole_text(tokens, cuts, bound
         # The text grows between calls; whatever is known was known to the reference too.
         expected = reference_lookup(tokens[:cut], count, sizes)
         assert drafter.propose(tokens[:cut], count) == expected
-        drafter.rollback(cut)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +169,6 @@ def test_the_ngram_drafter_never_returns_more_than_asked_for():
 
 def test_no_drafter_proposes_nothing():
     drafter = NoDrafter()
-    assert drafter.propose(PROMPT, 5) == []
-    drafter.rollback(0)
     assert drafter.propose(PROMPT, 5) == []
 
 

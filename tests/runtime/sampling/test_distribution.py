@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cospec.runtime.decoding.loop import Limits, decode
 from cospec.runtime.drafting.draft_model import ModelDrafter
-from cospec.runtime.drafting.protocol import Drafter, NoDrafter
+from cospec.runtime.drafting.protocol import Drafter
+from cospec.runtime.drafting.registry import NoDrafter
 from cospec.runtime.sampling.params import SamplingParams
 from cospec.runtime.sampling.sampler import Sampler
 

@@ -208,7 +208,7 @@ MALFORMED = [
     (b'{"prompt": "x", "temperature": NaN}', "not valid JSON"),
     (b'{"prompt": "x", "prompt": "y"}', "appears twice"),
     (b'{"prompt": ' + b"[" * 99 + b"]" * 99 + b"}", "nested deeper"),
-    (b'{"prompt": "x", "seed": ' + b"9" * 400 + b"}", "must be from 0 to 18446744073709551615"),
+    (b'{"prompt": "x", "seed": ' + b"9" * 400 + b"}", "must be at most 18446744073709551615"),
     (b'{"prompt": "x", "temperature": 1e999}', "not valid JSON"),
     (b'{"prompt": ""}', "prompt is empty"),
     (b'{"prompt": "\\ud800"}', "half a surrogate pair"),

@@ -205,11 +205,12 @@ def judged(
     caps: Caps | None = None,
     arbiter: Arbiter | None = None,
 ) -> tuple[dict[str, Any], Completion]:
-    """A trace under a referee with settings that the public interface does not give."""
+    """A trace of a generation with a referee of the test's own."""
     referee = Referee(arbiter or session.arbiter, threshold, protected, caps or Caps())
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(session, "_referee", lambda *_: referee)
-        return traced(session, mode="collab", max_tokens=40, num_draft_tokens=6)
+    trace = Trace(session)
+    plan = session.plan(PROMPT, mode="collab", max_tokens=40, num_draft_tokens=6, observer=trace)
+    completion = session.run(replace(plan, referee=referee)).completion()
+    return trace.to_json(completion), completion
 
 
 class Broken:

@@ -1,0 +1,169 @@
+"""Every option of a generation, declared once.
+
+The library's keyword arguments, the command line, batch lines and HTTP requests all read these fields,
+which include those of `SamplingParams`. A new option is one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, field, fields, replace
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+from ...errors import UsageError
+from ..sampling.declaration import option, options_of
+from ..sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from ..arbitration.protocol import Arbiter
+    from ..drafting.protocol import Drafter
+    from .loop import Observer
+
+Mode = Literal["strict", "collab"]
+Overflow = Literal["stop", "slide"]
+DraftLength = int | Literal["auto"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(SamplingParams):
+    """All that a caller may choose about a generation.
+
+    Fields without an option's help are for programs only.
+
+    Attributes:
+        sampling: all sampling parameters at once, in place of the separate fields.
+        arbiter: for `collab`: decides instead of the bundle's own arbiter.
+        drafter: proposes tokens instead of the session's own drafter. It serves one generation.
+        observer: sees each round, such as a trace.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+
+    max_tokens: int | None = option(
+        None, "Generate at most this many tokens. Default: the bundle's.", low=1, unit="tokens"
+    )
+    mode: Mode = option(
+        "strict",
+        "strict: exactly what the target alone would write. collab: where the models disagree, the "
+        "arbiter may keep the draft's token.",
+    )
+    threshold: float | None = option(
+        None,
+        "collab: keep a draft token if its score is above this. 1 is strict; 0 keeps every token that "
+        "the caps allow. Default: the bundle's.",
+        low=0,
+        high=1,
+    )
+    num_draft_tokens: DraftLength = option(
+        None,
+        "Draft this many tokens per round. 0 is plain decoding; auto chooses the fastest number in "
+        "each round, in strict mode only. Default: the bundle's.",
+        low=0,
+        unit="tokens",
+    )
+    timeout: float | None = option(
+        None,
+        "Stop after this many seconds and return the partial output.",
+        above=0,
+        unit="seconds",
+        http=False,
+    )
+    overflow: Overflow = option(
+        "stop",
+        "When the cache is full, stop, or slide: forget the older half of the text and continue.",
+    )
+    sampling: InitVar[SamplingParams | None] = None
+    arbiter: Arbiter | None = field(default=None, compare=False)
+    drafter: Drafter | None = field(default=None, compare=False)
+    observer: Observer | None = field(default=None, compare=False)
+
+    def __post_init__(self, sampling: SamplingParams | None) -> None:
+        """Take over `sampling`, and check every value."""
+        for each in () if sampling is None else fields(sampling):
+            object.__setattr__(self, each.name, getattr(sampling, each.name))
+        super().__post_init__()
+
+    def updated(self, given: Mapping[str, Any]) -> GenerationOptions:
+        """Return the options with some of them replaced; None means that an option is not given.
+
+        Args:
+            given: values by name, as Python or JSON has them. `sampling` replaces all sampling
+                parameters that are not given by themselves.
+
+        Raises:
+            OptionError: a value has the wrong type or is out of range.
+            UsageError: there is no such option.
+        """
+        known = options_of(GenerationOptions)
+        for name in given:
+            if name not in known and name not in _FOR_PROGRAMS:
+                raise UsageError(
+                    f"there is no option {name!a:.60}", hint=f"the options are: {', '.join(known)}"
+                )
+        values = {name: value for name, value in given.items() if value is not None}
+        sampling = values.pop("sampling", None)
+        if sampling is not None:
+            values = {each.name: getattr(sampling, each.name) for each in fields(sampling)} | values
+        return replace(self, **values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults; what only programs pass is left out."""
+        known = options_of(GenerationOptions).items()
+        values = {name: (getattr(self, name), option.default) for name, option in known}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+
+_FOR_PROGRAMS = ("sampling", "arbiter", "drafter", "observer")
+
+
+class HasDefaults(Protocol):
+    """An object whose methods take generation options."""
+
+    @property
+    def defaults(self) -> GenerationOptions:
+        """The values of options that a call does not give."""
+
+
+Keywords = ParamSpec("Keywords")
+Owner = TypeVar("Owner", bound=HasDefaults)
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
+
+
+def _taking(
+    declaration: Callable[Keywords, GenerationOptions],
+) -> Callable[
+    [Callable[[Owner, Subject, GenerationOptions], Result]],
+    Callable[Concatenate[Owner, Subject, Keywords], Result],
+]:
+    """Return the decorator `takes_options`, whose keywords have the types of the declaration."""
+
+    def decorate(
+        method: Callable[[Owner, Subject, GenerationOptions], Result],
+    ) -> Callable[Concatenate[Owner, Subject, Keywords], Result]:
+        @wraps(method)
+        def call(self: Owner, *subject: Any, **given: Any) -> Result:
+            if not subject and first in given:
+                subject = (given.pop(first),)
+            if len(subject) != 1:
+                raise TypeError(f"{method.__name__}() takes {first} and options by keyword")
+            return method(self, subject[0], self.defaults.updated(given))
+
+        own = [*signature(method).parameters.values()][:2]
+        first = own[1].name
+        keywords = signature(declaration).parameters.values()
+        shown = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in keywords]
+        call.__signature__ = signature(method).replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+takes_options = _taking(GenerationOptions)
+"""Decorator of a method whose last argument is `GenerationOptions`: callers pass them as keywords.
+
+Type checkers and editors see every option with its type.
+"""

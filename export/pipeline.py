@@ -15,12 +15,7 @@ from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpo
 from ..models.presets import resolve_arbiter, resolve_pair
 from ..models.vocabulary import shared_vocabulary, tokenizer_json
 from ..runtime.bundle.certificate import CERTIFICATE, write_certificate
-from ..runtime.bundle.manifest import (
-    GenerationDefaults,
-    Manifest,
-    ModelEntry,
-    Models,
-)
+from ..runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
 from ..runtime.bundle.writer import BundleWriter
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
@@ -121,7 +116,6 @@ def export_bundle(
         writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
         if target.chat_template is not None:
             writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
-        ends = [end for end in target.ends if end.id < vocabulary.size]
         manifest = Manifest(
             name=writer.destination.name,
             created_by=_versions(),
@@ -133,12 +127,10 @@ def export_bundle(
             models=Models(entries["target"], entries.get("draft"), arbiter_entry),
             generation=GenerationDefaults(
                 bos_token_id=target.bos_id,
-                eos_token_ids=tuple(end.id for end in ends),
-                eos_token_sources=tuple(map(str, ends)),
+                eos_token_ids=target.eos_ids,
                 num_draft_tokens=options.num_draft_tokens,
                 max_tokens=min(DEFAULT_MAX_TOKENS, capacity),
                 prefill_chunk=prefill_chunk,
-                sampling=target.sampling,
             ),
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja" if target.chat_template is not None else None,

@@ -73,16 +73,15 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]
         return parsed if kind.repeats else self._option.read(parsed)
 
 
-def option_flag(name: str, help_text: str = "") -> Callable[[Command], Command]:
+def option_flag(name: str, help_text: str = "", flag: str = "") -> Callable[[Command], Command]:
     """Return the click option of one declared generation option; None means that it is not given."""
     declared = options_of(GenerationOptions)[name]
+    flag = flag or declared.flag
     kind, text = declared.kind, help_text or declared.summary
     if kind.metavar == "":
-        return click.option(declared.flag, name, is_flag=True, default=None, help=text)
+        return click.option(flag, name, is_flag=True, default=None, help=text)
     shape = click.Choice(kind.choices) if kind.choices else OptionType(declared)
-    return click.option(
-        declared.flag, name, type=shape, default=None, multiple=kind.repeats, help=text
-    )
+    return click.option(flag, name, type=shape, default=None, multiple=kind.repeats, help=text)
 
 
 def generation_options(command: Command) -> Command:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from ...errors import UsageError
-from ..decoding.session import DraftLength
 from .common import CospecCommand, at_least, engine_dir_option
 from .engine_settings import EngineSettings, engine_options
 from .run_options import option_flag
@@ -29,22 +30,38 @@ Examples:
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option(
     "--api-key",
+    "api_keys",
+    multiple=True,
     envvar="COSPEC_API_KEY",
     show_envvar=True,
-    help="What clients must send. Prefer the variable: other users of this machine see arguments.",
+    help="Key that clients must send; may be given several times, and the variable may hold several, "
+    "separated by spaces. Clients share caches only with clients that use the same key. Prefer the "
+    "variable: other users of this machine can read arguments.",
 )
-@click.option("--served-model-name", help="The model's name. Default: the bundle's.")
+@click.option(
+    "--hide-cached-tokens",
+    is_flag=True,
+    help="Do not report how many tokens of a prompt were found in a cache.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="Origin whose web pages may use the server, such as https://chat.example.org; may be given "
+    "several times. Default: none.",
+)
+@click.option("--served-model-name", help="Name of the model. Default: the bundle's name.")
 @click.option(
     "--slots",
     default=1,
     show_default=True,
-    help="Requests decoded at a time, each with caches of its own.",
+    help="Number of requests decoded at a time, each with its own caches.",
 )
 @click.option(
     "--max-queue",
     default=64,
     show_default=True,
-    help="Requests that may wait; one more is refused with 429.",
+    help="Number of requests that may wait; further ones are refused with 429.",
 )
 @click.option(
     "--timeout",
@@ -55,51 +72,51 @@ Examples:
 @click.option(
     "--shutdown-timeout",
     type=int,
-    help="Seconds after SIGTERM until answers under way are cancelled. Default: they end.",
+    help="Seconds after SIGTERM until running answers are cut off. Default: wait for their end.",
 )
 @click.option(
-    "--max-body-bytes", default=2 << 20, show_default=True, help="Larger requests get 413."
-)
-@click.option(
-    "--default-temperature",
-    default=0.0,
+    "--max-body-bytes",
+    default=2 << 20,
     show_default=True,
-    help="Where a request names none. 0 is greedy; OpenAI's own default is 1.",
+    help="Largest body of a request, in bytes; larger ones are refused with 413.",
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["strict", "collab"]),
-    default="strict",
-    show_default=True,
-    help="Where a request names none. collab: the arbiter may keep draft tokens.",
+@option_flag(
+    "temperature",
+    "Temperature of requests that do not set one. 0 is greedy, which is the default here; OpenAI's own "
+    "default is 1.",
+    flag="--default-temperature",
 )
-@click.option("--threshold", type=float, help="Of collab, where a request names none.")
-@option_flag("num_draft_tokens", "Default number of draft tokens per round, or auto.")
+@option_flag("mode", "Mode of requests that do not set one: strict or collab. Default: strict.")
+@option_flag("threshold", "Threshold of collab for requests that set none. Default: the bundle's.")
+@option_flag(
+    "num_draft_tokens",
+    "Draft tokens per round for requests that set no number; or auto. Default: the bundle's.",
+)
 @engine_options
 def main(
     engine_dir: Path,
     host: str,
     port: int,
-    api_key: str | None,
+    api_keys: tuple[str, ...],
+    hide_cached_tokens: bool,
+    cors_origins: tuple[str, ...],
     served_model_name: str | None,
     slots: int,
     max_queue: int,
     timeout: float,
     shutdown_timeout: int | None,
     max_body_bytes: int,
-    default_temperature: float,
-    mode: str,
-    threshold: float | None,
-    num_draft_tokens: DraftLength,
     engines: EngineSettings,
+    **defaults: Any,
 ) -> None:
     """Answer OpenAI's chat and text completions with a bundle, over HTTP.
 
-    Requests are decoded one at a time, or as many as there are slots; the others wait in their order.
-    Greedy decoding is the default, as everywhere in CoSpec: a request that names no temperature gets
-    the most likely tokens. Fields that would change the answer and are not supported are refused.
+    Each slot decodes one request at a time; further requests wait in the order of arrival. Greedy
+    decoding is the default, as everywhere in CoSpec: requests that set no temperature get the most
+    likely tokens. Fields that would change the answer and are not supported are refused.
 
-    On SIGTERM, answers under way are finished and those in the queue refused.
+    On SIGTERM, running answers are finished and requests in the queue are refused. A second SIGTERM
+    ends the server at once.
     """
     from ..serve.server import is_loopback, listen, make_service, require_packages, serve
 
@@ -112,38 +129,56 @@ def main(
         at_least(option, value, low)
     if not timeout > 0:
         raise UsageError(f"--timeout is {timeout:g} seconds, but must be above 0")
-    if threshold is not None and mode != "collab":
-        raise UsageError("--threshold goes with --mode collab only")
-    if api_key is not None and not (
-        api_key.isascii() and api_key.isprintable() and api_key.strip()
-    ):
-        raise UsageError("the API key must be printable ASCII, and not empty")
+    if not all(key.isascii() and key.isprintable() and key.strip() for key in api_keys):
+        raise UsageError("an API key must be printable ASCII, and not empty")
+    for origin in cors_origins:
+        _check_origin(origin, has_keys=bool(api_keys))
     require_packages()
+    from ..serve.access import LOOPBACK_NAMES
     from ..serve.app import ServeOptions
     from ..serve.requests import Defaults
 
     session = engines.load(engine_dir)
-    defaults = Defaults(
-        model=served_model_name or session.manifest.name,
-        temperature=default_temperature,
-        mode=mode,  # type: ignore[arg-type]
-        threshold=threshold,
-        num_draft_tokens=num_draft_tokens,
+    name = served_model_name or session.manifest.name
+    shown = f"[{host}]" if ":" in host else host
+    is_private = is_loopback(host)
+    options = ServeOptions(
+        Defaults(name, session.defaults.updated(defaults)),
+        api_keys=api_keys,
+        hide_cached_tokens=hide_cached_tokens,
+        known_hosts=LOOPBACK_NAMES | {shown.lower()} if is_private and not api_keys else None,
+        cors_origins=cors_origins,
+        max_queue=max_queue,
+        timeout=timeout,
+        max_body_bytes=max_body_bytes,
     )
-    options = ServeOptions(defaults, api_key, max_queue, timeout, max_body_bytes)
     service = make_service(session, slots, options)
-    if api_key is None and not is_loopback(host):
+    if not api_keys and not is_private:
         click.echo(
-            f"warning: whoever reaches {host} can use this server: set COSPEC_API_KEY", err=True
+            f"warning: everybody who can reach {host} can use this server: set COSPEC_API_KEY",
+            err=True,
         )
     opened = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{opened.getsockname()[1]}/v1"
 
     def ready(stop: Callable[[], None]) -> None:
-        click.echo(f"serving {defaults.model} on {address}", err=True)
+        click.echo(f"serving {name} on {address}", err=True)
 
     serve(service, [opened], shutdown_timeout=shutdown_timeout, on_ready=ready)
+
+
+def _check_origin(origin: str, *, has_keys: bool) -> None:
+    parts = urlsplit(origin)
+    if origin != "*" and origin != f"{parts.scheme}://{parts.netloc}":
+        raise UsageError(
+            f"--cors-origin is {origin!a}, which is not an origin",
+            hint="an origin is a scheme, a host and maybe a port, such as https://chat.example.org",
+        )
+    if origin == "*" and not has_keys:
+        raise UsageError(
+            "--cors-origin '*' would let every web page use this server",
+            hint="name the origins, or set an API key",
+        )
 
 
 if __name__ == "__main__":

@@ -23,16 +23,6 @@ FINISH_REASONS: dict[FinishReason, str] = {
 """OpenAI's words for why an answer ends. One that was cancelled or timed out is no answer."""
 
 
-def usage(stats: GenerationStats) -> dict[str, Any]:
-    """Return what an answer cost, in tokens."""
-    return {
-        "prompt_tokens": stats.num_prompt_tokens,
-        "completion_tokens": stats.num_generated_tokens,
-        "total_tokens": stats.num_prompt_tokens + stats.num_generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": stats.num_cached_tokens},
-    }
-
-
 class Answer(ABC):
     """One answer on its way out.
 
@@ -42,6 +32,7 @@ class Answer(ABC):
         texts: spells tokens.
         logprobs: whether log-probabilities were asked for.
         include_usage: whether a stream ends with the usage.
+        show_cached: whether the usage says how much of the prompt was found in a cache.
     """
 
     whole_object: str
@@ -56,6 +47,7 @@ class Answer(ABC):
         *,
         logprobs: bool,
         include_usage: bool,
+        show_cached: bool = True,
     ) -> None:
         self._head = {
             "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
@@ -66,6 +58,7 @@ class Answer(ABC):
         self._texts = texts
         self._logprobs = logprobs
         self._include_usage = include_usage
+        self._show_cached = show_cached
 
     def whole(self, completion: Completion) -> dict[str, Any]:
         """Return the answer as one object."""
@@ -79,7 +72,7 @@ class Answer(ABC):
             **self._head,
             "object": self.whole_object,
             "choices": [choice],
-            "usage": usage(completion.stats),
+            "usage": self._usage(completion.stats),
         }
 
     def opening(self) -> list[dict[str, Any]]:
@@ -102,7 +95,7 @@ class Answer(ABC):
                     **self._head,
                     "object": self.chunk_object,
                     "choices": [],
-                    "usage": usage(stats),
+                    "usage": self._usage(stats),
                 }
             )
         return last
@@ -113,6 +106,15 @@ class Answer(ABC):
         choice = {"index": 0, **delta, "logprobs": logprobs, "finish_reason": finish}
         chunk = {**self._head, "object": self.chunk_object, "choices": [choice]}
         return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _usage(self, stats: GenerationStats) -> dict[str, Any]:
+        """Return what an answer cost, in tokens."""
+        prompt, generated = stats.num_prompt_tokens, stats.num_generated_tokens
+        total = {"prompt_tokens": prompt, "completion_tokens": generated}
+        total["total_tokens"] = prompt + generated
+        if not self._show_cached:
+            return total
+        return {**total, "prompt_tokens_details": {"cached_tokens": stats.num_cached_tokens}}
 
     def _reported(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]

@@ -1,40 +1,45 @@
-"""The HTTP side: routes, keys, bodies, events, and clients that leave."""
+"""The HTTP application: routes, and the way of a request from its body to its answer."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from time import perf_counter, time
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ...errors import BundleError, CospecError
-from ..bundle.json_input import parse_json_object
 from ..decoding.completion import Piece
+from ..decoding.generation import Plan
 from ..decoding.session import Session
+from .access import KnownHosts, owner_of
 from .answers import Answer, ChatAnswer, TextAnswer
+from .bodies import read_body
+from .containment import Containment
 from .metrics import Metrics
-from .refusals import RefusedError, refusal_of
+from .refusals import RefusedError, refusal_of, unknown_model
 from .requests import Defaults, Request, chat_request, completion_request
 from .running import ClientLeftError, EventStream, Running
 from .scheduler import Order, Scheduler
 from .token_text import TokenTexts
 
-MAX_JSON_DEPTH = 16
-"""The deepest request of the API has 6 levels."""
 CLIENT_LEFT = 499
 """nginx's status for a client that closed the connection; nobody reads it."""
 
-Parse = Callable[[Mapping[str, Any], Defaults], Request]
+Parse = Callable[[bytes, Defaults], Request]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,22 @@ class ServeOptions:
     """How a bundle is served.
 
     Attributes:
-        defaults: what holds where a request says nothing.
-        api_key: what `/v1` asks for, or None.
-        max_queue: requests that may wait for a slot.
+        defaults: options of requests that do not set them.
+        api_keys: keys that `/v1` accepts; empty accepts everybody. Caches are shared within one key.
+        hide_cached_tokens: do not report how much of a prompt was found in a cache.
+        known_hosts: values of the Host header that are served, without port; None serves all.
+        cors_origins: origins whose web pages may use the server.
+        max_queue: number of requests that may wait for a slot.
         timeout: seconds that a request may take, waiting included.
-        max_body_bytes: of a request.
-        body_timeout: seconds in which a request's body must have come.
+        max_body_bytes: largest body of a request.
+        body_timeout: seconds in which the body of a request must arrive.
     """
 
     defaults: Defaults
-    api_key: str | None = field(default=None, repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    hide_cached_tokens: bool = False
+    known_hosts: frozenset[str] | None = None
+    cors_origins: tuple[str, ...] = ()
     max_queue: int = 64
     timeout: float = 600.0
     max_body_bytes: int = 2 << 20
@@ -72,7 +83,7 @@ class Service:
 
     def __init__(self, sessions: Sequence[Session], options: ServeOptions) -> None:
         self.options = options
-        self.metrics = Metrics(options.defaults.model)
+        self.metrics = Metrics(options.defaults.model, hide_hits=options.hide_cached_tokens)
         self.scheduler = Scheduler(sessions, options.max_queue, options.timeout, self.metrics)
         self.app = Starlette(
             routes=[
@@ -83,16 +94,42 @@ class Service:
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
             ],
-            exception_handlers={
-                CospecError: self._refuse,
-                HTTPException: _http_error,
-                Exception: _bug,
-            },
+            middleware=self._middleware(),
+            exception_handlers={HTTPException: _http_error},
         )
         self._session = sessions[0]
-        self._order(completion_request({"prompt": "?"}, options.defaults), arrived=0.0)
+        self._running: set[Running] = set()
+        # One thread reads all requests: what holds Python's lock there delays the event loop once, not
+        # once for each client.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="cospec-reader")
+        self._plan(completion_request(b'{"prompt": "?"}', options.defaults))
+        if self._session.drafter != "none":
+            _ = self._session.draft_length_controller  # measures costs while nothing else runs
         self._texts = TokenTexts(self._session.codec)
         self._started = int(time())
+
+    def cut(self) -> None:
+        """End all running answers now, each with an error."""
+        for running in list(self._running):
+            running.cut()
+
+    def _middleware(self) -> list[Middleware]:
+        options = self.options
+        chain = [Middleware(Containment, refused=self._refused)]
+        if options.known_hosts is not None:
+            chain.append(Middleware(KnownHosts, names=options.known_hosts))
+        if options.cors_origins:
+            origins = list(options.cors_origins)
+            headers = ["Authorization", "Content-Type"]
+            chain.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=origins,
+                    allow_methods=["GET", "POST"],
+                    allow_headers=headers,
+                )
+            )
+        return chain
 
     async def _chat(self, http: HttpRequest) -> Response:
         return await self._answer(http, chat_request, ChatAnswer)
@@ -101,24 +138,20 @@ class Service:
         return await self._answer(http, completion_request, TextAnswer)
 
     async def _models(self, http: HttpRequest) -> Response:
-        self._check_key(http)
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        self._owner(http)
+        return _json({"object": "list", "data": [self._card()]})
 
     async def _model(self, http: HttpRequest) -> Response:
-        self._check_key(http)
+        self._owner(http)
         name, served = http.path_params["model"], self.options.defaults.model
         if name != served:
-            raise RefusedError(
-                f"the model '{name[:100]}' is not here; this server has '{served}'",
-                status=404,
-                code="model_not_found",
-            )
-        return JSONResponse(self._card())
+            raise unknown_model(name, served)
+        return _json(self._card())
 
     async def _health(self, http: HttpRequest) -> Response:
-        """Say 200 while requests are taken; what balances load asks this."""
-        state = "shutting down" if self.scheduler.closed else "ok"
-        return JSONResponse({"status": state}, 503 if self.scheduler.closed else 200)
+        """Return 200 while requests are accepted; load balancers ask this."""
+        closed = self.scheduler.closed
+        return _json({"status": "shutting down" if closed else "ok"}, 503 if closed else 200)
 
     async def _metrics(self, http: HttpRequest) -> Response:
         return Response(self.metrics.render(), headers={"Content-Type": self.metrics.content_type})
@@ -126,23 +159,25 @@ class Service:
     async def _answer(self, http: HttpRequest, parse: Parse, form: type[Answer]) -> Response:
         """Answer one request of either API."""
         arrived = perf_counter()
-        self._check_key(http)
+        owner = self._owner(http)
         try:
-            request = parse(await self._body(http), self.options.defaults)
+            data = await read_body(http, self.options.max_body_bytes, self.options.body_timeout)
             self.scheduler.ensure_room()  # before work is done on its text
-            # Tokenising a long prompt takes a while, and the other clients' events must not wait.
-            order = await asyncio.to_thread(self._order, request, arrived)
-            running = Running(self.scheduler, order, http)
+            request, order = await asyncio.get_running_loop().run_in_executor(
+                self._reader, self._read, parse, data, arrived, owner
+            )
             answer = form(
                 self.options.defaults.model,
                 f"fp_{self._session.manifest.seal[:16]}",
                 self._texts,
-                logprobs=request.sampling.logprobs is not None,
+                logprobs=request.options.logprobs is not None,
                 include_usage=request.include_usage,
+                show_cached=not self.options.hide_cached_tokens,
             )
+            running = Running(self.scheduler, order, http, self._running)
             if not request.stream:
                 stream = await running.end()
-                return JSONResponse(answer.whole(stream.completion()))
+                return _json(answer.whole(stream.completion()))
             pieces = aiter(running)
             first = await anext(pieces)  # until here, an error is a status of its own
             return EventStream(self._events(answer, running, first, pieces))
@@ -151,103 +186,55 @@ class Service:
 
     async def _events(
         self, answer: Answer, running: Running, first: Piece, pieces: AsyncIterator[Piece]
-    ) -> AsyncIterator[str]:
+    ) -> AsyncIterator[bytes]:
         """Yield the data of each event."""
         try:
             for chunk in answer.opening() + answer.chunks(first):
-                yield _compact(chunk)
+                yield _encode(chunk)
             async for piece in pieces:
                 for chunk in answer.chunks(piece):
-                    yield _compact(chunk)
+                    yield _encode(chunk)
             stream = await running.end()
             assert stream.finish_reason is not None, "it has ended"
             for chunk in answer.closing(stream.finish_reason, stream.stats):
-                yield _compact(chunk)
+                yield _encode(chunk)
         except ClientLeftError:
             return
-        except CospecError as error:  # too late for a status: clients know this event
-            yield _compact(self._refused(error).to_json())
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in a library written in Rust is one
+            yield self._refused(error).to_json()  # too late for a status: clients know this event
         finally:
             running.cancel()
-        yield "[DONE]"
+        yield b"[DONE]"
 
-    def _order(self, request: Request, arrived: float) -> Order:
-        """Check a request against the bundle, as far as that goes without decoding.
+    def _read(self, parse: Parse, data: bytes, arrived: float, owner: int) -> tuple[Request, Order]:
+        """Read a request and tokenise its prompt; called in the reader's thread."""
+        try:
+            request = parse(data, self.options.defaults)
+            return request, Order(self._plan(request), arrived, owner)
+        except RecursionError:
+            raise RefusedError("the body is nested too deeply") from None
+
+    def _plan(self, request: Request) -> Plan:
+        """Check a request against the bundle.
 
         Raises:
             CospecError: it cannot be decoded.
         """
-        manifest = self._session.manifest
-        defaults = manifest.generation
-        length = request.num_draft_tokens
+        defaults = self._session.manifest.generation
+        length = request.options.num_draft_tokens
         widest = max(defaults.num_draft_tokens, defaults.prefill_chunk - 1)
         if isinstance(length, int) and length > widest:
             raise RefusedError(
                 f"num_draft_tokens is {length}, but a pass of this bundle drafts at most {widest}",
                 param="num_draft_tokens",
             )
-        # A stream does nothing before it is asked for its first piece, but all checks are made.
-        checked = self._session.stream(
-            request.prompt,
-            max_tokens=request.max_tokens,
-            num_draft_tokens=length,
-            sampling=request.sampling,
-            mode=request.mode,
-            threshold=request.threshold,
-        )
-        return Order(request, checked.prompt_tokens, arrived)
+        options = replace(request.options, timeout=self.options.timeout)
+        return self._session.plan(request.prompt, **vars(options))
 
-    async def _body(self, http: HttpRequest) -> dict[str, Any]:
-        """Read the body of a request.
-
-        Raises:
-            RefusedError: it is not JSON, too large or too slow.
-        """
-        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            # Web pages of other origins may send any other type without asking first.
-            raise RefusedError(
-                f"the Content-Type is '{kind[:60]}', but must be 'application/json'", status=415
-            )
-        try:
-            data = await asyncio.wait_for(self._read(http), self.options.body_timeout)
-            return parse_json_object(
-                data, max_bytes=self.options.max_body_bytes, max_depth=MAX_JSON_DEPTH
-            )
-        except BundleError as error:  # what a file of a bundle would be refused with
-            raise RefusedError(f"the body is {error.message}") from error
-        except asyncio.TimeoutError:
-            raise RefusedError("the body took too long to come", status=408) from None
-
-    async def _read(self, http: HttpRequest) -> bytes:
-        limit = self.options.max_body_bytes
-        data = bytearray()
-        async for chunk in http.stream():
-            data += chunk
-            if len(data) > limit:
-                raise RefusedError(
-                    f"the body is larger than {limit} bytes",
-                    status=413,
-                    headers={"Connection": "close"},
-                    reason="too_large",
-                )
-        return bytes(data)
-
-    def _check_key(self, http: HttpRequest) -> None:
-        """Refuse who has not the key; the comparison takes as long for any wrong key."""
-        key = self.options.api_key
-        if key is None:
-            return
-        scheme, _, given = http.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), key.encode())
-        if scheme.lower() != "bearer" or not same:
-            raise RefusedError(
-                "the API key is missing or wrong: send the header 'Authorization: Bearer KEY'",
-                status=401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-                reason="unauthorized",
-            )
+    def _owner(self, http: HttpRequest) -> int:
+        return owner_of(http.headers.get("authorization", ""), self.options.api_keys)
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -258,29 +245,28 @@ class Service:
             "max_model_len": self._session.manifest.capacity,
         }
 
-    async def _refuse(self, http: HttpRequest, error: Exception) -> Response:
-        assert isinstance(error, CospecError), "Starlette asks for these only"
-        refusal = self._refused(error)
-        return JSONResponse(refusal.to_json(), refusal.status, headers=refusal.headers)
-
-    def _refused(self, error: CospecError) -> RefusedError:
+    def _refused(self, error: BaseException) -> RefusedError:
+        """Return what a client is sent in place of an answer; faults of our own go to the log."""
         refusal = refusal_of(error)
+        if refusal.reason == "server_error":
+            _log.error("a request failed", exc_info=error)
         self.metrics.refused(refusal.reason)
         return refusal
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_encode = msgspec.json.encode
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(_encode(value), status, media_type="application/json")
 
 
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
-    """Say in OpenAI's form what the routing refuses: unknown paths, wrong methods."""
-    assert isinstance(error, HTTPException), "Starlette asks for these only"
-    refusal = RefusedError(f"{http.method} {http.url.path[:100]}: {error.detail}")
-    return JSONResponse(refusal.to_json(), error.status_code, headers=error.headers)
-
-
-async def _bug(http: HttpRequest, error: Exception) -> Response:
-    """Say that it was us; the traceback is in the log, and no business of the client."""
-    refusal = RefusedError("the server failed; its log says why", kind="server_error")
-    return JSONResponse(refusal.to_json(), 500)
+    """Return what the routing refuses, unknown paths and wrong methods, in OpenAI's form."""
+    assert isinstance(error, HTTPException), "registered for these only"
+    refusal = RefusedError(
+        f"{http.method} {http.url.path[:100]!a}: {error.detail}",
+        status=error.status_code,
+        headers=error.headers,
+    )
+    return refusal.response()

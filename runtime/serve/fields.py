@@ -1,135 +1,174 @@
-"""Reading the fields of a JSON object one by one, so that none is forgotten."""
+"""Reading a JSON body field by field: nothing is decoded that is not asked for, nothing is forgotten.
+
+A body is first split into its fields, whose values stay bytes, so that a hostile value costs no objects
+and little time. Each value is then decoded straight into its type.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, overload
+from functools import lru_cache
+from typing import Any, get_args
+
+import msgspec
+from msgspec import Raw
 
 from .refusals import RefusedError
 
+LONGEST_NEUTRAL = 100
+"""Bytes of the longest value that can be one of those at which a field has no effect."""
+
+LONGEST_UNTYPED = 1 << 18
+"""Bytes of the longest value that is decoded without a type, whose objects may be many."""
+
+LONGEST_INTEGER = 30
+"""Digits; Python refuses to print integers of some thousand digits."""
+
+_WANTED: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+}
+
+
+class _Name:
+    """A field's name that equals no other, so that a name that appears twice is seen."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_SPLIT = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=lambda _, text: _Name(text))
+
 
 class Fields:
-    """The fields of an object that are still to be read; null counts as not given.
+    """The fields of a JSON object that are still to be read; null counts as not given.
 
     Args:
-        body: the object.
-        within: where it is, as the start of its fields' names in errors.
+        data: the object.
+        within: path of the object, put in front of the names of its fields in errors.
+
+    Raises:
+        RefusedError: not a JSON object, a field twice, or nested too deeply.
     """
 
-    def __init__(self, body: Mapping[str, Any], within: str = "") -> None:
-        self._left = {name: value for name, value in body.items() if value is not None}
+    def __init__(self, data: bytes | Raw, within: str = "") -> None:
         self._within = within
+        self._left: dict[str, Raw] = {}
+        try:
+            pairs = _SPLIT.decode(data)
+        except msgspec.ValidationError:
+            where = within.rstrip(".")
+            raise RefusedError(
+                f"{where or 'the body'} is not a JSON object", param=where or None
+            ) from None
+        except msgspec.DecodeError as error:
+            raise RefusedError(f"the body is not valid JSON ({error})") from None
+        except RecursionError:
+            raise RefusedError("the body is nested too deeply") from None
+        seen = set()
+        for name, value in pairs.items():
+            if name.text in seen:
+                raise RefusedError(f"the field {self._path(name.text)!a} appears twice")
+            seen.add(name.text)
+            if bytes(value) != b"null":
+                self._left[name.text] = value
 
-    def take(self, name: str) -> Any:
-        """Return a field as it is, or None."""
-        return self._left.pop(name, None)
-
-    @overload
-    def number(self, name: str, default: float) -> float: ...
-    @overload
-    def number(self, name: str) -> float | None: ...
-    def number(self, name: str, default: float | None = None) -> float | None:
-        """Return a number.
-
-        Raises:
-            RefusedError: it is something else.
-        """
-        value = self.take(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._wrong(name, "a number", value)
-        return float(value)
-
-    @overload
-    def integer(self, name: str, default: int) -> int: ...
-    @overload
-    def integer(self, name: str) -> int | None: ...
-    def integer(self, name: str, default: int | None = None) -> int | None:
-        """Return an integer.
-
-        Raises:
-            RefusedError: it is something else.
-        """
-        value = self.take(name)
-        return default if value is None else self.as_integer(name, value)
-
-    def as_integer(self, name: str, value: Any) -> int:
-        """Return the value of a field that was taken before as an integer."""
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._wrong(name, "an integer", value)
-        return value
-
-    def boolean(self, name: str, default: bool) -> bool:
-        """Return a truth value.
-
-        Raises:
-            RefusedError: it is something else.
-        """
-        value = self.take(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false", value)
-        return value
-
-    def text(self, name: str) -> str | None:
-        """Return a text.
-
-        Raises:
-            RefusedError: it is something else.
-        """
-        value = self.take(name)
-        if value is not None and not isinstance(value, str):
-            raise self._wrong(name, "a text", value)
-        return value
-
-    def choice(self, name: str, choices: Collection[str]) -> str | None:
-        """Return one of a few texts.
-
-        Raises:
-            RefusedError: it is something else.
-        """
-        value = self.take(name)
-        if value is not None and (not isinstance(value, str) or value not in choices):
-            raise self._wrong(name, f"one of {', '.join(choices)}", value)
-        return value
-
-    def finish(
-        self, unsupported: Mapping[str, tuple[Any, ...]], harmless: Collection[str] = ()
-    ) -> None:
-        """Refuse what was not read.
+    def take(self, name: str, kind: Any = Any) -> Any:
+        """Return the value of a field, or None where it is not given.
 
         Args:
-            unsupported: known fields, with the values at which they mean nothing.
-            harmless: fields that may say whatever they like.
+            name: of the field.
+            kind: any type that msgspec can decode; Any returns plain values of JSON. A float without a
+                fraction passes for an int.
+
+        Raises:
+            RefusedError: it is of another type.
+        """
+        value = self._left.pop(name, None)
+        if value is None:
+            return None
+        path = self._path(name)
+        if kind is Any and len(bytes(value)) > LONGEST_UNTYPED:
+            raise RefusedError(f"{path} is longer than {LONGEST_UNTYPED} bytes", param=path)
+        try:
+            if kind is int and len(bytes(value)) > LONGEST_INTEGER:
+                raise msgspec.ValidationError("out of range")
+            decoded = _decoder(kind).decode(value)
+        except msgspec.ValidationError as error:
+            wanted = _wanted(kind)
+            shown = bytes(value)[:40].decode("utf-8", "replace")
+            what = f"must be {wanted}, not {shown}" if wanted else f"is wrong: {error}"
+            raise RefusedError(f"{path} {what}", param=path) from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RefusedError(f"{path} is not valid JSON ({error})", param=path) from None
+        if kind is int:
+            if decoded != int(decoded):
+                raise RefusedError(f"{path} must be an integer, not {decoded}", param=path)
+            return int(decoded)
+        return decoded
+
+    def finish(
+        self,
+        unsupported: Mapping[str, tuple[Any, ...]],
+        harmless: Collection[str] = (),
+        *,
+        ignore_unknown: bool = False,
+    ) -> None:
+        """Refuse fields that were not read.
+
+        Args:
+            unsupported: known fields, each with the values at which it has no effect.
+            harmless: fields that have no effect whatever their value is.
+            ignore_unknown: let fields pass that are not named here.
 
         Raises:
             RefusedError: a field is unknown, or has a value that is not supported.
         """
         for name, value in self._left.items():
-            where = f"{self._within}{name}"[:100]
-            if name in harmless:
+            if name in harmless or (ignore_unknown and name not in unsupported):
                 continue
+            path = self._path(name)
             if name not in unsupported:
-                raise RefusedError(
-                    f"unknown field {where!a}", param=where, code="unknown_parameter"
-                )
+                raise RefusedError(f"unknown field {path!a}", param=path, code="unknown_parameter")
             neutral = unsupported[name]
-            if any(type(value) is type(each) and value == each for each in neutral):
+            if any(_is(value, each) for each in neutral):
                 continue
-            if not neutral:
-                raise RefusedError(
-                    f"this server does not support {where}",
-                    param=where,
-                    code="unsupported_parameter",
-                )
             raise RefusedError(
-                f"this server supports only {' or '.join(map(repr, neutral))} for {where}",
-                param=where,
-                code="unsupported_value",
+                f"this server supports only {' or '.join(map(_json, neutral))} for {path}"
+                if neutral
+                else f"this server does not support {path}",
+                param=path,
+                code="unsupported_value" if neutral else "unsupported_parameter",
             )
 
-    def _wrong(self, name: str, wanted: str, value: Any) -> RefusedError:
-        where = f"{self._within}{name}"
-        return RefusedError(f"{where} must be {wanted}, not {repr(value)[:60]}", param=where)
+    def _path(self, name: str) -> str:
+        return f"{self._within}{name}"[:100]
+
+
+@lru_cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(int | float if kind is int else kind)
+
+
+def _wanted(kind: Any) -> str | None:
+    """Return the words for a simple type."""
+    choices = get_args(kind)
+    if choices and all(isinstance(each, str) for each in choices):
+        return f"one of {', '.join(choices)}"
+    return _WANTED.get(kind)
+
+
+def _is(value: Raw, neutral: object) -> bool:
+    if len(bytes(value)) > LONGEST_NEUTRAL:
+        return False
+    try:
+        decoded = msgspec.json.decode(value)
+    except msgspec.MsgspecError:
+        return False
+    return decoded == neutral and isinstance(decoded, bool) == isinstance(neutral, bool)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -23,12 +23,13 @@ class Metrics:
 
     Args:
         model: the label `model_name`.
+        hide_hits: do not count the prompt tokens that a cache held.
 
     Raises:
         MissingExtraError: prometheus_client is not installed.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, hide_hits: bool = False) -> None:
         try:
             import prometheus_client
         except ImportError as error:
@@ -36,6 +37,7 @@ class Metrics:
         self._client = prometheus_client
         self._registry = prometheus_client.CollectorRegistry()
         self._labels = {"model_name": model, "engine": "0"}
+        self._hide_hits = hide_hits
         counter, histogram = self._counter, self._histogram
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of the requests.")
         self._generated = counter("vllm:generation_tokens", "Tokens generated.")
@@ -102,7 +104,8 @@ class Metrics:
         """Count a generation that was given a slot, however it ended; None is an error."""
         self._prompt.inc(stats.num_prompt_tokens)
         self._queries.inc(stats.num_prompt_tokens)
-        self._hits.inc(stats.num_cached_tokens)
+        if not self._hide_hits:
+            self._hits.inc(stats.num_cached_tokens)
         self._generated.inc(stats.num_generated_tokens)
         self._drafts.inc(stats.num_drafts)
         self._drafted.inc(stats.num_draft_tokens)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+
+from starlette.responses import Response
 
 from ...errors import CospecError, PromptError, PromptTooLongError, UsageError
 
 INVALID = "invalid_request_error"
+LONGEST_MESSAGE = 2000
+"""Characters of a message; a chat template may repeat whole conversations in its errors."""
 
 
 class RefusedError(UsageError):
@@ -42,28 +46,52 @@ class RefusedError(UsageError):
         self.headers = dict(headers or {})
         self.reason = reason
 
-    def to_json(self) -> dict[str, Any]:
-        """Return OpenAI's error object."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
+    def to_json(self) -> bytes:
+        """Return OpenAI's error object as JSON in ASCII: it may repeat any text of a client."""
+        facts = {
+            "message": self.message[:LONGEST_MESSAGE],
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
         }
+        return json.dumps({"error": facts}, separators=(",", ":")).encode("ascii")
+
+    def response(self) -> Response:
+        """Return the refusal as an HTTP response."""
+        return Response(self.to_json(), self.status, self.headers, "application/json")
 
 
-def refusal_of(error: CospecError) -> RefusedError:
-    """Return any error of the runtime as a refusal: the client's fault is a 400, ours a 500."""
+def refusal_of(error: BaseException) -> RefusedError:
+    """Return any error as a refusal: the client's fault is a 400, the server's own a 500."""
     if isinstance(error, RefusedError):
         return error
-    text = error.message if error.hint is None else f"{error.message}. {error.hint}"
+    if not isinstance(error, CospecError):  # its text is no business of the client
+        return _server_error("the server failed; its log says why")
+    text = text_of(error)
     if isinstance(error, PromptTooLongError):
         return RefusedError(text, code="context_length_exceeded", reason="context_length")
     if isinstance(error, (PromptError, UsageError)):
         return RefusedError(text)
+    return _server_error(text)
+
+
+def _server_error(text: str) -> RefusedError:
     return RefusedError(text, status=500, kind="server_error", reason="server_error")
+
+
+def text_of(error: CospecError) -> str:
+    """Return an error's message and hint as one text."""
+    return error.message if error.hint is None else f"{error.message}. {error.hint}"
+
+
+def unknown_model(name: str, served: str) -> RefusedError:
+    """Refuse a request for another model."""
+    return RefusedError(
+        f"the model {name[:100]!a} is not here; this server has '{served}'",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
 
 
 def queue_full(waiting: int, retry_after: int) -> RefusedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..decoding.completion import Piece, Stream
+from .refusals import shutting_down
 from .scheduler import Order, Scheduler
 
 
@@ -27,13 +29,19 @@ class Running:
     Args:
         scheduler: decodes it.
         order: what to decode.
-        http: whose client waits.
+        http: the client's request, whose body has been read.
+        group: contains all orders that are under way.
     """
 
-    def __init__(self, scheduler: Scheduler, order: Order, http: HttpRequest) -> None:
+    def __init__(
+        self, scheduler: Scheduler, order: Order, http: HttpRequest, group: set[Running]
+    ) -> None:
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._work = asyncio.ensure_future(scheduler.generate(order, self._pieces.put_nowait))
         self._gone = asyncio.ensure_future(_left(http))
+        self._group = group
+        group.add(self)
         self._work.add_done_callback(self._ended)
         self._gone.add_done_callback(lambda _: self._work.cancel())
 
@@ -51,21 +59,32 @@ class Running:
 
         Raises:
             ClientLeftError: the client left before.
-            CospecError: the order was refused or failed.
+            CospecError: the order was refused, cut off or failed.
         """
         try:
-            await asyncio.wait({self._work})
+            both: list[asyncio.Future[Any]] = [self._work, self._cut]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.cancel()
+        if self._cut.done():
+            raise shutting_down()
         if self._work.cancelled():
             raise ClientLeftError
         return self._work.result()
+
+    def cut(self) -> None:
+        """End the order with an error, without waiting for the pass that is being computed."""
+        if not self._cut.done():
+            self._cut.set_result(None)
+        self._pieces.put_nowait(None)
+        self.cancel()
 
     def cancel(self) -> None:
         """End the order, if it has not ended."""
         self._work.cancel()
 
     def _ended(self, work: asyncio.Future[Stream]) -> None:
+        self._group.discard(self)
         self._gone.cancel()
         self._pieces.put_nowait(None)
         if not work.cancelled():
@@ -84,7 +103,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str]) -> None:
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._events = events
@@ -94,7 +113,7 @@ class EventStream(Response):
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
         async for data in self._events:
-            body = f"data: {data}\n\n".encode()
+            body = b"data: " + data + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
             # Pieces that have piled up would be sent without a turn for the event loop in between,
             # and so without hearing that the client has left.

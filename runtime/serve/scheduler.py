@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 
+from ..decoding.caches import common_prefix
 from ..decoding.completion import Piece, Stream
+from ..decoding.generation import Plan
 from ..decoding.session import Session
 from .metrics import Metrics
 from .refusals import queue_full, shutting_down, timed_out
-from .requests import Request
 
 _LONGEST_RETRY_AFTER = 60
 """Seconds. Clients wait no longer anyway: OpenAI's takes its own, shorter, pause then."""
@@ -27,14 +28,38 @@ class Order:
     """A request that can be decoded.
 
     Attributes:
-        request: what is asked.
-        prompt_tokens: its prompt, to find the session that knows most of it.
-        arrived: on the clock of `perf_counter`.
+        plan: of its generation. Its timeout includes the time in the queue.
+        arrived: time of arrival, on the clock of `perf_counter`.
+        owner: index of the API key that it came with.
     """
 
-    request: Request
-    prompt_tokens: Sequence[int]
+    plan: Plan
     arrived: float
+    owner: int = 0
+
+
+@dataclass(eq=False)
+class Slot:
+    """A session, and whose text its caches hold."""
+
+    session: Session
+    owner: int = 0
+
+    def shared(self, order: Order) -> int:
+        """Return how many leading tokens of a prompt need not be read again.
+
+        One client must not learn from this number, or from the time, what another one asked.
+        """
+        if self.owner != order.owner:
+            return 0
+        return common_prefix(self.session.caches.tokens, order.plan.tokens)
+
+    def lend(self, owner: int) -> Session:
+        """Return the session for an order of `owner`, without what others left in its caches."""
+        if self.owner != owner:
+            self.session.forget()
+            self.owner = owner
+        return self.session
 
 
 class Scheduler:
@@ -50,9 +75,9 @@ class Scheduler:
     def __init__(
         self, sessions: Sequence[Session], max_queue: int, timeout: float, metrics: Metrics
     ) -> None:
-        self._sessions = list(sessions)
-        self._free = list(sessions)
-        self._waiting: deque[asyncio.Future[Session]] = deque()
+        self._slots = [Slot(session) for session in sessions]
+        self._free = list(self._slots)
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
         self._max_queue = max_queue
         self._timeout = timeout
         self._metrics = metrics
@@ -66,7 +91,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Orders that have a slot."""
-        return len(self._sessions) - len(self._free)
+        return len(self._slots) - len(self._free)
 
     @property
     def waiting(self) -> int:
@@ -95,7 +120,7 @@ class Scheduler:
         if self._closed:
             raise shutting_down()
         if not self._free and self.waiting >= self._max_queue:
-            seconds = (self.waiting + 1) * self._mean_seconds / len(self._sessions)
+            seconds = (self.waiting + 1) * self._mean_seconds / len(self._slots)
             raise queue_full(self.waiting, min(_LONGEST_RETRY_AFTER, max(1, math.ceil(seconds))))
 
     async def generate(self, order: Order, put: Callable[[Piece], None]) -> Stream:
@@ -115,28 +140,28 @@ class Scheduler:
             RefusedError: no room, no time, or the server shuts down.
             CospecError: what the generation raised.
         """
-        session = await self._turn(order)
+        slot = await self._turn(order)
         try:
-            return await self._decode(session, order, put)
+            return await self._decode(slot.lend(order.owner), order, put)
         finally:
-            self._release(session)
+            self._release(slot)
 
-    async def _turn(self, order: Order) -> Session:
-        """Wait for a session."""
+    async def _turn(self, order: Order) -> Slot:
+        """Wait for a slot."""
         self.ensure_room()
         if self._free:
-            session = max(self._free, key=lambda one: _shared(one, order.prompt_tokens))
-            self._free.remove(session)
+            slot = max(self._free, key=lambda one: one.shared(order))
+            self._free.remove(slot)
         else:
-            session = await self._wait(order)
+            slot = await self._wait(order)
         self._metrics.waited(perf_counter() - order.arrived)
-        return session
+        return slot
 
-    async def _wait(self, order: Order) -> Session:
-        turn: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+    async def _wait(self, order: Order) -> Slot:
+        turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            # Shielded: a session that is handed over in the same moment must not get lost.
+            # Shielded: a slot that is handed over at the same moment must not get lost.
             return await asyncio.wait_for(asyncio.shield(turn), self._left(order))
         except BaseException as error:
             if turn in self._waiting:
@@ -147,27 +172,15 @@ class Scheduler:
                 raise timed_out(self._timeout, queued=True) from None
             raise
 
-    def _release(self, session: Session) -> None:
-        """Hand a session to whoever waits longest."""
+    def _release(self, slot: Slot) -> None:
+        """Hand a slot to the order that has waited longest."""
         if self._waiting:
-            self._waiting.popleft().set_result(session)
+            self._waiting.popleft().set_result(slot)
         else:
-            self._free.append(session)
+            self._free.append(slot)
 
     async def _decode(self, session: Session, order: Order, put: Callable[[Piece], None]) -> Stream:
-        left = self._left(order)
-        if left <= 0:
-            raise timed_out(self._timeout, queued=True)
-        asked = order.request
-        stream = session.stream(
-            asked.prompt,
-            max_tokens=asked.max_tokens,
-            num_draft_tokens=asked.num_draft_tokens,
-            sampling=asked.sampling,
-            mode=asked.mode,
-            threshold=asked.threshold,
-            timeout=left,
-        )
+        stream = session.run(order.plan)
         loop = asyncio.get_running_loop()
 
         def first(piece: Piece) -> None:
@@ -203,15 +216,6 @@ class Scheduler:
         return order.arrived + self._timeout - perf_counter()
 
     def _cache_usage(self) -> float:
-        held = sum(len(one.caches.tokens) / one.manifest.capacity for one in self._sessions)
-        return held / len(self._sessions)
-
-
-def _shared(session: Session, tokens: Sequence[int]) -> int:
-    """Return how many leading tokens of a prompt a session has read."""
-    count = 0
-    for ours, theirs in zip(session.caches.tokens, tokens, strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
+        sessions = [slot.session for slot in self._slots]
+        held = sum(len(one.caches.tokens) / one.manifest.capacity for one in sessions)
+        return held / len(sessions)

@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn on it, and an orderly end."""
+"""Sockets, and the life of the process: imports neither Starlette nor uvicorn until it serves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def require_packages() -> None:
-    """Say which extra brings what a server needs, if it is not there.
+    """Check that the extra `serve` is installed.
 
     Raises:
         MissingExtraError: Starlette or uvicorn is not installed.
@@ -29,7 +29,7 @@ def require_packages() -> None:
 
 
 def make_service(session: Session, slots: int, options: ServeOptions) -> Service:
-    """Make the application around a loaded bundle, with `slots` sessions on its engines."""
+    """Return the application around a loaded bundle, with `slots` sessions on its engines."""
     require_packages()
     from .app import Service
 
@@ -49,8 +49,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, OverflowError) as error:
         raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
-    # With its protocol: asyncio turns Nagle's delay off only where it reads there that this is TCP. An
-    # answer's body would wait 40 ms for the client to acknowledge the headers.
+    # asyncio turns Nagle's delay off only for sockets whose protocol is TCP. Otherwise the body of an
+    # answer would wait 40 ms until the client acknowledges the headers.
     opened = socket.socket(family, kind, protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +66,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address."""
+    """Return whether an address can be reached from this machine only."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -79,45 +79,22 @@ def serve(
     shutdown_timeout: int | None = None,
     on_ready: Callable[[Callable[[], None]], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; or, off the main thread, until told to stop.
+    """Serve until SIGTERM or Ctrl-C, or until the function that `on_ready` gets is called.
 
-    Then no new connection is taken, requests in the queue are refused with 503, and answers that are
-    under way come to their end. A second signal ends the process at once.
+    Then no new connection is accepted, requests in the queue are refused with 503, and running answers
+    come to their end. A second signal cuts them off, each with an error, and ends the process.
 
     Args:
         service: what to serve.
         sockets: listening; closed at the end.
-        shutdown_timeout: seconds after which answers under way are cancelled; None waits for them.
-        on_ready: called once requests can be answered, with what stops the server.
+        shutdown_timeout: seconds after which running answers are cut off; None waits for them.
+        on_ready: called once requests can be answered, with a function that stops the server.
     """
     require_packages()
-    import uvicorn
+    from .uvicorn_server import Server
 
-    class Server(uvicorn.Server):
-        """uvicorn's, which says when it starts and ends."""
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if on_ready is not None and self.started:
-                on_ready(self.stop)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            service.scheduler.close()
-            await super().shutdown(sockets)
-
-        def stop(self) -> None:
-            self.should_exit = True
-
-    config = uvicorn.Config(
-        service.app,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=shutdown_timeout,
-    )
     # uvicorn raises its signals again at its end. That of SIGTERM would make an orderly end look like
     # a kill, so the handler that it then finds does nothing. Only a main thread may set one.
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, lambda *_: None)
-    Server(config).run(sockets=list(sockets))
+    Server(service, shutdown_timeout, on_ready).run(sockets=list(sockets))

@@ -44,19 +44,23 @@ def test_it_says_where_it_listens_and_passes_everything_on(served, tiny_bundle):
     ((service, shutdown_timeout),) = served
     options = service.options
     assert (options.max_queue, options.timeout, options.max_body_bytes) == (3, 5.0, 99)
-    assert (options.defaults.model, options.defaults.temperature) == ("mine", 0.5)
-    assert (options.defaults.num_draft_tokens, options.api_key, shutdown_timeout) == (2, None, 7)
-    assert len(service.scheduler._sessions) == 2
+    assert (options.defaults.model, options.defaults.options.temperature) == ("mine", 0.5)
+    assert (options.defaults.options.num_draft_tokens, options.api_keys, shutdown_timeout) == (
+        2,
+        (),
+        7,
+    )
+    assert len(service.scheduler._slots) == 2
 
 
 def test_it_warns_where_others_reach_it_without_a_key(served, tiny_bundle, monkeypatch):
     where = ("--engine-dir", tiny_bundle.root, "--port", 0, "--host", "0.0.0.0")
-    assert "warning: whoever reaches 0.0.0.0 can use this server" in call(*where).stderr
+    assert "warning: everybody who can reach 0.0.0.0 can use this server" in call(*where).stderr
     monkeypatch.setenv("COSPEC_API_KEY", "s3cret")
     result = call(*where)
     assert "warning" not in result.stderr
     assert "s3cret" not in result.output
-    assert served[-1][0].options.api_key == "s3cret"
+    assert served[-1][0].options.api_keys == ("s3cret",)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_it_warns_where_others_reach_it_without_a_key(served, tiny_bundle, monke
         (["--api-key", "schlüssel"], "API key must be printable"),
         (["--default-temperature", "-1"], "temperature is -1.0"),
         (["--mode", "collab"], "no arbiter"),
-        (["--threshold", "0.5"], "--threshold goes with --mode collab"),
+        (["--threshold", "0.5"], "works in the mode 'collab' only"),
         (["--num-draft-tokens", "many"], "'many' is not an integer or 'auto'"),
     ],
 )
@@ -93,5 +97,5 @@ def test_a_missing_extra_is_named_before_anything_is_loaded(served, tmp_path, mo
 
 def test_help_states_the_default_temperature_and_where_the_key_comes_from():
     text = " ".join(call("--help").stdout.split())
-    assert "0 is greedy; OpenAI's own default is 1" in text
+    assert "0 is greedy, which is the default here; OpenAI's own default is 1" in text
     assert "COSPEC_API_KEY" in text

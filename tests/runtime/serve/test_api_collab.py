@@ -5,11 +5,9 @@ from __future__ import annotations
 import httpx2 as httpx
 import openai
 import pytest
-from arbiters import bundle_with_arbiter
 
 import cospec
-from cospec.export.arbiter_folder import read_arbiter
-from cospec.models.tiny_pair import ARBITER
+from cospec.runtime.decoding.options import GenerationOptions
 from cospec.runtime.serve.requests import Defaults
 
 # The target alone says 2400; the draft was trained on more of its kind.
@@ -18,19 +16,9 @@ PROMPT = "Q: What is 625 times 4?\nA:"
 
 
 @pytest.fixture(scope="module")
-def collab(tiny_pair_bundle, tmp_path_factory):
-    """What the answers are compared with; an export of its own would take half a minute."""
-    arbiter = read_arbiter(ARBITER)
-    folder = tmp_path_factory.mktemp("collab") / "tiny"
-    return cospec.load(
-        bundle_with_arbiter(tiny_pair_bundle, arbiter.graph, folder, arbiter.threshold)
-    )
-
-
-@pytest.fixture(scope="module")
 def served(serving, collab):
     """A server that collaborates unless a request says otherwise."""
-    defaults = Defaults("tiny", mode="collab")
+    defaults = Defaults("tiny", GenerationOptions(mode="collab"))
     with serving(sessions=[collab.new_session()], defaults=defaults) as running:
         yield running
 
@@ -100,7 +88,7 @@ def test_a_seed_repeats_itself_in_collab_too(client, collab):
 
 def test_metrics_count_what_the_arbiter_kept(serving, collab):
     own = collab.generate(MESSAGES, mode="collab").stats
-    defaults = Defaults("tiny", mode="collab")
+    defaults = Defaults("tiny", GenerationOptions(mode="collab"))
     with serving(sessions=[collab.new_session()], defaults=defaults) as fresh:
         with fresh.client() as client:
             chat(client)
@@ -114,7 +102,7 @@ def test_metrics_count_what_the_arbiter_kept(serving, collab):
 @pytest.mark.parametrize(
     ("asked", "part"),
     [
-        ({"mode": "oracle"}, "one of strict, collab"),
+        ({"mode": "oracle"}, "the values are: strict, collab"),
         ({"threshold": 1.5}, "from 0 to 1"),
         ({"mode": "strict", "threshold": 0.5}, "'collab' only"),
         ({"num_draft_tokens": "auto"}, "'strict' only"),

@@ -15,20 +15,15 @@ from functools import partial
 import httpx2 as httpx
 import openai
 import pytest
+from http_server import events, until
 
 from cospec.errors import BackendError, ResourceError, UsageError
+from cospec.runtime.decoding.options import GenerationOptions
 from cospec.runtime.serve.requests import Defaults
 from cospec.runtime.serve.server import is_loopback, listen
 
 LABELS = '{engine="0",model_name="tiny"}'
 LONG = {"prompt": "Q: What is 12 + 30?\nA:", "max_tokens": 200, "min_tokens": 200}
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def ask(served, **more):
@@ -44,10 +39,6 @@ def stream(served, **more):
 def _has(scheduler, count):
     """Whether so many requests are in the server, all but one of them waiting."""
     return (scheduler.running, scheduler.waiting) == (1, count - 1)
-
-
-def events(response):
-    return (line.removeprefix("data: ") for line in response.iter_lines() if line)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(serving, gated):
@@ -122,7 +113,7 @@ def test_a_client_that_leaves_the_queue_gives_its_place_up(serving, gated):
         until(lambda: scheduler.waiting == 0)
         gated.permits.release(1000)
         assert first.result(60).status_code == 200
-        assert len(gated.streams) == 4, "the check of a default, two requests, and one decoded"
+        assert len(gated.streams) == 1, "the one that was decoded"
 
 
 def test_a_client_that_reads_nothing_keeps_no_slot(serving, session):
@@ -192,7 +183,7 @@ def test_a_backend_that_fails_is_a_500_and_the_next_request_works(serving, gated
 def test_a_bug_is_a_500_that_tells_nothing(serving, gated, monkeypatch):
     gated.permits.release(1000)
     with serving(sessions=[gated]) as served:
-        monkeypatch.setattr(gated, "stream", lambda *_, **__: {}["secret"])
+        monkeypatch.setattr(gated, "run", lambda _: {}["secret"])
         failed = ask(served)
         assert failed.status_code == 500
         assert failed.json()["error"]["message"] == "the server failed; its log says why"
@@ -260,9 +251,8 @@ def test_addresses_that_cannot_be_had_are_errors_with_a_hint():
 
 def test_a_default_that_no_request_could_use_is_refused_at_once(serving):
     for defaults in (
-        Defaults("tiny", temperature=-1),
-        Defaults("tiny", mode="collab"),
-        Defaults("tiny", num_draft_tokens=1000),
+        Defaults("tiny", GenerationOptions(mode="collab")),
+        Defaults("tiny", GenerationOptions(num_draft_tokens=1000)),
     ):
         with pytest.raises(UsageError), serving(defaults=defaults):
             pass

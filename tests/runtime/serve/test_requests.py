@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from cospec.runtime.sampling.params import SamplingParams
+from cospec.runtime.decoding.options import GenerationOptions
 from cospec.runtime.serve.refusals import RefusedError
 from cospec.runtime.serve.requests import (
     HARMLESS,
@@ -21,24 +22,25 @@ USER = {"role": "user", "content": "Hello"}
 
 
 def chat(**fields: Any) -> Any:
-    return chat_request({"messages": [USER]} | fields, DEFAULTS)
+    return chat_request(json.dumps({"messages": [USER]} | fields).encode(), DEFAULTS)
 
 
 def text(**fields: Any) -> Any:
-    return completion_request({"prompt": "Hello"} | fields, DEFAULTS)
+    return completion_request(json.dumps({"prompt": "Hello"} | fields).encode(), DEFAULTS)
 
 
 def test_a_bare_request_is_greedy_and_takes_the_defaults():
     request = chat()
     assert request.prompt == [USER]
-    assert request.sampling == SamplingParams()
-    assert request.sampling.is_plain
-    assert (request.mode, request.max_tokens, request.stream) == ("strict", None, False)
-    other = Defaults("tiny", temperature=1.0, mode="collab", threshold=0.7, num_draft_tokens=2)
-    request = completion_request({"prompt": "Hello"}, other)
-    assert (request.sampling.temperature, request.mode, request.threshold) == (1.0, "collab", 0.7)
-    assert request.num_draft_tokens == 2
-    assert completion_request({"prompt": "", "mode": "strict"}, other).threshold is None
+    assert request.options == GenerationOptions()
+    assert request.options.is_plain
+    assert not request.stream
+    other = Defaults(
+        "tiny", GenerationOptions(temperature=1.0, mode="collab", threshold=0.7, num_draft_tokens=2)
+    )
+    request = completion_request(b'{"prompt": "Hello"}', other)
+    assert request.options == other.options
+    assert completion_request(b'{"prompt": "", "mode": "strict"}', other).options.threshold is None
 
 
 def test_every_parameter_arrives():
@@ -64,7 +66,7 @@ def test_every_parameter_arrives():
         stream=True,
         stream_options={"include_usage": True},
     )
-    assert request.sampling == SamplingParams(
+    assert request.options == GenerationOptions(
         temperature=0.5,
         top_p=0.9,
         min_p=0.1,
@@ -76,16 +78,19 @@ def test_every_parameter_arrives():
         min_tokens=2,
         stop=("x",),
         logprobs=4,
+        max_tokens=9,
+        mode="collab",
+        threshold=0.6,
+        num_draft_tokens="auto",
     )
-    assert (request.max_tokens, request.mode, request.threshold) == (9, "collab", 0.6)
-    assert (request.num_draft_tokens, request.stream, request.include_usage) == ("auto", True, True)
+    assert (request.stream, request.include_usage) == (True, True)
 
 
 def test_log_probabilities_have_another_form_in_each_api():
-    assert chat(logprobs=True).sampling.logprobs == 0
-    assert chat(logprobs=False).sampling.logprobs is None
-    assert text(logprobs=3).sampling.logprobs == 3
-    assert text().sampling.logprobs is None
+    assert chat(logprobs=True).options.logprobs == 0
+    assert chat(logprobs=False).options.logprobs is None
+    assert text(logprobs=3).options.logprobs == 3
+    assert text().options.logprobs is None
 
 
 def test_messages_may_come_in_parts_and_from_developers():
@@ -122,9 +127,9 @@ def test_harmless_fields_and_neutral_values_are_accepted():
         ({"n": True}, "n", "only 1"),
         ({"tools": [{"type": "function"}]}, "tools", "only []"),
         ({"tool_choice": "required"}, "tool_choice", "only"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "'text'"),
+        ({"response_format": {"type": "json_object"}}, "response_format", '"text"'),
         ({"best_of": 3}, "best_of", "only 1"),
-        ({"echo": True}, "echo", "only False"),
+        ({"echo": True}, "echo", "only false"),
         ({"suffix": "x"}, "suffix", "only"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "does not support"),
         ({"beam_width": 3}, "'beam_width'", "unknown field"),
@@ -134,25 +139,25 @@ def test_harmless_fields_and_neutral_values_are_accepted():
         ({"top_p": 0}, "top_p", "above 0"),
         ({"top_k": 1.5}, "top_k", "an integer"),
         ({"seed": 2**64}, "seed", "at most 18446744073709551615"),
-        ({"logit_bias": [1]}, "logit_bias", "map token ids"),
+        ({"logit_bias": [1]}, "logit_bias", "an object that maps"),
         ({"logit_bias": {"the": 1}}, "logit_bias", "not a token id"),
-        ({"logit_bias": {"1": "x"}}, "logit_bias", "must be a number"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias", "an object that maps"),
         ({"stop": [1]}, "stop", "list of texts"),
         ({"stop": ""}, "stop", "a text is empty"),
         ({"stop": ["x"] * 65}, "stop", "at most 64"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"max_tokens": "9"}, "max_tokens", "an integer"),
         ({"max_completion_tokens": -1}, "max_completion_tokens", "at least 1"),
-        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "mean the same"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "differ"),
         ({"max_tokens": 1, "min_tokens": 2}, "min_tokens", "above max_tokens"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
-        ({"stream": True, "stream_options": 1}, "stream_options", "an object"),
+        ({"stream": True, "stream_options": 1}, "stream_options", "not a JSON object"),
         ({"mode": "fast"}, "mode", "strict, collab"),
         ({"mode": []}, "mode", "strict, collab"),
         ({"num_draft_tokens": 1.5}, "num_draft_tokens", "an integer"),
         ({"threshold": "x"}, "threshold", "a number"),
-        ({"model": 3}, "model", "a text"),
+        ({"model": 3}, "model", "a string"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name_in_both_apis(fields, param, part):
@@ -170,16 +175,15 @@ def test_what_is_wrong_is_refused_by_name_in_both_apis(fields, param, part):
     [
         (None, "at least one message"),
         ([], "at least one message"),
-        ("Hello", "at least one message"),
-        (["Hello"], "messages[0] must be an object"),
+        ("Hello", "messages is wrong"),
+        (["Hello"], "messages[0] is not a JSON object"),
         ([{"content": "Hello"}], "no role"),
         ([{"role": "tool", "content": "x"}], "one of system"),
-        ([{"role": "user"}], "must be a text"),
-        ([{"role": "user", "content": []}], "must be a text"),
+        ([{"role": "user"}], "must be a string"),
+        ([{"role": "user", "content": []}], "must be a string"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "image_url"),
-        ([{"role": "user", "content": ["x"]}], "text only"),
-        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "a part looks like"),
-        ([{"role": "user", "content": "x", "weight": 1}], "messages[0].weight"),
+        ([{"role": "user", "content": ["x"]}], "got `str` - at `$[0]`"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "at `$[0].text`"),
         ([{"role": "assistant", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
     ],
 )

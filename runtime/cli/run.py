@@ -19,6 +19,7 @@ from .run_output import (
     Painter,
     describe,
     end_json,
+    incomplete,
     legend,
     print_any_text,
     warn_if_uncertified,
@@ -177,6 +178,8 @@ def _answer(
         print_json_line(end_json(completion))
     else:
         click.echo(f"\n{legend()}" if provenance else "")
+    if completion.is_complete is False:
+        click.echo(incomplete(completion.finish_reason), err=True)
     if stats:
         click.echo(describe(completion.stats), err=True)
 

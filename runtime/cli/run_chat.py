@@ -20,7 +20,7 @@ from ..decoding.stats import GenerationStats
 from ..text.messages import Message
 from ..trace.page import write_page
 from ..trace.record import Trace
-from .run_output import Painter, describe, print_any_text, warn_if_uncertified
+from .run_output import Painter, describe, incomplete, print_any_text, warn_if_uncertified
 from .run_terminal import ctrl_c_cancels, line_editing, lines
 
 _MAX_CONVERSATION_BYTES = 64 << 20
@@ -136,6 +136,8 @@ class Conversation:
         click.echo()
         if stream.finish_reason not in ("eos", "stop"):
             click.echo(f"[ended: {stream.finish_reason}]", err=True)
+        if stream.is_complete is False:
+            click.echo(incomplete(stream.finish_reason), err=True)
         if self._stats:
             click.echo(describe(stream.stats), err=True)
         if trace is not None:

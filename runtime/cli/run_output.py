@@ -124,3 +124,8 @@ def describe(stats: GenerationStats) -> str:
             f"{figure(rate, '.0f')} tokens/s",
         ]
     )
+
+
+def incomplete(reason: str | None) -> str:
+    """Return the warning for an output that ends before its grammar does."""
+    return f"warning: the output is incomplete: it ended ({reason}) before it matched the grammar"

@@ -57,6 +57,7 @@ class Completion:
         stats: counters and times.
         logprobs: of each token, if the sampling parameters ask for them.
         seed: the seed of the draws; None if nothing was drawn.
+        is_complete: whether the output matches its whole grammar; None without a grammar.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Completion:
     stats: GenerationStats
     logprobs: Sequence[TokenLogprob] = ()
     seed: int | None = None
+    is_complete: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the completion as plain values, without log-probabilities and seed if it has none."""
@@ -73,6 +75,8 @@ class Completion:
         value |= {"finish_reason": self.finish_reason, "stats": self.stats.to_json()}
         if self.logprobs:
             value["logprobs"] = _plain(self.logprobs)
+        if self.is_complete is not None:
+            value["is_complete"] = self.is_complete
         return value if self.seed is None else {**value, "seed": self.seed}
 
 
@@ -106,6 +110,7 @@ class Stream:
         self.seed = seed
         self.stats = GenerationStats(num_prompt_tokens=len(prompt_tokens))
         self.finish_reason: FinishReason | None = None
+        self.is_complete: bool | None = None
         self._interrupt = interrupt
         self._seen: _Record | None = _Record()
         self._pieces = pieces(self)
@@ -158,6 +163,7 @@ class Stream:
             stats=self.stats,
             logprobs=seen.logprobs,
             seed=self.seed,
+            is_complete=self.is_complete,
         )
 
 

@@ -11,6 +11,7 @@ from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
 from ..drafting.draft_length import LONGEST_AUTO_DRAFT, DraftLengthController
 from ..drafting.protocol import Drafter, no_evidence
+from ..sampling.grammar import GrammarCompiler, GrammarState
 from ..sampling.sampler import Sampler
 from ..text.detokenizer import TextStream
 from .caches import Caches
@@ -36,6 +37,7 @@ class Plan:
         interrupt: ends the generation early.
         referee: decides at mismatches; None in strict mode.
         sampler: chooses tokens; None for the most likely ones.
+        grammar: follows the output, to report whether it is complete; None without a grammar.
         reuses_cache: whether tokens of earlier generations are kept in the cache.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     interrupt: Interrupt
     referee: Referee | None = None
     sampler: Sampler | None = None
+    grammar: GrammarState | None = None
     reuses_cache: bool = True
 
 
@@ -53,6 +56,7 @@ def plan_generation(
     options: GenerationOptions,
     manifest: Manifest,
     referee: Referee | None,
+    grammars: GrammarCompiler,
     *,
     reuses_cache: bool = True,
 ) -> Plan:
@@ -77,11 +81,21 @@ def plan_generation(
         prefill_chunk=defaults.prefill_chunk,
         vocab_size=manifest.vocab_size,
     )
+    spec = options.grammar_spec
+    grammar = None if spec is None else grammars.compile(spec)
     sampler = None
-    if not options.is_plain:
-        sampler = Sampler(options, tokens, limits.vocab_size, limits.eos_token_ids)
-    interrupt = Interrupt(options.timeout)
-    return Plan(tuple(tokens), options, limits, interrupt, referee, sampler, reuses_cache)
+    if grammar is not None or not options.is_plain:
+        sampler = Sampler(options, tokens, limits.vocab_size, limits.eos_token_ids, grammar)
+    return Plan(
+        tuple(tokens),
+        options,
+        limits,
+        Interrupt(options.timeout),
+        referee,
+        sampler,
+        None if grammar is None else grammar.copy(),
+        reuses_cache,
+    )
 
 
 def choose_referee(

@@ -175,9 +175,7 @@ def decode(
         # The pass itself yields one token, and its tokens must fit the cache.
         room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
         started = perf_counter()
-        drafted = checked_proposal(drafter, tokens, room, limits.vocab_size) if room > 0 else []
-        drafted = _through_eos(drafted, limits.eos_token_ids)
-
+        drafted = _draft(drafter, tokens, room, limits, sampler) if room > 0 else []
         drafting = perf_counter() - started
         block = tokens[target.length :] + drafted
         rows = target.step(block, rows=len(drafted) + 1)
@@ -218,6 +216,18 @@ def decode(
             provenance.append("bonus" if 0 < len(drafted) == accepted else "target")
         mismatches = matches[: accepted + 1].count(False)
         yield Round(emitted, provenance, len(drafted), accepted, finish, mismatches, logprobs)
+
+
+def _draft(
+    drafter: Drafter, tokens: list[int], room: int, limits: Limits, sampler: Sampler | None
+) -> list[int]:
+    """Return a block of up to `room` tokens: the drafter's, as far as a grammar allows them."""
+    drafted = checked_proposal(drafter, tokens, room, limits.vocab_size)
+    if sampler is not None:
+        # A block whose evidence may be asked for has no tokens but the drafter's own.
+        most = 0 if isinstance(drafter, EvidenceDrafter) else room
+        drafted = sampler.constrain(tokens, drafted, most)
+    return _through_eos(drafted, limits.eos_token_ids)
 
 
 def _choices(

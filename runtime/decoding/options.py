@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 
 from ...errors import UsageError
 from ..sampling.declaration import option, options_of
+from ..sampling.grammar import FILE, SCHEMA, GrammarKind, GrammarSpec
 from ..sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -75,6 +76,24 @@ class GenerationOptions(SamplingParams):
         "stop",
         "When the cache is full, stop, or slide: forget the older half of the text and continue.",
     )
+    json_schema: str | Mapping[str, Any] | None = option(
+        None,
+        "The output is JSON that matches this JSON schema. On the command line: a file.",
+        kind=SCHEMA,
+        http=False,
+    )
+    regex: str | None = option(
+        None, "The output matches this regular expression as a whole.", http=False
+    )
+    grammar: str | None = option(
+        None,
+        "The output matches this grammar, in Lark's notation or in GBNF. On the command line: a file.",
+        kind=FILE,
+        http=False,
+    )
+    choice: tuple[str, ...] = option(
+        (), "The output is one of these texts. May be given several times.", http=False
+    )
     sampling: InitVar[SamplingParams | None] = None
     arbiter: Arbiter | None = field(default=None, compare=False)
     drafter: Drafter | None = field(default=None, compare=False)
@@ -108,6 +127,29 @@ class GenerationOptions(SamplingParams):
         if sampling is not None:
             values = {each.name: getattr(sampling, each.name) for each in fields(sampling)} | values
         return replace(self, **values)
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        """The grammar that the options ask for, or None.
+
+        Raises:
+            UsageError: they ask for several.
+        """
+        text = self.grammar
+        notation: GrammarKind = "gbnf" if text is not None and "::=" in text else "lark"
+        asked: dict[str, tuple[GrammarKind, Any]] = {
+            "json_schema": ("json_schema", self.json_schema),
+            "regex": ("regex", self.regex),
+            "grammar": (notation, text),
+            "choice": ("choice", self.choice or None),
+        }
+        given = {name: each for name, each in asked.items() if each[1] is not None}
+        if len(given) > 1:
+            raise UsageError(
+                f"{' and '.join(given)} are given, but the output can follow one grammar only",
+                hint="leave out all but one",
+            )
+        return next((GrammarSpec(*each) for each in given.values()), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that differ from their defaults; what only programs pass is left out."""

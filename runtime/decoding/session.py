@@ -19,6 +19,7 @@ from ..drafting.protocol import Drafter, DrafterFactory, DraftingContext, Eviden
 from ..drafting.registry import NamedDrafter, NoDrafter, find_drafter
 from ..engines.onnxruntime import OrtOptions
 from ..engines.protocol import Engine
+from ..sampling.grammar import GrammarCompiler
 from ..sampling.params import SamplingParams
 from ..text.codec import TextCodec
 from ..text.messages import Message
@@ -74,6 +75,8 @@ class Session:
         drafting = draft if self._drafter.uses_model else None
         self._engines = (target, draft)
         self._costs = MeasuredCosts(target, drafting)
+        eos = manifest.generation.eos_token_ids
+        self._grammars = GrammarCompiler(codec.tokenizer.to_str, manifest.vocab_size, eos)
         self._running: Stream | None = None
         self._lock = Lock()
         own = None if drafting is None else drafting.decoder()
@@ -83,7 +86,7 @@ class Session:
         """Return another session on the same engines, with empty caches of its own."""
         target, draft = self._engines
         session = Session(self.manifest, target, draft, self.codec, self.arbiter, self._drafter)
-        session._costs = self._costs
+        session._costs, session._grammars = self._costs, self._grammars
         return session
 
     @takes_options
@@ -142,7 +145,9 @@ class Session:
             max_tokens=max_tokens, num_draft_tokens=num_draft_tokens, sampling=sampling
         )
         return self.run(
-            plan_generation(tokens, options, self.manifest, referee, reuses_cache=False)
+            plan_generation(
+                tokens, options, self.manifest, referee, self._grammars, reuses_cache=False
+            )
         )
 
     def forget(self) -> None:
@@ -227,7 +232,7 @@ class Session:
         referee = choose_referee(
             options, arbiter, self.manifest, self.protected_tokens, has_evidence=has_evidence
         )
-        return plan_generation(self.encode(prompt), options, self.manifest, referee)
+        return plan_generation(self.encode(prompt), options, self.manifest, referee, self._grammars)
 
     def _pieces(self, plan: Plan, stream: Stream) -> Iterator[Piece]:
         is_auto = plan.options.num_draft_tokens == "auto"
@@ -260,6 +265,9 @@ class Session:
                     )
                 if whole.tokens:
                     stream.stats.add(whole)
+                if plan.grammar is not None:
+                    plan.grammar.commit(whole.tokens)
+                    stream.is_complete = plan.grammar.is_complete
                 stream.finish_reason = whole.finish
             yield Piece(new, whole.tokens, whole.provenance, whole.logprobs)
 

@@ -60,6 +60,12 @@ class ModelDrafter:
             self._seen = _arrays(rows)
             return list(rows.token.tolist())
         while len(drafted) < count:
+            if self._sampler is not None and not self._collect:
+                forced = self._sampler.forced(tokens, drafted)[: count - len(drafted)]
+                if forced:
+                    drafted += forced
+                    fresh += forced
+                    continue
             row = decoder.step(fresh, rows=1)
             if self._sampler is None:
                 token = int(row.token[-1])

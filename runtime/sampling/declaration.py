@@ -152,6 +152,7 @@ def option(
     unit: str = "",
     flag: str = "",
     http: bool = True,
+    kind: Kind | None = None,
 ) -> Value:
     """Declare an option as the default of a dataclass field.
 
@@ -164,9 +165,10 @@ def option(
         unit: of the number, such as `tokens`.
         flag: the option's name on the command line; derived from the field's name if empty.
         http: whether HTTP requests may set it.
+        kind: how values are read; derived from the field's type if None.
     """
     facts = {"help": help, "range": Range(low, high, above), "unit": unit}
-    facts |= {"flag": flag, "http": http}
+    facts |= {"flag": flag, "http": http, "kind": kind}
     made: Value = (
         field(default_factory=dict, metadata=facts)  # type: ignore[assignment]
         if isinstance(default, dict)
@@ -199,8 +201,8 @@ def options_of(declaration: type) -> Mapping[str, Option]:
         facts = dict(each.metadata)
         facts["flag"] = facts["flag"] or "--" + each.name.replace("_", "-")
         default = {} if each.default is MISSING else each.default
-        kind = _kind(_hint(declaration, each.name))
-        found[each.name] = Option(name=each.name, kind=kind, default=default, **facts)
+        facts["kind"] = facts["kind"] or _kind(_hint(declaration, each.name))
+        found[each.name] = Option(name=each.name, default=default, **facts)
     return found
 
 
@@ -239,6 +241,17 @@ def _number(value: Any) -> float:
     if isinstance(value, bool | str):
         raise TypeError
     return value if isinstance(value, int) and abs(value) < 1 << 53 else float(value)
+
+
+def read_text(value: Any) -> str:
+    """Return a text.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _true_or_false(value: Any) -> bool:
@@ -331,6 +344,7 @@ _KINDS: dict[Any, Kind] = {
     int: Kind("an integer", "N", _integer, int),
     float: Kind("a number", "X", _number, float),
     bool: Kind("true or false", "", _true_or_false),
+    str: Kind("a text", "TEXT", read_text),
     (int, Literal["auto"]): Kind("an integer or 'auto'", "N|auto", _length, _number_or_auto),
     tuple[str, ...]: Kind("a text or a list of texts", "TEXT", _texts, repeats=True),
     tuple[int, ...]: Kind("a list of token ids", "ID", _token_ids, int, repeats=True),

@@ -6,19 +6,26 @@ llguidance compiles a grammar and computes the masks. It is imported when a gram
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingExtraError, UsageError
+from .declaration import Kind, read_text
 
 if TYPE_CHECKING:
     import llguidance
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice"]
+GrammarKind = Literal["json_schema", "regex", "lark", "gbnf", "choice"]
+
+
+_JSON: Any = {"whitespace_pattern": r"[ \t\r\n]{0,24}"}
+"""JSON may be indented, but white space between two tokens ends: small models would go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,19 @@ class GrammarSpec:
     """What the output must match.
 
     Attributes:
-        kind: `json_schema`, `json_object` (any JSON object), `regex`, `lark` (llguidance's dialect),
-            `gbnf` (llama.cpp's grammars), or `choice` (one of several texts).
-        value: the schema as a mapping or JSON text, the expression, the grammar, or the texts.
+        kind: `json_schema`, `regex`, `lark` (llguidance's dialect), `gbnf` (llama.cpp's grammars), or
+            `choice` (one of several texts).
+        value: the schema as JSON text, the expression, the grammar, or the texts.
     """
 
     kind: GrammarKind
-    value: Any = None
+    value: str | Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """The kind in words."""
+        words = {"json_schema": "JSON schema", "gbnf": "GBNF grammar", "lark": "Lark grammar"}
+        return words.get(self.kind, self.kind)
 
     def source(self) -> str:
         """Return the grammar in llguidance's own form.
@@ -43,14 +56,13 @@ class GrammarSpec:
         from llguidance import LLMatcher
         from llguidance.gbnf_to_lark import gbnf_to_lark
 
-        if self.kind == "json_object":
-            return LLMatcher.grammar_from_json_schema({"type": "object"})
+        if not isinstance(self.value, str):
+            texts = " | ".join(json.dumps(text) for text in dict.fromkeys(self.value))
+            return LLMatcher.grammar_from_lark(f"start: {texts}")
+        if not self.value.strip():
+            raise UsageError(f"the {self.name} is empty")
         if self.kind == "json_schema":
-            return LLMatcher.grammar_from_json_schema(_schema(self.value))
-        if self.kind == "choice":
-            return LLMatcher.grammar_from_lark(_choice(self.value))
-        if not isinstance(self.value, str) or not self.value:
-            raise UsageError(f"a grammar of the kind {self.kind} needs a text that is not empty")
+            return LLMatcher.grammar_from_json_schema(self.value, defaults=_JSON)
         if self.kind == "regex":
             return LLMatcher.grammar_from_regex(self.value)
         if self.kind == "gbnf":
@@ -65,16 +77,19 @@ class GrammarCompiler:
     """Compiles grammars for one tokenizer, which it prepares once.
 
     Args:
-        tokenizer: the content of tokenizer.json.
+        tokenizer: returns the content of tokenizer.json; called when the first grammar is compiled.
         vocab_size: width of the logits; ids that the tokenizer lacks are never allowed.
         eos_token_ids: tokens that may end the output when the grammar is complete.
     """
 
-    def __init__(self, tokenizer: str, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: Callable[[], str], vocab_size: int, eos_token_ids: Collection[int]
+    ) -> None:
         self._json = tokenizer
         self._vocab_size = vocab_size
         self._eos = sorted(eos_token_ids)
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._lock = Lock()
 
     def compile(self, spec: GrammarSpec) -> GrammarState:
         """Return the initial state of a grammar.
@@ -88,12 +103,15 @@ class GrammarCompiler:
         except ImportError as error:
             raise MissingExtraError("llguidance", "grammar", "a grammar") from error
         if not self._eos:
-            raise UsageError("a grammar needs a token that ends the output, and the bundle has none")
-        source = spec.source()
-        if self._tokenizer is None:
-            self._tokenizer = llguidance.LLTokenizer(
-                self._json, n_vocab=self._vocab_size, eos_token=self._eos
+            raise UsageError(
+                "a grammar needs a token that ends the output, and the bundle has none"
             )
+        source = spec.source()
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(
+                    self._json(), n_vocab=self._vocab_size, eos_token=self._eos
+                )
         problem = llguidance.LLMatcher.validate_grammar(source, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             raise _refusal(spec, problem)
@@ -123,6 +141,13 @@ class GrammarState:
         self._ahead: list[int] = []
         self._masks: dict[tuple[int, ...], NDArray[np.bool_]] = {}
         self._ended = False
+
+    def copy(self) -> GrammarState:
+        """Return a state at the same place that goes its own way."""
+        self._follow(())
+        state = GrammarState(self._matcher.deep_copy(), self._vocab_size, self._eos)
+        state._ended = self._ended
+        return state
 
     @property
     def is_complete(self) -> bool:
@@ -193,32 +218,43 @@ class GrammarState:
 
 
 def _schema(value: Any) -> str:
-    """Return a JSON schema as text."""
+    """Return a JSON schema, given as a mapping or as JSON text, as JSON text.
+
+    Raises:
+        ValueError: it is not JSON.
+        TypeError: it is neither an object nor true or false.
+    """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UsageError(f"the JSON schema is not JSON: {error}") from error
-    if isinstance(value, bool):
+        value = json.loads(value)
+    if isinstance(value, bool):  # `true` allows everything, `false` nothing
         value = {} if value else {"not": {}}
-    if not isinstance(value, dict):
-        raise UsageError("the JSON schema is not an object")
+    if not isinstance(value, Mapping):
+        raise TypeError
     return json.dumps(value)
 
 
-def _choice(value: Any) -> str:
-    """Return a Lark grammar for one of several texts."""
-    texts = list(value) if isinstance(value, (list, tuple)) else []
-    if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise UsageError("a choice needs a list of texts that are not empty")
-    return "start: " + " | ".join(json.dumps(text) for text in dict.fromkeys(texts))
+def _read_file(path: str) -> str:
+    """Return the text of a file that the command line names.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+SCHEMA = Kind("a JSON schema", "FILE", _schema, _read_file)
+FILE = Kind("a text", "FILE", read_text, _read_file)
+"""How the options are read whose value the command line takes from a file."""
 
 
 def _refusal(spec: GrammarSpec, problem: str) -> UsageError:
     """Return the error for a grammar that llguidance refuses; its text names the keyword."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
-    what = spec.kind.replace("_", " ")
     return UsageError(
-        f"this {what} cannot be used: {lines[0] if lines else 'unknown error'}",
+        f"this {spec.name} cannot be used: {' '.join(lines)[:300] or 'unknown error'}",
         hint="simplify it, or leave out what is named",
     )

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from .grammar import GrammarState
 from .params import SamplingParams
 from .penalties import Penalties
 
@@ -50,6 +51,7 @@ class Sampler:
         prompt: tokens before the output.
         vocab_size: width of the logits.
         eos_token_ids: what `params.min_tokens` forbids at first.
+        grammar: what the output must match; None for any text.
 
     Raises:
         UsageError: `logit_bias` names a token that there is not.
@@ -64,6 +66,7 @@ class Sampler:
         prompt: Sequence[int],
         vocab_size: int,
         eos_token_ids: Collection[int],
+        grammar: GrammarState | None = None,
     ) -> None:
         unknown = [token for token in params.logit_bias if not 0 <= token < vocab_size]
         if unknown:
@@ -77,6 +80,7 @@ class Sampler:
         self._biased = np.array(list(params.logit_bias), dtype=np.int64)
         self._bias = np.array(list(params.logit_bias.values()), dtype=np.float64)
         self._penalties = Penalties(params, prompt, vocab_size)
+        self._grammar = grammar
         self._prompt_length = len(prompt)
         self._counted = len(prompt)
         self._dropped = 0
@@ -145,6 +149,37 @@ class Sampler:
             reports.append(TokenLogprob(float(normalised[token]), top))
         return reports
 
+    def constrain(self, tokens: Sequence[int], drafted: list[int], room: int) -> list[int]:
+        """Return a proposal without the tokens that the grammar forbids, and what follows them.
+
+        Tokens that the grammar forces after it are added, up to `room` tokens in all.
+        """
+        if self._grammar is None:
+            return drafted
+        self._commit(tokens)
+        drafted = drafted[: self._grammar.count_allowed(drafted)]
+        if len(drafted) < room:
+            drafted += self._grammar.forced(drafted)[: room - len(drafted)]
+        return drafted
+
+    def forced(self, tokens: Sequence[int], ahead: Sequence[int]) -> list[int]:
+        """Return the tokens that the grammar forces after `tokens` and `ahead`; often none."""
+        if self._grammar is None:
+            return []
+        self._commit(tokens)
+        return self._grammar.forced(ahead)
+
+    def _commit(self, tokens: Sequence[int]) -> None:
+        """Count the tokens that are new in the committed text."""
+        if self._counted == self._dropped + len(tokens):
+            return
+        new = tokens[self._counted - self._dropped :]
+        self._counted = self._dropped + len(tokens)
+        if self._penalties.active:
+            self._penalties.add(new)
+        if self._grammar is not None:
+            self._grammar.commit(new)
+
     def drop(self, count: int) -> None:
         """Take note that the next `tokens` will lack `count` tokens that earlier ones had.
 
@@ -162,9 +197,10 @@ class Sampler:
         """Return the row with everything applied but temperature and what follows it."""
         row = logits.astype(np.float64)
         row[self._biased] += self._bias
+        self._commit(tokens)
+        if self._grammar is not None:
+            row[~self._grammar.allowed(ahead)] = -np.inf
         if self._penalties.active:
-            self._penalties.add(tokens[self._counted - self._dropped :])
-            self._counted = self._dropped + len(tokens)
             self._penalties.add(ahead)
             self._penalties.apply(row)
             self._penalties.remove(ahead)

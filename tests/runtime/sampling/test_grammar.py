@@ -12,6 +12,8 @@ import pytest
 
 from cospec.errors import MissingExtraError, UsageError
 from cospec.models import tiny_pair
+from cospec.runtime.decoding.options import GenerationOptions
+from cospec.runtime.sampling.declaration import OptionError
 from cospec.runtime.sampling.grammar import GrammarCompiler, GrammarSpec
 
 pytest.importorskip("llguidance")
@@ -27,7 +29,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(TOKENIZER, VOCAB + 8, [EOS])
+    return GrammarCompiler(lambda: TOKENIZER, VOCAB + 8, [EOS])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_only_an_end_follows_a_complete_text(compiler):
 
 
 def test_drafted_tokens_are_tried_and_taken_back_in_any_order(compiler):
-    spec = GrammarSpec("json_schema", SCHEMA)
+    spec = GrammarSpec("json_schema", json.dumps(SCHEMA))
     block = ids('{"answer": 42, "unit": "kg"}')
     paths = [block[:n] for n in (4, 2, 7, 0, 7, 5, len(block), 1)]
     state = compiler.compile(spec)
@@ -84,7 +86,7 @@ def test_drafted_tokens_are_tried_and_taken_back_in_any_order(compiler):
 
 
 def test_forced_tokens_spell_the_only_text_that_can_follow(compiler, texts):
-    state = compiler.compile(GrammarSpec("json_schema", SCHEMA))
+    state = compiler.compile(GrammarSpec("json_schema", json.dumps(SCHEMA)))
     forced = state.forced()
     assert '{"answer":'.startswith("".join(texts[i] for i in forced).replace(" ", ""))
     assert forced
@@ -102,7 +104,7 @@ def test_grammars_in_both_notations(compiler, kind):
 
 
 def test_any_json_object(compiler):
-    state = compiler.compile(GrammarSpec("json_object"))
+    state = compiler.compile(GrammarSpec("json_schema", '{"type": "object"}'))
     text = ids('{"a": [1, null]}')
     assert state.count_allowed(text) == len(text)
     assert state.count_allowed(ids("[1]")) == 0
@@ -111,20 +113,15 @@ def test_any_json_object(compiler):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (GrammarSpec("json_schema", {"dependentSchemas": {}}), "dependentSchemas"),
-        (GrammarSpec("json_schema", {"not": {}}), "not"),
-        (GrammarSpec("json_schema", json.dumps({"type": "wrong"})), "wrong"),
-        (GrammarSpec("json_schema", {"minimum": 5, "maximum": 3, "type": "integer"}), "5"),
-        (GrammarSpec("json_schema", False), "not"),
-        (GrammarSpec("json_schema", "["), "not JSON"),
-        (GrammarSpec("json_schema", "[]"), "not an object"),
-        (GrammarSpec("json_schema", {"pattern": "(?=a)b", "type": "string"}), "regex"),
+        (GrammarSpec("json_schema", '{"dependentSchemas": {}}'), "dependentSchemas"),
+        (GrammarSpec("json_schema", '{"not": {}}'), "not"),
+        (GrammarSpec("json_schema", '{"type": "wrong"}'), "wrong"),
+        (GrammarSpec("json_schema", '{"minimum": 5, "maximum": 3, "type": "integer"}'), "5"),
+        (GrammarSpec("json_schema", '{"pattern": "(?=a)b", "type": "string"}'), "regex"),
         (GrammarSpec("regex", "("), "regex"),
-        (GrammarSpec("regex", ""), "not empty"),
+        (GrammarSpec("regex", " "), "empty"),
         (GrammarSpec("lark", "foo"), "Expected token"),
         (GrammarSpec("gbnf", "x"), "GBNF"),
-        (GrammarSpec("choice", []), "list of texts"),
-        (GrammarSpec("choice", ["a", ""]), "list of texts"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(compiler, spec, message):
@@ -134,11 +131,33 @@ def test_what_cannot_be_used_is_refused_by_name(compiler, spec, message):
 
 def test_without_an_end_token_there_is_no_grammar():
     with pytest.raises(UsageError, match="ends the output"):
-        GrammarCompiler(TOKENIZER, VOCAB, []).compile(GrammarSpec("json_object"))
+        GrammarCompiler(lambda: TOKENIZER, VOCAB, []).compile(GrammarSpec("regex", "a"))
 
 
 def test_without_llguidance_the_extra_is_named(compiler, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError) as caught:
-        compiler.compile(GrammarSpec("json_object"))
+        compiler.compile(GrammarSpec("regex", "a"))
     assert "cospec[grammar]" in caught.value.hint
+
+
+def test_options_name_one_grammar():
+    options = GenerationOptions(json_schema={"type": "integer"})
+    assert options.grammar_spec == GrammarSpec("json_schema", '{"type": "integer"}')
+    assert GenerationOptions(json_schema="true").grammar_spec == GrammarSpec("json_schema", "{}")
+    assert GenerationOptions(choice=("a", "b")).grammar_spec == GrammarSpec("choice", ("a", "b"))
+    assert GenerationOptions(regex="a+").grammar_spec == GrammarSpec("regex", "a+")
+    for text, kind in (('start: "a"', "lark"), ('root ::= "a"', "gbnf")):
+        assert GenerationOptions(grammar=text).grammar_spec == GrammarSpec(kind, text)
+    assert GenerationOptions().grammar_spec is None
+    with pytest.raises(UsageError, match="regex and choice are given"):
+        assert GenerationOptions(regex="a", choice=("b",)).grammar_spec
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("json_schema", "["), ("json_schema", "[]"), ("json_schema", 3), ("grammar", 3), ("regex", 3)],
+)
+def test_options_of_another_type_are_refused(name, value):
+    with pytest.raises(OptionError, match=name):
+        GenerationOptions(**{name: value})

@@ -144,9 +144,24 @@ def main(
         print_json(result)
         return
     click.echo(f"{output} written in {seconds:.0f} s; every graph agrees with its checkpoint.")
+    for line in _left_out(bundle):
+        click.echo(line)
     for line in engines.summary(output) if engines else ():
         click.echo(line)
     click.echo(f'Try it:  cospec-run --engine-dir {output} "your prompt"')
+
+
+def _left_out(bundle: Path) -> list[str]:
+    """Describe the tokens that the draft never proposes, as far as they fit a few lines."""
+    from ..runtime.bundle.reader import Bundle
+
+    draft = Bundle.open(bundle, verify=False).manifest.models.draft
+    if draft is None or not draft.unshared:
+        return []
+    few, count = draft.unshared[:5], f"{len(draft.unshared)}"
+    more = ["  ... (cospec-inspect lists more)"] if len(draft.unshared) > len(few) else []
+    title = f"Draft and target differ in {count} tokens, which the draft never proposes:"
+    return [title, *(f"  {token}" for token in few), *more]
 
 
 def _engines(

@@ -7,7 +7,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from .attention import ATTENTION_NAME, CachedAttention, CacheStep, Lowering, Pas
 
 SUMMARY_TOP = 8
 """How many candidates a row of `top_values` and `top_ids` holds."""
+
+LOWEST = float(torch.finfo(torch.float32).min)
+"""The logit of a token that is never proposed. Finite, so that what is computed of it stays finite."""
 
 SUMMARY_OUTPUTS = (
     "token",
@@ -34,17 +37,20 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
     Args:
         module: a transformers `...ForCausalLM` in eval mode.
         lowering: the form of the attention block.
-        vocab_size: width of the logits; padded rows of the head beyond it are cut off.
+        vocab_size: width of the logits; see `Vocabulary`.
+        unshared: ids that are never the most likely.
 
     Inputs of `forward`: `input_ids` [1, S] int64, `cache_length` [1] int64, then `past.i.key` and
     `past.i.value` [1, Hkv, C, D] of every layer. Outputs in the order of `output_names`.
     """
 
-    def __init__(self, module: Any, lowering: Lowering, vocab_size: int) -> None:
+    def __init__(
+        self, module: Any, lowering: Lowering, vocab_size: int, unshared: Collection[int] = ()
+    ) -> None:
         super().__init__()
         self.module = module
         self.lowering: Lowering = lowering
-        self.vocab_size = vocab_size
+        self.vocabulary = Vocabulary(module, vocab_size, unshared)
 
     def forward(
         self, input_ids: torch.Tensor, cache_length: torch.Tensor, past: Sequence[torch.Tensor]
@@ -55,14 +61,47 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         positions = (cache_length + torch.arange(input_ids.shape[1])).unsqueeze(0)
         with _attending(self.module, step), head_input(self.module) as seen:
             logits = self.module(
-                input_ids=input_ids,
+                input_ids=self.vocabulary.read(input_ids),
                 position_ids=positions,
                 past_key_values=PassThroughCache(),
                 use_cache=True,
             ).logits
-        logits = logits[..., : self.vocab_size].float()
+        logits = self.vocabulary.write(logits)
         present = [t for i in range(len(pairs)) for t in step.present[i]]
         return (logits, *summary(logits, input_ids, self.lowering), seen[0].float(), *present)
+
+
+class Vocabulary(torch.nn.Module):  # type: ignore[misc]
+    """Fits a model to a vocabulary of another width, in which some ids are not its own.
+
+    Args:
+        module: a transformers `...ForCausalLM`.
+        vocab_size: width of the logits. Rows of the head beyond it are cut off; where the head has
+            fewer, LOWEST fills them up.
+        unshared: ids whose logits become LOWEST.
+    """
+
+    def __init__(self, module: Any, vocab_size: int, unshared: Collection[int] = ()) -> None:
+        super().__init__()
+        self.size = vocab_size
+        self.rows = int(module.get_input_embeddings().weight.shape[0])
+        mask = None
+        if unshared:
+            mask = torch.zeros(vocab_size)
+            mask[[index for index in unshared if index < self.rows]] = LOWEST
+        self.register_buffer("unshared", mask)
+
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return `ids` [1, S] with token 0 in place of those that the model has no embedding for."""
+        return torch.where(ids < self.rows, ids, 0) if self.rows < self.size else ids
+
+    def write(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return `logits` [1, S, rows] as [1, S, size] in float32."""
+        logits = logits[..., : self.size].float()
+        missing = self.size - logits.shape[-1]
+        if missing > 0:
+            logits = torch.nn.functional.pad(logits, (0, missing), value=LOWEST)
+        return logits if self.unshared is None else logits + self.unshared
 
 
 def summary(

@@ -13,7 +13,7 @@ that the gate needs the memory of one model. Two kinds of probe:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError, CheckpointError, GateError
 from ..runtime.engines.onnxruntime import OrtDecoder, OrtEngine
 from ..runtime.engines.protocol import StepOutput
-from .decoder import SUMMARY_OUTPUTS, head_input
+from .decoder import LOWEST, SUMMARY_OUTPUTS, Vocabulary, head_input
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Allowed difference of a logit, as a share of the largest logit of the reference."""
@@ -107,6 +107,7 @@ def reference(
     widest: int,
     windows: Sequence[int] = (),
     seed: int = 0,
+    unshared: Collection[int] = (),
 ) -> list[Probe]:
     """Compute the probes with the transformers module.
 
@@ -117,6 +118,7 @@ def reference(
         widest: the widest verify pass, drafted tokens plus one.
         windows: sliding windows of the architecture; each gets a jump just past it.
         seed: of tokens, positions and caches.
+        unshared: ids that the graph never proposes; see `decoder.Vocabulary`.
 
     Raises:
         CheckpointError: the module's own logits are not finite.
@@ -125,7 +127,8 @@ def reference(
     widest = min(widest, capacity)
     steps = list(_steps(capacity, widest))
     tokens = rng.integers(0, vocab_size, sum(width for _, width in steps), dtype=np.int64)
-    logits, hidden, played = _run(module, tokens, 0, [], vocab_size)
+    vocabulary = Vocabulary(module, vocab_size, unshared)
+    logits, hidden, played = _run(module, tokens, 0, [], vocabulary)
     probes, start = [], 0
     for name, width in steps:
         part = slice(start, start + width)
@@ -136,7 +139,7 @@ def reference(
         # Trained models need their first token where it is: unused attention goes there.
         rows = np.append(0, rng.integers(1, start, jump - 1))
         cache = Resampled(played, torch.from_numpy(rows))
-        logits, hidden, _ = _run(module, fed, jump, cache.layers(), vocab_size)
+        logits, hidden, _ = _run(module, fed, jump, cache.layers(), vocabulary)
         probes.append(Probe("verify after a jump", jump, cache, fed, logits, hidden))
     return probes
 
@@ -149,7 +152,7 @@ def check(engine: OrtEngine, probes: Sequence[Probe], precision: str, role: str)
     """
     decoder = engine.decoder((*SUMMARY_OUTPUTS, "hidden", "logits"))
     tolerance = TOLERANCE[precision]
-    scale = max(float(np.abs(probe.logits).max()) for probe in probes)
+    scale = max(float(np.abs(p.logits[p.logits > LOWEST]).max()) for p in probes)
     worst, ties, rows = 0.0, 0, 0
     for probe in probes:
         where = f"{role} graph, {probe.name} of {len(probe.tokens)} tokens at {probe.start}"
@@ -206,7 +209,7 @@ def _run(
     tokens: NDArray[np.int64],
     start: int,
     cache: _Layers,
-    vocab_size: int,
+    vocabulary: Vocabulary,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], _Layers]:
     """Return logits [n, V], hidden states [n, H] and the whole cache of the transformers module."""
     from transformers import DynamicCache
@@ -217,12 +220,13 @@ def _run(
         past.update(key, value, layer)
     positions = torch.arange(start, start + len(tokens)).unsqueeze(0)
     with torch.no_grad(), head_input(module) as seen:
+        ids = vocabulary.read(torch.from_numpy(tokens).unsqueeze(0))
         logits = module(
-            input_ids=torch.from_numpy(tokens).unsqueeze(0),
+            input_ids=ids,
             position_ids=positions,
             past_key_values=past,
             use_cache=True,
-        ).logits[0, :, :vocab_size]
+        ).logits
     if not torch.isfinite(logits).all():
         raise CheckpointError(
             f"transformers itself computes logits that are not finite from this checkpoint in "
@@ -230,7 +234,7 @@ def _run(
             hint="export with --precision fp32; if it is that already, the weights are damaged",
         )
     layers = [(layer.keys, layer.values) for layer in past.layers]
-    return logits.float().numpy(), seen[0][0].float().numpy(), layers
+    return vocabulary.write(logits)[0].numpy(), seen[0][0].float().numpy(), layers
 
 
 def _relative_error(

@@ -5,6 +5,7 @@ The weights keep their checkpoint names in the graph, so that the audit can acco
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,13 @@ class TracedGraph:
     hidden_size: int
 
 
-def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> TracedGraph:
+def trace(
+    module: Any,
+    lowering: Lowering,
+    capacity: int,
+    vocab_size: int,
+    unshared: Collection[int] = (),
+) -> TracedGraph:
     """Trace `module` into the common decoder graph.
 
     Args:
@@ -50,6 +57,7 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
         lowering: the form of the attention block.
         capacity: tokens that the cache can hold.
         vocab_size: width of the logits.
+        unshared: ids that are never the most likely; see `decoder.Vocabulary`.
 
     Raises:
         CheckpointError: torch cannot export this architecture.
@@ -60,10 +68,11 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     past = [torch.zeros(1, h, capacity, d, dtype=dtype) for h, d in shapes for _ in range(2)]
     # Any width above one will do as an example: torch specialises on one, and S stays symbolic.
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past)
+    decoder = Decoder(module, lowering, vocab_size, unshared).eval()
     try:
         with torch.no_grad(), quiet_tracing():
             program = torch.onnx.export(
-                Decoder(module, lowering, vocab_size).eval(),
+                decoder,
                 example,
                 dynamo=True,
                 optimize=False,
@@ -82,7 +91,7 @@ def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Tr
     model = program.model
     _simplify(model)
     _fold_transposes(model)
-    _audit(model, module)
+    _audit(model, decoder)
     if lowering == "gqa":
         fuse(model)
     _merge(model)
@@ -175,13 +184,13 @@ def _fold_transposes(model: Any) -> None:
         graph.remove(node, safe=True)
 
 
-def _audit(model: Any, module: Any) -> None:
+def _audit(model: Any, decoder: Decoder) -> None:
     """Account for every weight: each parameter is read by the graph, and nothing large is not one."""
     names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(_PREFIX + name)
+    for name, parameter in decoder.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     known = {name for aliases in names.values() for name in aliases}
-    known |= {_PREFIX + name for name, _ in module.named_buffers()}
+    known |= {name for name, _ in decoder.named_buffers()}
     found = {name for name, value in model.graph.initializers.items() if value.uses()}
     missing = sorted(aliases[0] for aliases in names.values() if not found & set(aliases))
     if missing:

@@ -13,9 +13,15 @@ from typing import Any
 from ..errors import UsageError
 from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
 from ..models.presets import resolve_arbiter, resolve_pair
-from ..models.vocabulary import shared_vocabulary, tokenizer_json
+from ..models.vocabulary import SharedVocabulary, shared_vocabulary, tokenizer_json
 from ..runtime.bundle.certificate import CERTIFICATE, write_certificate
-from ..runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
+from ..runtime.bundle.manifest import (
+    MAX_UNSHARED,
+    GenerationDefaults,
+    Manifest,
+    ModelEntry,
+    Models,
+)
 from ..runtime.bundle.writer import BundleWriter
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
@@ -110,7 +116,7 @@ def export_bundle(
         parity: dict[str, Any] = {}
         for role, checkpoint in checkpoints.items():
             entries[role], parity[role] = _export_model(
-                writer, role, checkpoint, options, capacity, vocabulary.size, report
+                writer, role, checkpoint, options, capacity, vocabulary, report
             )
         arbiter_entry = None if arbiter is None else arbiter.add_to(writer.staging)
         writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
@@ -161,7 +167,7 @@ def _export_model(
     checkpoint: Checkpoint,
     options: ExportOptions,
     capacity: int,
-    vocab_size: int,
+    vocabulary: SharedVocabulary,
     report: Callable[[str], None],
 ) -> tuple[ModelEntry, dict[str, Any]]:
     """Write one graph and pass it through the gate; return its entry and the gate's report."""
@@ -172,10 +178,11 @@ def _export_model(
     from . import gate, graph
 
     report(f"{role}: loading the weights")
+    vocab_size, unshared = vocabulary.size, vocabulary.unshared if role == "draft" else {}
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[options.precision]
     module = load_module(checkpoint, dtype)
     report(f"{role}: tracing the graph")
-    traced = graph.trace(module, options.lowering, capacity, vocab_size)
+    traced = graph.trace(module, options.lowering, capacity, vocab_size, unshared)
     report(f"{role}: computing the reference")
     probes = gate.reference(
         module,
@@ -183,6 +190,7 @@ def _export_model(
         vocab_size,
         widest=options.num_draft_tokens + 1,
         windows=_windows(checkpoint),
+        unshared=unshared,
     )
     report(f"{role}: writing the graph")
     path = writer.path(f"{role}/model.onnx")
@@ -211,8 +219,16 @@ def _export_model(
         hidden_size=shape.hidden_size,
         kv_shapes=shape.kv_shapes,
         cache_dtype=shape.cache_dtype,  # type: ignore[arg-type]
+        unshared=_listed(unshared),
     )
     return entry, measured.to_json()
+
+
+def _listed(unshared: dict[int, str]) -> tuple[str, ...]:
+    """Return the tokens that a draft never proposes as the manifest lists them."""
+    lines = [f"{index}: {why}" for index, why in unshared.items()]
+    more = len(lines) - MAX_UNSHARED + 1
+    return tuple(lines if more <= 1 else [*lines[: MAX_UNSHARED - 1], f"and {more} more"])
 
 
 def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None:

@@ -52,7 +52,7 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     width, vocab_size = head.size[1], int(logits.shape[-1])
     _trim_product(model.graph, head, kept)
     for node in behind:
-        _trim_operands(model.graph, node, width, kept)
+        _trim_operands(model.graph, node, {width, vocab_size}, kept)
     _narrow(head.node, {width, vocab_size}, len(kept))
 
     ids = add_constant(model.graph, "kept_ids", kept)
@@ -109,10 +109,10 @@ def _trim_product(graph: Any, head: Product, kept: NDArray[np.int64]) -> None:
     name = f"{head.weight.name}{_KEPT}"
     weight = lazy_value(graph, name, onnx_ir.DataType.FLOAT, size, columns)
     node.replace_input_with(1, weight)
-    _trim_operands(graph, node, head.size[1], kept)  # the bias of a Gemm
+    _trim_operands(graph, node, {head.size[1]}, kept)  # the bias of a Gemm
 
 
-def _trim_operands(graph: Any, node: Any, width: int, kept: NDArray[np.int64]) -> None:
+def _trim_operands(graph: Any, node: Any, widths: set[int], kept: NDArray[np.int64]) -> None:
     """Keep of a node's constants what belongs to the kept tokens.
 
     A Slice, which cuts padding of the head off, needs no change: kept ids lie below its end.
@@ -123,7 +123,7 @@ def _trim_operands(graph: Any, node: Any, width: int, kept: NDArray[np.int64]) -
         if value is None or not value.is_initializer() or value.name.endswith(_KEPT):
             continue
         shape = tuple(value.shape.numpy())
-        if shape and shape[-1] == width:
+        if shape and shape[-1] in widths:
             new = lazy_value(
                 graph,
                 f"{value.name}{_KEPT}",

@@ -29,6 +29,7 @@ SCHEMA_VERSION = 1
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 10_000
+MAX_UNSHARED = 256
 
 EXPORT_OR_COPY_AGAIN = (
     "Copy the bundle again from where it came from, or export it again with cospec-export."
@@ -74,7 +75,8 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     `weights` is the format that the weights were converted to after the export (see
     `calibration.weights`); None stands for the precision that the bundle was exported in.
     `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None
-    stands for all of them.
+    stands for all of them. `unshared` names the ids that a draft never proposes because they are not
+    the same token in both vocabularies, each with the reason.
     """
 
     graph: RelativePath
@@ -86,6 +88,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     cache_dtype: Literal["float32", "float16"]
     weights: WeightFormat | None = None
     kept_tokens: Size | None = None
+    unshared: Annotated[tuple[Text, ...], Meta(max_length=MAX_UNSHARED)] = ()
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""
@@ -186,6 +189,8 @@ class Manifest(Checked, frozen=True, kw_only=True):
             _refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
         _check_range("summary_top", self.summary_top, 1, self.vocab_size)
         models = self.models
+        if models.target.unshared:
+            _refuse("models.target.unshared", "every id is a token of the target")
         if models.target.kept_tokens is not None:
             _refuse("models.target.kept_tokens", "only a draft may lack tokens")
         if models.draft is not None and models.draft.kept_tokens is not None:

@@ -115,6 +115,8 @@ def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
     kept = []
     if model.kept_tokens is not None:
         kept = [f"  proposes    {model.kept_tokens} of the {manifest.vocab_size} tokens"]
+    for i, token in enumerate(model.unshared):
+        kept.append(f"  {'' if i else 'leaves out':<10}  {token}")
     return [
         f"{role}  {model.architecture} from {model.source}",
         f"  parameters  {model.parameters:,}; {on_disk} on disk; weights {weights}",

@@ -56,26 +56,85 @@ def test_swapped_tokens_are_named(target, folder):
         vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
 
     edit(folder, swap)
-    with pytest.raises(CheckpointError, match=r"id \d+ is 'A' in the target and 'B' in the draft"):
+    with pytest.raises(CheckpointError, match=r"id \d+ is 'A' in the target, 'B' in the draft"):
         shared_vocabulary(target, opened(folder))
 
 
-def test_token_of_one_only_is_named(target, folder):
-    write_tokenizer(folder, extra=["<tool>"])
-    with pytest.raises(CheckpointError, match="id 300 is no token in the target and '<tool>' in"):
-        shared_vocabulary(target, opened(folder))
-    with pytest.raises(CheckpointError, match="301 and 300"):
-        shared_vocabulary(target, opened(folder))
+def test_tokens_of_one_side_only_are_never_proposed(target, folder):
+    """The draft's row is there and untrained, or it proposes a token that the target cannot read."""
+    write_tokenizer(folder, extra=["<tool>", "</tool>"])
+    other = opened(folder)
+    assert shared_vocabulary(target, target).unshared == {}
+    assert shared_vocabulary(target, other).unshared == {
+        300: "no token in the target, '<tool>' in the draft",
+        301: "no token in the target, '</tool>' in the draft",
+    }
+    shared = shared_vocabulary(other, target)
+    assert (shared.size, shared.tokens) == (320, 302)
+    assert shared.unshared[300] == "'<tool>' in the target, no token in the draft"
 
 
-def test_special_tokens_count(target, folder):
+def test_a_draft_without_rows_for_the_targets_tokens(target, tmp_path):
+    narrow = random_checkpoint(tmp_path / "narrow", "llama", vocab_size=300)
+    wide = random_checkpoint(tmp_path / "wide", "llama", vocab_size=384)
+    write_tokenizer(wide, extra=[f"<extra {i}>" for i in range(30)])
+    shared = shared_vocabulary(opened(wide), opened(narrow))
+    assert (shared.size, list(shared.unshared)) == (330, list(range(300, 330)))
+    turned = shared_vocabulary(opened(narrow), opened(wide))
+    assert (turned.size, turned.unshared) == (300, {})
+
+
+def test_renamed_special_tokens_are_never_proposed(target, folder):
     def rename(content):
         content["added_tokens"][2]["content"] = "<|person|>"
         vocab = content["model"]["vocab"]
         vocab["<|person|>"] = vocab.pop("<|user|>")
 
     edit(folder, rename)
-    with pytest.raises(CheckpointError, match="id 2 is"):
+    assert shared_vocabulary(target, opened(folder)).unshared == {
+        2: "'<|user|>' in the target, '<|person|>' in the draft"
+    }
+
+
+@pytest.mark.parametrize("text", ["<reserved 7>", "[unused7]"])
+def test_reserved_tokens_that_are_no_added_ones(folder, text):
+    def rename(name):
+        def change(content):
+            vocab = content["model"]["vocab"]
+            token = next(t for t, i in vocab.items() if i == 299)
+            content["model"]["merges"] = [
+                m for m in content["model"]["merges"] if "".join(m) != token
+            ]
+            vocab[name] = vocab.pop(token)
+
+        return change
+
+    other = shutil.copytree(folder, folder.with_name("other"))
+    edit(folder, rename(text))
+    edit(other, rename("<another>"))
+    assert list(shared_vocabulary(opened(folder), opened(other)).unshared) == [299]
+
+
+@pytest.mark.parametrize("text", ["<0x0A>", "piece", "<piece"])
+def test_ordinary_tokens_that_differ_are_refused(target, folder, text):
+    def rename(content):
+        vocab = content["model"]["vocab"]
+        token = next(t for t, i in vocab.items() if i == 299)
+        content["model"]["merges"] = [m for m in content["model"]["merges"] if "".join(m) != token]
+        vocab[text] = vocab.pop(token)
+
+    edit(folder, rename)
+    with pytest.raises(CheckpointError, match=f"id 299 is .* in the target, '{text}' in the draft"):
+        shared_vocabulary(target, opened(folder))
+
+
+def test_a_draft_with_few_of_the_tokens_is_refused(target, tmp_path):
+    folder = random_checkpoint(tmp_path / "m", "llama", vocab_size=300)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = {token: i for token, i in content["model"]["vocab"].items() if i < 140}
+    content["model"] |= {"vocab": vocab, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"140 and 300 tokens, 140 the same"):
         shared_vocabulary(target, opened(folder))
 
 

@@ -41,7 +41,12 @@ from cospec.runtime.text.codec import TextCodec
 OUTPUTS = (
     "token", "top_values", "top_ids", "logsumexp", "entropy", "next_input_logprob", "hidden", "logits",
 )  # fmt: skip
-HEADS = {"tied, softcap": "gemma2", "untied, bias": "phi", "untied, padded": "llama"}
+HEADS = {
+    "tied, softcap": "gemma2",
+    "untied, bias": "phi",
+    "untied, padded": "llama",
+    "padded, token renamed": "llama",
+}
 TRIMMED = 128
 TOKENS = np.random.default_rng(0).integers(3, 300, 12)
 
@@ -62,7 +67,11 @@ def pair(request, checkpoint_of, tmp_path_factory) -> tuple[Path, OrtEngine, Ort
     family, folder = HEADS[request.param], tmp_path_factory.mktemp("heads")
     draft, role = "none", "target"
     if "padded" in request.param:  # a draft that knows more ids than the target: they are cut off
-        draft, role = str(checkpoint_of(family, vocab_size=384, seed=1)), "draft"
+        source, role = checkpoint_of(family, vocab_size=384, seed=1), "draft"
+        draft = str(shutil.copytree(source, folder / "draft"))
+        if "renamed" in request.param:  # the draft never proposes it
+            file = folder / "draft" / "tokenizer.json"
+            file.write_text(file.read_text().replace("<|user|>", "<|person|>"))
     options = ExportOptions(str(checkpoint_of(family)), draft, capacity=96)
     bundle = export_bundle(options, folder / "bundle")
     kept, entry = some_ids(bundle), getattr(read_manifest(bundle).models, role)

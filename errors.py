@@ -6,6 +6,8 @@ both and exit with `exit_code`, so that scripts can tell the kinds apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class CospecError(Exception):
     """Base of all errors that CoSpec raises on purpose.
@@ -24,6 +26,16 @@ class CospecError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Callable[..., CospecError], tuple[object, ...]]:
+        """Pickle by message and hint, whatever arguments a subclass takes: workers send errors back."""
+        return _restored, (type(self), self.message, self.hint)
+
+
+def _restored(kind: type[CospecError], message: str, hint: str | None) -> CospecError:
+    error = kind.__new__(kind)
+    CospecError.__init__(error, message, hint=hint)
+    return error
 
 
 class UsageError(CospecError):

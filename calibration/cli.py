@@ -1,4 +1,4 @@
-"""cospec-calibrate: what is fitted from data and put into a bundle."""
+"""cospec-calibrate: fit an arbiter, a draft vocabulary or weight formats to data."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..runtime.cli.common import (
     print_json,
 )
 from .draft_vocabulary.cli import draft_vocabulary
+from .quality.cli import run_options
 
 EPILOG = """
 \b
@@ -60,7 +61,7 @@ FEATURES = ("a", "hidden")
 
 @click.group(cls=CospecGroup)
 def main() -> None:
-    """Fit what a bundle needs from data."""
+    """Fit an arbiter, a draft vocabulary or weight formats to data, and put them into a bundle."""
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)
@@ -70,10 +71,24 @@ def main() -> None:
     "--validation",
     help="Tasks that choose the threshold and certify. Default: a fifth of --tasks, held out.",
 )
-@click.option("--items", type=int, help="Training tasks to use. Default: all; of tiny tasks 4000.")
-@click.option("--validation-items", type=int, default=1000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--features", type=click.Choice(FEATURES), default="a", show_default=True)
+@click.option(
+    "--items", type=int, help="Number of training tasks. Default: all; of tiny tasks 4000."
+)
+@click.option(
+    "--validation-items",
+    type=int,
+    default=1000,
+    show_default=True,
+    help="Number of validation tasks.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@click.option(
+    "--features",
+    type=click.Choice(FEATURES),
+    default="a",
+    show_default=True,
+    help="Inputs of the network; hidden adds both models' last hidden states.",
+)
 @click.option(
     "--set",
     "settings",
@@ -81,14 +96,12 @@ def main() -> None:
     metavar="NAME=VALUE",
     help="A hyper-parameter, such as steps=10 or learning_rate=1e-3; may be repeated.",
 )
-@click.option("--processes", type=int, default=1, show_default=True, help="One thread each.")
-@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.")
-@click.option("--max-tokens", type=int, help="Tokens that an answer may take.")
+@run_options
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for journals, weights and the log. Default: BUNDLE.calibration, beside the "
-    "bundle. A job that was stopped goes on from it.",
+    "bundle. A job that was stopped continues from it.",
 )
 @json_option
 def arbiter(
@@ -100,25 +113,23 @@ def arbiter(
     seed: int,
     features: str,
     settings: tuple[str, ...],
-    processes: int,
+    processes: int | None,
+    threads: int,
+    cluster: str,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     work: Path | None,
     as_json: bool,
 ) -> None:
-    """Train an arbiter on tasks with known answers and put it into the bundle.
+    """Train an arbiter on tasks with known answers and install it in the bundle.
 
-    The bundle's own engines play; the threshold is chosen on held-out tasks from the whole curve of
-    quality and speed, which goes into the bundle's certificate.
+    The bundle's own engines answer the tasks. The threshold is chosen on held-out tasks from the whole
+    curve of quality and speed, which becomes part of the bundle's certificate.
     """
-    for package in ("torch", "matplotlib"):  # asked for now, not after the rollouts
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "calibrate", "Training an arbiter")
     from ..runtime.bundle.reader import find_bundle
     from .arbiter.calibrate import CalibrationRequest, calibrate_arbiter
     from .arbiter.config import TrainingConfig, with_settings
 
-    at_least("--processes", processes, 1)
     at_least("--validation-items", validation_items, 1)
     folder = find_bundle(engine_dir)
     config = TrainingConfig(
@@ -127,7 +138,6 @@ def arbiter(
         num_draft_tokens=num_draft_tokens,
         max_tokens=max_tokens,
     )
-    config = with_settings(config, settings)
     request = CalibrationRequest(
         bundle=folder,
         tasks=tasks,
@@ -136,8 +146,10 @@ def arbiter(
         validation_items=validation_items,
         work=work or folder.with_name(f"{folder.name}.calibration"),
         processes=processes,
+        threads=threads,
+        cluster=cluster,
     )
-    result = calibrate_arbiter(request, config, _say)
+    result = calibrate_arbiter(request, with_settings(config, settings), _progress)
     if as_json:
         print_json(result)
         return
@@ -147,7 +159,7 @@ def arbiter(
 @main.command(cls=CospecCommand, epilog=CERTIFY_EPILOG)
 @engine_dir_option
 @click.option("--tasks", required=True, help="Tasks that neither training nor tests have used.")
-@click.option("--items", type=int, default=1000, show_default=True, help="Tasks to use.")
+@click.option("--items", type=int, default=1000, show_default=True, help="Number of tasks.")
 @click.option(
     "--arbiter",
     "folder",
@@ -155,31 +167,30 @@ def arbiter(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of the arbiter: model.onnx, and arbiter.json if it has one.",
 )
-@click.option("--processes", type=int, default=1, show_default=True, help="One thread each.")
-@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.")
-@click.option("--max-tokens", type=int, help="Tokens that an answer may take.")
+@run_options
 @json_option
 def certify(
     engine_dir: Path,
     tasks: str,
     items: int,
     folder: Path,
-    processes: int,
+    processes: int | None,
+    threads: int,
+    cluster: str,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Measure an arbiter on this bundle, choose its threshold and put both into the bundle.
+    """Measure an arbiter on this bundle, choose its threshold and install both.
 
-    A certificate counts for the very files that it was measured on: after a new export, or with other
-    weights, the same arbiter has to be measured again, but not trained. It is written into FOLDER too.
+    A certificate is valid only for the files that it was measured on. After a new export, or with other
+    weights, measure the same arbiter again; no training is needed. FOLDER gets the certificate too.
     """
     from ..runtime.bundle.reader import find_bundle
     from .arbiter.calibrate import certify_arbiter, training_of
-    from .quality.worker import QualityConfig
+    from .quality.mode_runner import QualityConfig
     from .tasks.resolve import resolve_tasks
 
-    at_least("--processes", processes, 1)
     at_least("--items", items, 1)
     bundle = find_bundle(engine_dir)
     known = resolve_tasks(tasks, items=items, seed=0)
@@ -188,9 +199,16 @@ def certify(
         "data": {**trained["data"], "validation": tasks, "items": len(known)},
         "training": trained["training"],
     }
-    playing = QualityConfig(bundle, num_draft_tokens, max_tokens, processes)
-    result = certify_arbiter(folder, known, playing, folder / "curve.jsonl", about)
-    (folder / "curve.jsonl").unlink()  # a journal helps only while it is not whole
+    config = QualityConfig(
+        bundle,
+        num_draft_tokens,
+        max_tokens,
+        processes=processes,
+        threads=threads,
+        cluster=cluster,
+    )
+    result = certify_arbiter(folder, known, config, folder / "curve.jsonl", about)
+    (folder / "curve.jsonl").unlink()  # a journal is useful only while it is incomplete
     if as_json:
         print_json(result)
         return
@@ -282,7 +300,7 @@ def weights(
         draft_format=None if draft_format is None else parse_format(draft_format),
         force=force,
     )
-    facts = choose_weights(request, _say)
+    facts = choose_weights(request, _progress)
     if as_json:
         print_json(facts)
     else:
@@ -308,7 +326,7 @@ def _share(option: str, text: str) -> float:
     return value
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     click.echo(line, err=True)
 
 
@@ -320,14 +338,14 @@ def _summary(folder: Path, result: dict[str, Any]) -> str:
         low, high = figures["accuracy_ci95"]
         lines.append(
             f"  {name:<7} right {figures['accuracy']:.1%} ({low:.1%} to {high:.1%}), "
-            f"{figures['tokens_per_target_pass']:.2f} tokens a pass"
+            f"{figures['tokens_per_target_pass']:.2f} tokens per pass"
         )
     fast = result["speed_first"]
     if fast is None:
-        lines.append("  no threshold is faster without the risk of losing to the target")
+        lines.append("  no threshold is faster without a risk of losing to the target")
     else:
         lines.append(
             f"  speed first, threshold {fast['threshold']}: right {fast['accuracy']:.1%}, "
-            f"{fast['tokens_per_target_pass']:.2f} tokens a pass"
+            f"{fast['tokens_per_target_pass']:.2f} tokens per pass"
         )
     return "\n".join(lines)

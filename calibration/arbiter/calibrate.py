@@ -1,48 +1,52 @@
-"""Calibrating an arbiter: train it, choose its threshold, certify it, put it into the bundle."""
+"""Calibrating an arbiter: train it, choose its threshold, certify it, install it in the bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import MissingExtraError, UsageError
 from ...export.arbiter_folder import read_arbiter
 from ...runtime.bundle.certificate import write_certificate
 from ...runtime.bundle.durable import write_json
 from ...runtime.bundle.reader import Bundle
-from ..quality.measurement import play_modes
-from ..quality.mode_summary import Answer, oracle, paired_tests, summarise, tokens_per_target_pass
-from ..quality.modes import PLAIN, Mode
-from ..quality.worker import QualityConfig
+from ..quality.mode_runner import QualityConfig
+from ..quality.mode_summary import Answer, summarise_modes, tokens_per_target_pass
+from ..quality.modes import Mode
+from ..quality.workers import Scale
 from ..tasks.item import Task
 from ..tasks.resolve import resolve_tasks
 from .config import TrainingConfig
-from .curve import curve_modes, curve_points, play_finer
-from .install import embed_arbiter, measured_on
-from .network import export_arbiter, save_network
-from .threshold import Point, fastest_with_gain, fastest_without_loss
-from .training import train_arbiter
+from .install import install_arbiter, measured_on
+from .threshold import (
+    Point,
+    curve_points,
+    fastest_with_gain,
+    fastest_without_loss,
+    measure_curves,
+)
 
 HELD_OUT_SHARE = 5
-"""One task in this many is held out where no validation tasks are given."""
+"""One task in this many is held out if no validation tasks are given."""
 
 TINY_TRAINING_ITEMS = 4000
+SETTINGS = "arbiter.json"
 
 
 @dataclass(frozen=True)
-class CalibrationRequest:
-    """What to calibrate, on what.
+class CalibrationRequest(Scale):
+    """The bundle, the tasks and the scale of a calibration.
 
     Attributes:
         bundle: the bundle's folder.
         tasks: training tasks, as `resolve_tasks` reads them.
         validation: tasks that choose the threshold; None holds out a part of `tasks`.
-        items: training tasks to use.
-        validation_items: validation tasks to use.
+        items: number of training tasks; None for all, of tiny tasks 4000.
+        validation_items: number of validation tasks.
         work: folder for journals, weights and the log.
-        processes: that play at the same time.
     """
 
     bundle: Path
@@ -51,31 +55,41 @@ class CalibrationRequest:
     items: int | None
     validation_items: int
     work: Path
-    processes: int
 
 
 def calibrate_arbiter(
-    request: CalibrationRequest, config: TrainingConfig, say: Callable[[str], None]
+    request: CalibrationRequest, config: TrainingConfig, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train, choose the threshold, certify and embed; return what went into the certificate.
+    """Train, choose the threshold, certify and install; return the certificate.
+
+    Args:
+        request: the bundle, the tasks and the scale.
+        config: every hyper-parameter.
+        progress: called with a line per stage and update.
 
     Raises:
         UsageError: tasks that cannot be used.
         BundleError: a damaged bundle.
-        BackendError: a process died, or an engine failed.
+        BackendError: a worker died again and again, or an engine failed.
+        MissingExtraError: torch or matplotlib is not installed.
     """
+    for package in ("torch", "matplotlib"):  # checked now, not after the rollouts
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "calibrate", "Training an arbiter")
+    from .network import save_network
+    from .network_graph import export_arbiter
+    from .training import train_arbiter
+
     training, validation = split_tasks(request, config.seed)
-    say(f"training on {len(training)} tasks, choosing on {len(validation)}")
-    network = train_arbiter(
-        request.bundle, training, config, request.work, request.processes, say
-    ).network
+    progress(f"training on {len(training)} tasks, choosing the threshold on {len(validation)}")
+    scale = Scale(processes=request.processes, threads=request.threads, cluster=request.cluster)
+    network = train_arbiter(request.bundle, training, config, request.work, scale, progress).network
     folder = request.work / "arbiter"
     folder.mkdir(exist_ok=True)
     save_network(network, folder / "network.safetensors")
-    graph = folder / "model.onnx"
-    export_arbiter(network, graph)
+    export_arbiter(network, folder / "model.onnx")
 
-    say("measuring the curve of quality and speed")
+    progress("measuring the curve of quality and speed")
     about = {
         "data": {
             "training": request.tasks,
@@ -84,50 +98,49 @@ def calibrate_arbiter(
         },
         "training": asdict(config),
     }
-    playing = QualityConfig(
-        request.bundle, config.num_draft_tokens, config.max_tokens, request.processes
+    measuring = QualityConfig(
+        request.bundle, config.num_draft_tokens, config.max_tokens, **asdict(scale)
     )
-    return certify_arbiter(folder, validation, playing, request.work / "curve.jsonl", about)
+    return certify_arbiter(folder, validation, measuring, request.work / "curve.jsonl", about)
 
 
 def certify_arbiter(
     folder: Path,
     tasks: Sequence[Task],
-    playing: QualityConfig,
+    config: QualityConfig,
     journal: Path,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Choose the thresholds of an arbiter, certify it and embed it; return the certificate.
+    """Choose the thresholds of an arbiter, certify it and install it; return the certificate.
 
     Args:
-        folder: of the arbiter's `model.onnx`; settings and certificate are written beside it.
-        tasks: that choose the threshold.
-        playing: the bundle, and how it is played.
-        journal: of answers; a job that was stopped goes on from it.
-        about: what the certificate says beside the figures: `data` and `training`.
+        folder: holds the arbiter's `model.onnx`; settings and certificate are written beside it.
+        tasks: tasks that choose the threshold.
+        config: the bundle, and how it is run.
+        journal: of answers; a job that was stopped continues from it.
+        about: `data` and `training`, which the certificate repeats.
 
     Raises:
-        UsageError: the bundle cannot play the arbiter.
+        UsageError: the bundle cannot run the arbiter.
         BundleError: a damaged bundle.
-        BackendError: a process died, or an engine failed.
+        BackendError: a worker died again and again, or an engine failed.
     """
     graph = folder / "model.onnx"
-    curve = curve_modes("collab", graph)
-    answers = play_modes(playing, tasks, [*PLAIN, *curve], journal)
-    play_finer(playing, tasks, curve, answers, journal)
-    result = {**certificate(tasks, answers, curve), **about}
-    bundle = Bundle.open(playing.bundle, verify=False)  # `embed_arbiter` hashes every file
+    curves, answers = measure_curves(config, tasks, {"collab": graph}, journal)
+    result = {**certificate(tasks, answers, curves["collab"]), **about}
+    bundle = Bundle.open(config.bundle, verify=False)  # `install_arbiter` hashes every file
     result["measured_on"] = measured_on(bundle, graph)
     write_certificate(folder, result)
     settings = {"threshold": result["threshold"], "speed_first": result["speed_first"]}
-    write_json(folder / "arbiter.json", settings)
-    embed_arbiter(playing.bundle, folder)
+    write_json(folder / SETTINGS, settings)
+    install_arbiter(config.bundle, folder)
     return result
 
 
 def training_of(folder: Path) -> dict[str, Any]:
     """Return `data` and `training` of an arbiter's earlier certificate; empty if it has none."""
-    earlier = read_arbiter(folder).quality or {}
+    has_settings = (folder / SETTINGS).is_file()  # a graph alone can be certified too
+    earlier = (read_arbiter(folder).quality or {}) if has_settings else {}
     return {"data": earlier.get("data", {}), "training": earlier.get("training")}
 
 
@@ -139,13 +152,13 @@ def split_tasks(request: CalibrationRequest, seed: int) -> tuple[list[Task], lis
     training = resolve_tasks(request.tasks, items=items, seed=seed)
     if request.validation is not None:
         validation = resolve_tasks(request.validation, items=request.validation_items, seed=seed)
-        # By what is asked: ids count the lines of a file, and two files may both begin with 1.
+        # Compared by prompt: ids count the lines of a file, and two files may both begin with 1.
         asked = {repr(task.prompt) for task in training}
         shared = [task.id for task in validation if repr(task.prompt) in asked]
         if shared:
             raise UsageError(
                 f"{len(shared)} tasks are in --tasks and in --validation, such as {min(shared)}",
-                hint="a threshold chosen on training tasks is too hopeful; keep the two apart",
+                hint="a threshold chosen on training tasks is too optimistic; keep the two apart",
             )
         return training, validation
     held = training[::HELD_OUT_SHARE][: request.validation_items]
@@ -158,30 +171,29 @@ def split_tasks(request: CalibrationRequest, seed: int) -> tuple[list[Task], lis
 
 def certificate(
     tasks: Sequence[Task],
-    answers: dict[str, list[Answer]],
+    answers: Mapping[str, Sequence[Answer]],
     curve: Sequence[Mode],
 ) -> dict[str, Any]:
-    """Choose the thresholds and sum up what was measured."""
-    kinds = [task.kind for task in tasks]
+    """Choose the thresholds and return the figures of the certificate."""
     points = curve_points(curve, answers)
     target = [answer.correct for answer in answers["target"]]
     best = fastest_with_gain(points, target)
     fast = fastest_without_loss(points, target)
-    played = {mode.threshold: answers[mode.name] for mode in curve}
+    at = {mode.threshold: answers[mode.name] for mode in curve}
     chosen = {
         **{name: answers[name] for name in ("target", "strict", "draft")},
-        "collab": played[best.threshold],
+        "collab": at[best.threshold],
     }
-    tested = [Mode(name, "collab" if name == "collab" else "strict") for name in chosen]
+    modes = [Mode(name, name) for name in chosen]  # type: ignore[arg-type]
+    figures = summarise_modes(modes, chosen, [task.kind for task in tasks])
+    del figures["resample"]
     return {
         "threshold": best.threshold,
-        "speed_first": None if fast is None else _point(fast, played[fast.threshold]),
-        "modes": {name: summarise(kinds, of_mode) for name, of_mode in chosen.items()},
+        "speed_first": None if fast is None else _point(fast, at[fast.threshold]),
+        **figures,
         "override_precision": override_precision(chosen["collab"], target),
-        "oracle": oracle(chosen),
-        "mcnemar": paired_tests(tested, chosen),
         "curve": [
-            _point(point, played[point.threshold])
+            _point(point, at[point.threshold])
             for point in sorted(points, key=lambda point: point.threshold)
         ],
     }

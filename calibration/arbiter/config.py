@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from ...errors import UsageError
-from .network import FeatureSet
+
+FeatureSet = Literal["a", "hidden"]
+"""See `calibration/arbiter/network.py`."""
 
 
 @dataclass(frozen=True)
@@ -16,22 +19,23 @@ class TrainingConfig:
     Attributes:
         features: feature set of the network; see `calibration/arbiter/network.py`.
         width: hidden units; 0 for a linear policy.
-        seed: of sampling, initialisation and shuffling.
+        seed: seed of sampling, initialisation and shuffling.
         warm_items: training items that are branched for the warm start.
-        branches: mismatches of one item that are branched.
-        warm_epochs, warm_learning_rate, weight_decay: of the warm start.
-        tie_weight: weight of a branch that changes nothing, as a vote for the draft; wrong on both
-            sides votes for the target with the same weight.
+        branches: mismatches per item that are branched.
+        warm_epochs, warm_learning_rate, weight_decay: settings of the warm start.
+        tie_weight: weight of a branch that changes nothing: a vote for the draft if both sides are
+            right, for the target if both are wrong.
         steps: updates by policy gradient.
-        prompts: prompts of one update.
-        decisive_share: part of an update's prompts that is drawn from those with a branch that decided
-            between right and wrong.
-        group: trajectories of one prompt; each is compared with the mean of the others.
-        learning_rate: of the policy gradient.
+        prompts: prompts per update.
+        decisive_share: share of an update's prompts that is drawn from those with a branch that
+            decided between right and wrong.
+        group: trajectories per prompt; each is compared with the mean of the others.
+        learning_rate: learning rate of the policy gradient.
         speed_weight: reward for the share of target passes saved, paid for right answers only.
-        entropy_weight, kl_weight: bonus for exploring, and tie to the warm start.
-        num_draft_tokens: draft length of all rollouts; None for the bundle's default.
-        max_tokens: tokens that an answer may take; None for the bundle's default.
+        entropy_weight: weight of the entropy bonus.
+        kl_weight: weight of the Kullback-Leibler distance from the warm start.
+        num_draft_tokens: draft tokens per round in all rollouts; None for the bundle's default.
+        max_tokens: longest answer in tokens; None for the bundle's default.
     """
 
     features: FeatureSet = "a"
@@ -55,7 +59,7 @@ class TrainingConfig:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what training could not work with.
+        """Check the values.
 
         Raises:
             UsageError: names the hyper-parameter.
@@ -70,11 +74,11 @@ class TrainingConfig:
 
 
 OWN_OPTIONS = ("features", "seed", "num_draft_tokens", "max_tokens")
-"""Hyper-parameters that the command line has an option of its own for."""
+"""Hyper-parameters with an option of their own on the command line."""
 
 
 def with_settings(config: TrainingConfig, settings: Sequence[str]) -> TrainingConfig:
-    """Return `config` with each NAME=VALUE of `settings` in place.
+    """Return `config` changed by each NAME=VALUE of `settings`.
 
     Raises:
         UsageError: no such hyper-parameter, or a value of the wrong kind.

@@ -1,7 +1,7 @@
-"""Putting an arbiter and its certificate into a bundle, by writing the bundle anew.
+"""Installing an arbiter and its certificate in a bundle, by writing the bundle again.
 
-The files that stay are linked, not copied, where the file system can; the new bundle takes the old
-one's name in one step, as with any export.
+Unchanged files are linked, not copied, where the file system can; the new bundle takes the old one's
+name in one step, as with any export.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.writer import BundleWriter
 
 
-def embed_arbiter(root: Path, folder: Path) -> Path:
-    """Write the bundle at `root` anew with the arbiter of `folder` and what it is worth.
+def install_arbiter(root: Path, folder: Path) -> Path:
+    """Write the bundle at `root` again with the arbiter of `folder` and its certificate.
 
     Args:
         root: the bundle's folder.
@@ -44,7 +44,7 @@ def embed_arbiter(root: Path, folder: Path) -> Path:
                 _link(bundle.path(entry.path), writer.path(entry.path))
         models = replace(manifest.models, arbiter=arbiter.add_to(writer.staging))
         certificate = read_certificate(root, manifest)
-        # The files that stay were hashed when the bundle was opened.
+        # The unchanged files were hashed when the bundle was opened.
         hashes = hashes_of(manifest) | {GRAPH: sha256_of(arbiter.graph)}
         certificate["quality"] = arbiter.quality_on(hashes.get)
         write_certificate(writer.staging, certificate)
@@ -52,7 +52,7 @@ def embed_arbiter(root: Path, folder: Path) -> Path:
 
 
 def measured_files(bundle: Bundle) -> dict[str, str]:
-    """Return the hashes of the decoders' files: what a quality figure is a figure of."""
+    """Return the hashes of the decoders' files, on which every quality figure depends."""
     return {
         entry.path: entry.sha256
         for entry in bundle.manifest.files

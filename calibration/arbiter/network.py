@@ -1,10 +1,10 @@
-"""The arbiter network: from what both models saw at a drafted token to whether it should stay.
+"""The arbiter network: from what both models report about a drafted token to whether to keep it.
 
-Its inputs are called after what they are (`target.entropy`, `draft.top_ids`, `block.position`), and the
-runtime binds them by name, so a new feature needs no change there. `features_a` says what the features
-are: training traces it, and `arbiter_graph.py` folds it into the network for decoding.
+The names of its inputs say what they are (`target.entropy`, `draft.top_ids`, `block.position`), and the
+runtime binds them by name, so a new feature needs no change there. `features_a` defines the features:
+training traces it, and `network_graph.py` folds it into the network for decoding.
 
-Feature set A is what log-probabilities, margins, entropies and ranks of the two candidates say; the set
+Feature set A consists of log-probabilities, margins, entropies and ranks of the two candidates; the set
 `hidden` adds a projection of both models' last hidden states.
 """
 
@@ -13,18 +13,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from ...export.tracing import quiet_tracing
-from .network_graph import OPSET, is_token, row_shape, score_model
-
-FeatureSet = Literal["a", "hidden"]
-
-SUMMARY_TOP = 8
-"""Candidates in a row of `top_values` and `top_ids`, as decoders are exported by default."""
+from .config import FeatureSet
 
 A_INPUTS = (
     "target.token",
@@ -109,7 +102,7 @@ class ArbiterNetwork(nn.Module):  # type: ignore[misc]
             self.out = nn.Linear(count, 1)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the log-odds [n] of rows of `features` [n, F], hidden states behind set A."""
+        """Return the log-odds [n] of rows of `features` [n, F], hidden states after set A."""
         count = len(A_FEATURES)
         parts = [(features[:, :count] - self.mean) / self.std]
         if self.config.features == "hidden":
@@ -118,7 +111,7 @@ class ArbiterNetwork(nn.Module):  # type: ignore[misc]
 
 
 def all_features(named: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Compute the features [k, F]: set A, and behind it the hidden states if `named` has them."""
+    """Compute the features [k, F]: set A, and after it the hidden states if `named` has them."""
     hidden = [named[name] for name in HIDDEN_INPUTS if name in named]
     return torch.cat([features_a(named), *hidden], dim=1)
 
@@ -159,66 +152,9 @@ def _lookup(
     return value, rank
 
 
-def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = SUMMARY_TOP) -> None:
-    """Write `network` as an ONNX graph with the one output `score` [k], for decoding."""
-    import onnx_ir
-
-    onnx_ir.save(score_model(network, summary_top), path)
-
-
-def export_features(shape: ArbiterConfig, path: Path, summary_top: int = SUMMARY_TOP) -> None:
-    """Write an ONNX graph with the one output `features` [k, F], for training a network of `shape`."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    example = tuple(_example(name, shape, summary_top) for name in shape.inputs)
-    block = {0: torch.export.Dim.DYNAMIC}
-    with torch.no_grad(), quiet_tracing():
-        program = torch.onnx.export(
-            _Features(shape.inputs),
-            example,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=list(shape.inputs),
-            output_names=["features"],
-            dynamic_shapes=(tuple(block for _ in example),),
-        )
-    # Stack traces of the machine that exported have no place in a file that travels.
-    ClearMetadataAndDocStringPass()(program.model)
-    program.save(str(path), external_data=False)
-
-
-class _Features(nn.Module):  # type: ignore[misc]
-    """`all_features` as the exporter wants it."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self._names = names
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return all_features(dict(zip(self._names, inputs, strict=True)))
-
-
-def _example(name: str, shape: ArbiterConfig, summary_top: int) -> torch.Tensor:
-    """Return a tensor like the input `name` for a block of three."""
-    dtype = torch.int64 if is_token(name) else torch.float32
-    return torch.zeros(3, *row_shape(name, shape, summary_top), dtype=dtype)
-
-
 def save_network(network: ArbiterNetwork, path: Path) -> None:
     """Write the weights to `path` as safetensors, the configuration in its header."""
     from safetensors.torch import save_file
 
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, path, metadata={"config": json.dumps(asdict(network.config))})
-
-
-def load_network(path: Path) -> ArbiterNetwork:
-    """Read a network that `save_network` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        config = ArbiterConfig(**json.loads(file.metadata()["config"]))
-        network = ArbiterNetwork(config)
-        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    return network

@@ -1,26 +1,76 @@
-"""The arbiter network as a small ONNX graph of its score, for decoding.
+"""The arbiter network as ONNX graphs: its score for decoding, and its features for training.
 
 A round of decoding waits for the score, and in a graph this small each node costs more than what it
-computes. So what is linear is no node of its own: standardising, margins and log-ranks are folded into
-the weights of the first layer.
+computes. So linear operations get no node of their own: standardising, margins and log-ranks are folded
+into the weights of the first layer.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from ...export.decoder import SUMMARY_TOP
+from ...export.tracing import quiet_tracing
+from .network import ArbiterConfig, ArbiterNetwork, all_features
 
 if TYPE_CHECKING:
     import onnx_ir
-    import torch
-
-    from .network import ArbiterConfig, ArbiterNetwork
 
 OPSET = 18
 
 Weights = NDArray[np.float64]
+
+
+def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = SUMMARY_TOP) -> None:
+    """Write `network` as an ONNX graph with the one output `score` [k], for decoding."""
+    import onnx_ir
+
+    onnx_ir.save(score_model(network, summary_top), path)
+
+
+def export_features(shape: ArbiterConfig, path: Path, summary_top: int = SUMMARY_TOP) -> None:
+    """Write an ONNX graph with the one output `features` [k, F], for training a network of `shape`."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    example = tuple(_example(name, shape, summary_top) for name in shape.inputs)
+    block = {0: torch.export.Dim.DYNAMIC}
+    with torch.no_grad(), quiet_tracing():
+        program = torch.onnx.export(
+            _Features(shape.inputs),
+            example,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=list(shape.inputs),
+            output_names=["features"],
+            dynamic_shapes=(tuple(block for _ in example),),
+        )
+    # Stack traces of the machine that exported have no place in a file that travels.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.save(str(path), external_data=False)
+
+
+class _Features(nn.Module):  # type: ignore[misc]
+    """`all_features` with the tensors as positional arguments, for the exporter."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._names = names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return all_features(dict(zip(self._names, inputs, strict=True)))
+
+
+def _example(name: str, shape: ArbiterConfig, summary_top: int) -> torch.Tensor:
+    """Return a tensor like the input `name` for a block of three."""
+    dtype = torch.int64 if _is_token(name) else torch.float32
+    return torch.zeros(3, *_row_shape(name, shape, summary_top), dtype=dtype)
 
 
 def score_model(network: ArbiterNetwork, top: int) -> onnx_ir.Model:
@@ -40,7 +90,7 @@ def score_model(network: ArbiterNetwork, top: int) -> onnx_ir.Model:
         projected = g.gemm(states, "project", _array(project.weight).T, _array(project.bias))
         terms.append((g.op("Tanh", [projected]), weights[len(network.mean) :]))
 
-    # Inputs of one number a position: laid behind each other, which takes one node for all of them.
+    # Inputs of one number per position are concatenated: one node for all of them.
     flat = g.op("Concat", [g.inputs[name] for name in numbers], {"axis": 0})
     rows = g.op("Reshape", [flat, g.constant("numbers.shape", [len(numbers), -1], np.int64)])
     of_numbers = np.stack(list(numbers.values()))
@@ -54,13 +104,13 @@ def score_model(network: ArbiterNetwork, top: int) -> onnx_ir.Model:
     return g.model("score", score)
 
 
-def is_token(name: str) -> bool:
-    """Say whether the input `name` holds token ids, int64; the others are float32."""
+def _is_token(name: str) -> bool:
+    """Whether the input `name` holds token ids, int64; the others are float32."""
     return name.rpartition(".")[2] in ("token", "drafted", "top_ids")
 
 
-def row_shape(name: str, shape: ArbiterConfig, summary_top: int) -> tuple[int, ...]:
-    """Return the shape of an input behind the block's k."""
+def _row_shape(name: str, shape: ArbiterConfig, summary_top: int) -> tuple[int, ...]:
+    """Return the shape of an input after the dimension k of the block."""
     model, _, what = name.partition(".")
     if what == "hidden":
         return (shape.target_hidden if model == "target" else shape.draft_hidden,)
@@ -68,7 +118,7 @@ def row_shape(name: str, shape: ArbiterConfig, summary_top: int) -> tuple[int, .
 
 
 class _Builder:
-    """Nodes and constants of a graph in the making, on named inputs of a block."""
+    """Collects the nodes and constants of a graph on the named inputs of a block."""
 
     def __init__(self, shape: ArbiterConfig, summary_top: int) -> None:
         import onnx_ir as ir
@@ -79,8 +129,8 @@ class _Builder:
         self.inputs = {
             name: ir.val(
                 name,
-                ir.DataType.INT64 if is_token(name) else ir.DataType.FLOAT,
-                ("k", *row_shape(name, shape, summary_top)),
+                ir.DataType.INT64 if _is_token(name) else ir.DataType.FLOAT,
+                ("k", *_row_shape(name, shape, summary_top)),
             )
             for name in shape.inputs
         }
@@ -125,11 +175,11 @@ class _Builder:
 def _terms(
     g: _Builder, weights: Weights, top: int
 ) -> tuple[list[tuple[onnx_ir.Value, Weights]], dict[str, Weights], Weights]:
-    """Express set A times `weights` [F, H] by what takes few nodes.
+    """Express set A times `weights` [F, H] in few nodes.
 
     Returns:
         Values [k, n] with their weights [n, H]; names of inputs [k] with theirs [H]; a constant [H].
-        The products' sum is that of the features.
+        The sum of the products equals that of the features.
     """
     t_of_t, t_of_d, d_of_d, d_of_t, t_margin, d_margin = weights[:6]
     t_entropy, d_entropy, rank_of_d, rank_of_t, position, mismatches, run = weights[6:13]
@@ -138,13 +188,13 @@ def _terms(
         g.op("Sub", [g.inputs[f"{model}.top_values"], g.column(f"{model}.logsumexp")])
         for model in ("target", "draft")
     )
-    # Where one model's choice stands among the other's candidates: one-hot, or 0 if it is absent.
+    # The rank of one model's choice among the other's candidates: one-hot, or 0 if it is absent.
     drafted = g.one_hot("target.top_ids", "block.drafted")
     chosen = g.one_hot("draft.top_ids", "target.token")
     first, second, last = np.eye(top)[[0, 1, -1]]
     # An absent token has the last candidate's value less 1; a present one has this much more.
     more = g.gemm(draft, "more", np.eye(top) - np.outer(last, np.ones(top)), [1.0])
-    # And log1p(rank): log1p(top) if absent, this much more (it is negative) if present.
+    # And log1p(rank): log1p(top) if absent; if present, that plus this (which is negative).
     rank = np.log1p(np.arange(top)) - np.log1p(top)
     terms = [
         (target, np.outer(first, t_of_t) + np.outer(first - second, t_margin)),
@@ -176,6 +226,6 @@ def _folded(network: ArbiterNetwork, layer: torch.nn.Linear) -> tuple[Weights, W
 
 
 def _array(tensor: torch.Tensor) -> Weights:
-    """Return a copy as float64: what is folded is rounded once, at the end."""
+    """Return a copy as float64: folded weights are rounded once, at the end."""
     array: Weights = tensor.detach().double().numpy().copy()
     return array

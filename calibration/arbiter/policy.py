@@ -19,7 +19,7 @@ from .network import A_FEATURES, ArbiterConfig, ArbiterNetwork
 
 
 def weights_of(network: ArbiterNetwork) -> dict[str, Any]:
-    """Return the parameters as nested lists: what a job carries to the processes that play."""
+    """Return the parameters as nested lists, which a job carries to a worker."""
     return {name: value.tolist() for name, value in network.state_dict().items()}
 
 
@@ -28,11 +28,11 @@ def warm_start(
 ) -> tuple[ArbiterNetwork, list[float]]:
     """Fit a network to counterfactual branches.
 
-    A branch votes for the side that alone led to a right answer; where both did it votes weakly for the
-    draft (nothing is lost, time is won), where neither did weakly for the target.
+    A branch votes for the side that alone led to a right answer. If both did, it votes weakly for the
+    draft (nothing is lost, time is won); if neither did, weakly for the target.
 
     Args:
-        records: from `counterfactual.branch`.
+        records: from `run_branches`.
         shape: of the network.
         config: epochs, learning rate, weights, seed.
 
@@ -71,7 +71,7 @@ class PolicyGradient:
     """Updates a network from groups of sampled trajectories.
 
     Args:
-        network: the warm start; a copy of it stays as the reference of the KL term.
+        network: the warm start; a copy of it is the reference of the KL term.
         config: learning rate and weights.
     """
 
@@ -84,14 +84,14 @@ class PolicyGradient:
         )
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return everything that the next update depends on, as named tensors."""
+        """Return the whole state that the next update depends on, as named tensors."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         for index, entry in self._optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in entry.items()}
         return {name: value.contiguous() for name, value in tensors.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `state` of a learner of the same configuration returned."""
+        """Restore what `state` of a learner of the same configuration returned."""
         network, optimiser = {}, self._optimiser.state_dict()
         for name, value in tensors.items():
             owner, _, rest = name.partition(".")

@@ -1,7 +1,7 @@
-"""Playing tasks with the exported engines, and writing down what happened at each mismatch.
+"""Rollouts: tasks answered by the exported engines, with a record of every decision at a mismatch.
 
-Training sees exactly what will run: the lowered and quantised graphs, through the same loop, with only
-the decision at a mismatch taken another way.
+Training sees exactly what will run: the lowered and quantised graphs, through the same loop. Only the
+decision at a mismatch is made in another way.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Score = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Decision:
-    """One mismatch that was reached.
+    """The decision at one mismatch.
 
     Attributes:
         position: index of the token in the output.
         drafted: the draft's token.
         chosen: the target's token.
-        features: float32 [F], what the policy saw.
-        kept: whether the draft's token stayed.
+        features: float32 [F], the policy's input.
+        kept: whether the draft's token was kept.
     """
 
     position: int
@@ -48,8 +48,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Play:
-    """One played answer.
+class Rollout:
+    """One answer.
 
     Attributes:
         tokens: the output.
@@ -85,19 +85,19 @@ class PolicyArbiter:
         self.features: NDArray[Any] = np.empty((0, 0), dtype=np.float32)
 
     def score(self, block: Block) -> NDArray[np.float32]:
-        """Return scores [k]; the features stay readable until the next block."""
+        """Return scores [k]; `features` holds the block's features until the next block."""
         self.features = self._graph.run(block)
         return self.policy(self.features)
 
 
 @dataclass(kw_only=True)
 class RecordingReferee(Referee):
-    """A referee that writes each decision down.
+    """A referee that records each decision.
 
     Attributes:
         prompt_length: tokens before the output.
-        rng: samples decisions from the scores; None compares them with the threshold.
-        decisions: what was decided.
+        rng: samples decisions from the scores; None compares the scores with the threshold.
+        decisions: the decisions so far.
     """
 
     arbiter: PolicyArbiter
@@ -122,7 +122,7 @@ class RecordingReferee(Referee):
         return super().keep(tokens, drafted, chosen, draft, verified)
 
     def decide(self, i: int, score: float) -> bool:
-        """Sample, or compare with the threshold, and remember."""
+        """Sample, or compare with the threshold, and record the decision."""
         kept = super().decide(i, score) if self.rng is None else self.rng.random() < score
         features = self.arbiter.features[i].copy()
         position = self._start + i
@@ -130,56 +130,69 @@ class RecordingReferee(Referee):
         return kept
 
 
-class Player:
-    """Plays prompts with one session.
+@dataclass(frozen=True)
+class RolloutSetup:
+    """Makes a worker's `RolloutRunner`; picklable.
 
-    Args:
+    Attributes:
         bundle: the bundle's folder.
         graph: computes the features, from `export_features`.
-        network: the policy; `use` gives it new weights.
-        max_tokens: tokens that an answer may take; None for the bundle's default.
-        num_draft_tokens: tokens to draft a round; None for the bundle's default.
+        shape: of the policy's network.
+        max_tokens: longest answer in tokens; None for the bundle's default.
+        num_draft_tokens: draft tokens per round; None for the bundle's default.
+        threads: threads of the engines.
     """
 
-    def __init__(
-        self,
-        bundle: Path,
-        graph: Path,
-        network: ArbiterNetwork,
-        max_tokens: int | None = None,
-        num_draft_tokens: int | None = None,
-    ) -> None:
-        # One thread a process: processes share the work, and small models gain nothing from threads.
-        self.session = load(bundle, options=OrtOptions(threads=1), verify=False)
-        self.network = network
-        self.arbiter = PolicyArbiter(graph, score_with(network))
-        manifest = self.session.manifest
-        self._max_tokens = max_tokens or manifest.generation.max_tokens
-        self._num_draft_tokens = num_draft_tokens
-        self._eos = manifest.generation.eos_token_ids
+    bundle: Path
+    graph: Path
+    shape: ArbiterConfig
+    max_tokens: int | None = None
+    num_draft_tokens: int | None = None
+    threads: int = 1
 
-    def play(
+    def __call__(self) -> RolloutRunner:
+        """Load the engines."""
+        return RolloutRunner(self)
+
+
+class RolloutRunner:
+    """Answers prompts with one session and a policy whose weights can change."""
+
+    def __init__(self, setup: RolloutSetup) -> None:
+        import torch
+
+        torch.set_num_threads(setup.threads)
+        options = OrtOptions(threads=setup.threads)
+        self.session = load(setup.bundle, options=options, verify=False)
+        self.network = ArbiterNetwork(setup.shape)
+        self.arbiter = PolicyArbiter(setup.graph, score_with(self.network))
+        generation = self.session.manifest.generation
+        self._max_tokens = setup.max_tokens or generation.max_tokens
+        self._num_draft_tokens = setup.num_draft_tokens
+        self._eos = generation.eos_token_ids
+
+    def rollout(
         self,
         prompt: Sequence[int],
         threshold: float,
         *,
-        begun: Sequence[int] = (),
+        forced: Sequence[int] = (),
         rng: random.Random | None = None,
         stop: tuple[str, ...] = (),
-    ) -> Play:
-        """Answer `prompt` (token ids), behind the tokens that are `begun` already.
+    ) -> Rollout:
+        """Answer `prompt`.
 
         Args:
             prompt: token ids.
-            threshold: score above which a draft token stays; just below 1 nothing does, and every
+            threshold: score above which a draft token is kept. Just below 1 none is, and every
                 mismatch is recorded all the same.
-            begun: the first tokens of the output, given.
+            forced: tokens that the output begins with.
             rng: samples the decisions instead.
             stop: texts that end the answer.
         """
-        room = self._max_tokens - len(begun)
-        if room < 1 or (begun and begun[-1] in self._eos):
-            return Play(list(begun), 0, [])
+        room = self._max_tokens - len(forced)
+        if room < 1 or (forced and forced[-1] in self._eos):
+            return Rollout(list(forced), 0, [])
         referee = RecordingReferee(
             arbiter=self.arbiter,
             threshold=threshold,
@@ -188,19 +201,18 @@ class Player:
             rng=rng,
         )
         stream = self.session.continue_tokens(
-            [*prompt, *begun],
+            [*prompt, *forced],
             referee,
             max_tokens=room,
             num_draft_tokens=self._num_draft_tokens,
             sampling=SamplingParams(stop=stop) if stop else None,
         )
         completion = stream.completion()
-        return Play(
-            [*begun, *completion.tokens], completion.stats.num_target_passes, referee.decisions
-        )
+        tokens = [*forced, *completion.tokens]
+        return Rollout(tokens, completion.stats.num_target_passes, referee.decisions)
 
-    def use(self, weights: dict[str, Any]) -> None:
-        """Give the policy other weights: parameter name -> nested lists."""
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """Replace the weights of the policy: parameter name -> nested lists."""
         import torch
 
         self.network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
@@ -208,22 +220,3 @@ class Player:
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of an output, for a checker."""
         return self.session.codec.decode(tokens)
-
-
-@dataclass(frozen=True)
-class PlayerSetup:
-    """How a process makes its player; picklable, called once in each."""
-
-    bundle: Path
-    graph: Path
-    shape: ArbiterConfig
-    max_tokens: int | None
-    num_draft_tokens: int | None
-
-    def __call__(self) -> Player:
-        """Load the engines."""
-        import torch
-
-        torch.set_num_threads(1)
-        network = ArbiterNetwork(self.shape)
-        return Player(self.bundle, self.graph, network, self.max_tokens, self.num_draft_tokens)

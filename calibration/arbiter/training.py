@@ -1,6 +1,6 @@
 """Training an arbiter from end to end: branches, warm start, policy gradient.
 
-Everything lands in one work folder, in journals and states that a job which was killed goes on from.
+All results go into one work folder, in journals and states from which a job that was killed continues.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from typing import Any
 
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.bundle.reader import Bundle
-from ..quality.worker_pool import Journal, Workers, digest, play_all
+from ..journal import Journal, digest
+from ..quality.workers import Scale, Workers, run_missing
 from ..tasks.item import Task
-from .branches import NEVER, BranchJob, branch, count_cells
 from .config import TrainingConfig
 from .install import measured_files
-from .network import ArbiterConfig, ArbiterNetwork, export_features
+from .network import ArbiterConfig, ArbiterNetwork
+from .network_graph import export_features
 from .policy import warm_start, weights_of
 from .policy_gradient import decisive_tasks, improve
-from .rollouts import PlayerSetup
-from .run_log import RunLog
-from .training_plot import plot_training
+from .rollout_jobs import NEVER, BranchJob, count_cells, run_branches
+from .rollouts import RolloutSetup
+from .run_log import RunLog, plot_training
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training made.
+    """The result of training.
 
     Attributes:
         warm: the network after the warm start, from supervision alone.
@@ -43,25 +44,33 @@ def train_arbiter(
     tasks: Sequence[Task],
     config: TrainingConfig,
     work: Path,
-    processes: int = 1,
-    report: Callable[[str], None] = lambda line: None,
+    scale: Scale,
+    progress: Callable[[str], None],
+    branches: Path | None = None,
 ) -> Trained:
     """Train an arbiter on `tasks`.
 
     Args:
-        bundle: folder of the bundle whose engines play.
+        bundle: folder of the bundle whose engines run the rollouts.
         tasks: training tasks; the first `warm_items` are branched.
         config: every hyper-parameter.
         work: folder for journals, weights and the log; made if missing.
-        processes: that play at the same time.
-        report: called with a line per stage and update.
+        scale: workers of the rollouts.
+        progress: called with a line per stage and update.
+        branches: journal of the branches, which other trainings may share; None for one in `work`.
     """
-    opened = Bundle.open(bundle)  # hashed here, once for all processes
+    opened = Bundle.open(bundle)  # hashed here, once for all workers
     shape = arbiter_shape(opened.manifest, config)
-    with Workers(processes, player_setup(bundle, shape, config, work)) as workers:
-        journal = Journal(work / "branches.jsonl")
-        records = play_branches(workers, tasks, shape, config, journal, measured_files(opened))
-        return train_from_branches(workers, tasks, records, shape, config, work, report)
+    log = RunLog(work / "log.json", config)
+    with Workers(scale, rollout_setup(bundle, shape, config, work, scale.threads)) as workers:
+        journal = Journal(branches or work / "branches.jsonl")
+        records = branch_tasks(workers, tasks, config, shape, journal, measured_files(opened))
+        warm = warm_network(records, shape, config, log, progress)
+        decisive = decisive_tasks(tasks, records)
+        network = improve(workers, warm, tasks, decisive, config, work, log, progress)
+    if log.updates():
+        plot_training(log.updates(), work / "training.png")
+    return Trained(warm, network)
 
 
 def arbiter_shape(manifest: Manifest, config: TrainingConfig) -> ArbiterConfig:
@@ -76,62 +85,56 @@ def arbiter_shape(manifest: Manifest, config: TrainingConfig) -> ArbiterConfig:
     )
 
 
-def player_setup(
-    bundle: Path, shape: ArbiterConfig, config: TrainingConfig, work: Path
-) -> PlayerSetup:
-    """Return how a process makes its player, with the graph that computes the features."""
+def rollout_setup(
+    bundle: Path, shape: ArbiterConfig, config: TrainingConfig, work: Path, threads: int
+) -> RolloutSetup:
+    """Return the setup of the workers; writes the graph that computes the features into `work`."""
     work.mkdir(parents=True, exist_ok=True)
     graph = work / "features.onnx"
     export_features(shape, graph)
-    return PlayerSetup(bundle, graph, shape, config.max_tokens, config.num_draft_tokens)
+    return RolloutSetup(
+        bundle, graph.resolve(), shape, config.max_tokens, config.num_draft_tokens, threads
+    )
 
 
-def play_branches(
+def branch_tasks(
     workers: Workers,
     tasks: Sequence[Task],
-    shape: ArbiterConfig,
     config: TrainingConfig,
+    shape: ArbiterConfig,
     journal: Journal,
     engines: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Branch the first `warm_items` tasks, but for those that are in the journal already.
+    """Branch the first `warm_items` tasks, except those that the journal has already.
 
     Args:
-        workers: processes with a `Player` each.
+        workers: with a `RolloutRunner` each.
         tasks: training tasks.
-        shape: of the network; says which features are recorded.
         config: every hyper-parameter.
+        shape: of the network; says which features are recorded.
         journal: of finished tasks. Only branches of the same engines and settings count.
-        engines: hashes of the engines' files, from `embed.measured_files`.
+        engines: hashes of the engines' files, from `install.measured_files`.
     """
     weights = weights_of(ArbiterNetwork(shape))
     lengths = (config.num_draft_tokens, config.max_tokens)
-    setting = (engines, config.features, config.branches, config.seed, *lengths)
-    played_by = digest(repr(setting))
-    jobs = [
-        (f"{task.id} {played_by}", BranchJob(task, config.branches, weights, NEVER, config.seed))
+    made_with = digest(repr((engines, config.features, config.branches, config.seed, *lengths)))
+    jobs = {
+        f"{task.id} {made_with}": BranchJob(task, config.branches, weights, NEVER, config.seed)
         for task in tasks[: config.warm_items]
-    ]
-    return play_all(workers, branch, jobs, journal, "branches")
+    }
+    return run_missing(workers, run_branches, jobs, journal, "branches")
 
 
-def train_from_branches(
-    workers: Workers,
-    tasks: Sequence[Task],
+def warm_network(
     records: Sequence[dict[str, Any]],
     shape: ArbiterConfig,
     config: TrainingConfig,
-    work: Path,
-    report: Callable[[str], None],
-) -> Trained:
-    """Fit the warm start to `records`, the branches of the first of `tasks`, and improve it."""
-    log = RunLog(work / "log.json", config)
+    log: RunLog,
+    progress: Callable[[str], None],
+) -> ArbiterNetwork:
+    """Fit the warm start to branches, and log it."""
     cells = count_cells(records)
-    report(f"branches: {', '.join(f'{count} {cell}' for cell, count in cells.items())}")
-    warm, losses = warm_start(records, shape, config)
+    progress(f"branches: {', '.join(f'{count} {cell}' for cell, count in cells.items())}")
+    network, losses = warm_start(records, shape, config)
     log.add("warm", {"cells": cells, "losses": losses})
-    decisive = decisive_tasks(tasks, records)
-    network = improve(workers, warm, tasks, decisive, config, work, log, report)
-    if log.updates():
-        plot_training(log.updates(), work / "training.png")
-    return Trained(warm, network)
+    return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from ...runtime.cli.common import (
     json_option,
     print_json,
 )
-from ..tables import text_table
 from .speed import speed
 
 EPILOG = """
@@ -29,8 +29,9 @@ Examples:
 
 \b
 Modes:
-  target         the target alone, one token a pass
+  target         the target alone, one token per pass
   draft          the draft alone
+  sample:TEMPERATURE,SEED   tokens drawn from the target alone
   strict         speculation that yields the target's output
   collab         the arbiter at the bundle's threshold, or at each of --thresholds
   collab@0.5     at that threshold
@@ -40,19 +41,42 @@ Modes:
   typical:EPSILON,ALPHA   relaxed:TOP_N,DELTA   fly:WINDOW,ENTROPY   ensemble:WEIGHT
 """
 
-_COLUMNS = (
-    ("accuracy", "accuracy", "{:.2%}"),
-    ("tok/pass", "tokens_per_target_pass", "{:.3f}"),
-    ("tok/s", "tokens_per_second", "{:.0f}"),
-    ("ms/item", "seconds_per_item", "{:.2f}"),
-    ("tok/item", "tokens_per_item", "{:.1f}"),
-    ("overrides", "override_rate", "{:.2%}"),
+RUN_OPTIONS = (
+    click.option(
+        "--processes",
+        type=int,
+        help="Worker processes. Default: 1, and on a cluster as many as its CPUs allow.",
+    ),
+    click.option(
+        "--threads",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Threads of each worker's engines.",
+    ),
+    click.option(
+        "--cluster",
+        default="local",
+        show_default=True,
+        metavar="local|ADDRESS",
+        help="Run the workers on this machine, or on the Ray cluster at ADDRESS (such as "
+        "10.0.0.1:6379), whose nodes have the bundle at the same path.",
+    ),
+    click.option("--num-draft-tokens", type=int, help="Draft tokens per round."),
+    click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
 )
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that runs a bundle on many tasks."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group(cls=CospecGroup)
 def main() -> None:
-    """Measure accuracy and speed of a bundle's ways to decode."""
+    """Measure the accuracy and the speed of a bundle."""
 
 
 main.add_command(speed)
@@ -61,13 +85,13 @@ main.add_command(speed)
 @main.command(cls=CospecCommand, epilog=EPILOG)
 @engine_dir_option
 @click.option("--tasks", required=True, help="A task file, tiny:SPLIT, or a benchmark's name.")
-@click.option("--items", type=int, help="Items to play. Default: all, of tiny tasks 1000.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which items are drawn.")
+@click.option("--items", type=int, help="Number of items. Default: all; of tiny tasks 1000.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed that draws the items.")
 @click.option(
     "--modes",
     default="target,draft,strict",
     show_default=True,
-    help="Ways of decoding, separated by commas; see below.",
+    help="Modes to compare, separated by commas; see below.",
 )
 @click.option("--thresholds", help="Thresholds of collab, separated by commas.")
 @click.option(
@@ -75,15 +99,23 @@ main.add_command(speed)
     "arbiters",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="An arbiter graph instead of the bundle's own; several make collab[1], collab[2], ...",
+    help="An arbiter instead of the bundle's own: a graph, or a folder of cospec-calibrate arbiter. "
+    "Several make the modes collab[1], collab[2], ...",
 )
-@click.option("--processes", type=int, default=1, show_default=True, help="One thread each.")
-@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.")
-@click.option("--max-tokens", type=int, help="Tokens that an answer may take.")
+@click.option(
+    "--resample-control",
+    is_flag=False,
+    flag_value=0.7,
+    type=float,
+    metavar="[TEMPERATURE]",
+    help="Also sample the target twice, at 0.7 by default: how many of the answers that only the draft "
+    "gets right a second answer of the target would get right by chance.",
+)
+@run_options
 @click.option(
     "--results",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of finished answers (JSONL): a run that was stopped goes on from it.",
+    help="File of finished answers (JSONL). A run that was stopped continues from it.",
 )
 @click.option(
     "--plot",
@@ -99,62 +131,55 @@ def quality(
     modes: str,
     thresholds: str | None,
     arbiters: tuple[Path, ...],
-    processes: int,
+    resample_control: float | None,
+    processes: int | None,
+    threads: int,
+    cluster: str,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     results: Path | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare ways of decoding by accuracy and speed on the same items."""
+    """Compare modes by accuracy and speed on the same items."""
     from ...runtime.bundle.reader import find_bundle, read_manifest
     from ..tasks.resolve import resolve_tasks
-    from .accuracy_plot import plot_quality, require_matplotlib
     from .measurement import measure_quality
+    from .mode_runner import QualityConfig
     from .modes import parse_modes, split_names
-    from .worker import QualityConfig
+    from .quality_report import as_text, plot_quality, require_matplotlib
 
-    at_least("--processes", processes, 1)
     at_least("--num-draft-tokens", num_draft_tokens, 1)
     at_least("--max-tokens", max_tokens, 1)
     if plot is not None:
-        require_matplotlib()  # now, and not after an hour of playing
+        require_matplotlib()  # now, and not after an hour of work
     folder = find_bundle(engine_dir)
+    config = QualityConfig(
+        folder,
+        num_draft_tokens,
+        max_tokens,
+        processes=processes,
+        threads=threads,
+        cluster=cluster,
+    )
+    names = split_names(modes)
+    if resample_control is not None:
+        names += ["target", *(f"sample:{resample_control:g},{seed}" for seed in (1, 2))]
     own = read_manifest(folder).models.arbiter
     wanted = parse_modes(
-        split_names(modes),
+        names,
         own_threshold=None if own is None else own.threshold,
         thresholds=_numbers("--thresholds", thresholds),
         graphs=arbiters,
     )
-    config = QualityConfig(folder, num_draft_tokens, max_tokens, processes)
-    chosen = resolve_tasks(tasks, items=items, seed=seed)
-    result = measure_quality(config, chosen, wanted, results)
+    result = measure_quality(config, resolve_tasks(tasks, items=items, seed=seed), wanted, results)
     result["environment"] |= {"tasks": tasks, "seed": seed}
     if plot is not None:
         plot_quality(result, plot)
     if as_json:
         print_json(result)
     else:
-        click.echo(as_table(result))
-
-
-def as_table(result: dict[str, Any]) -> str:
-    """Return what `measure_quality` returned as text for people."""
-    rows = [["mode", *(title for title, _, _ in _COLUMNS)]]
-    for name, figures in result["modes"].items():
-        shown = dict(figures, seconds_per_item=1000 * figures["seconds_per_item"])
-        cells = [
-            "-" if shown[key] is None else form.format(shown[key]) for _, key, form in _COLUMNS
-        ]
-        rows.append([name, *cells])
-    lines = text_table(rows, right=range(1, len(rows[0])))
-    n = next(iter(result["modes"].values()))["n"]
-    lines.append(f"\n{n} items")
-    if result["oracle"]["accuracy"] is not None:
-        lines[-1] += f"; either model alone is right on {result['oracle']['accuracy']:.2%}"
-    lines += [f"McNemar p, {name}: {p:.2g}" for name, p in result["mcnemar"].items()]
-    return "\n".join(lines)
+        click.echo(as_text(result))
 
 
 def _numbers(name: str, text: str | None) -> list[float]:

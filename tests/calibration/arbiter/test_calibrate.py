@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cospec.calibration.arbiter.branches import NEVER, BranchJob, branch, count_cells
 from cospec.calibration.arbiter.network import ArbiterConfig, ArbiterNetwork
 from cospec.calibration.arbiter.policy import weights_of
+from cospec.calibration.arbiter.rollout_jobs import NEVER, BranchJob, count_cells, run_branches
 from cospec.calibration.arbiter.threshold import GRID
 from cospec.calibration.cli import main
-from cospec.calibration.quality.worker_pool import Journal
 from cospec.calibration.tasks.tiny import tiny_tasks
 from cospec.models import tiny_pair
 from cospec.runtime.bundle.reader import Bundle
@@ -61,19 +60,19 @@ def test_the_figures_have_the_promised_shape(calibrated):
 
 
 def test_the_arbiter_s_folder_certifies_an_equal_bundle_only(bundle, calibrated, tmp_path):
-    from cospec.calibration.arbiter.install import embed_arbiter
+    from cospec.calibration.arbiter.install import install_arbiter
     from cospec.runtime.bundle.certificate import is_certified
 
     folder = bundle.with_name("tiny.calibration") / "arbiter"
     assert (folder.parent / "training.png").read_bytes().startswith(b"\x89PNG")
     again = Path(shutil.copytree(bundle, tmp_path / "again"))
-    embed_arbiter(again, folder)
+    install_arbiter(again, folder)
     assert is_certified(again, Bundle.open(again).manifest)
     certificate = json.loads((folder / "certificate.json").read_text())
     certificate["measured_on"]["target/model.onnx"] = "0" * 64
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (other / "certificate.json").write_text(json.dumps(certificate))
-    embed_arbiter(again, other)
+    install_arbiter(again, other)
     assert not is_certified(again, Bundle.open(again).manifest)
 
 
@@ -103,24 +102,23 @@ def test_the_new_bundle_runs_in_collab_mode(bundle, calibrated):
     assert loose.provenance.count("draft") == loose.stats.num_overrides > 0
 
 
-def test_a_branch_is_played_both_ways(bundle, tmp_path):
-    from cospec.calibration.arbiter.network import export_features
-    from cospec.calibration.arbiter.rollouts import Player
+def test_a_branch_is_continued_both_ways(bundle, tmp_path):
+    from cospec.calibration.arbiter.network_graph import export_features
+    from cospec.calibration.arbiter.rollouts import RolloutSetup
 
-    network = ArbiterNetwork(ArbiterConfig())
     export_features(ArbiterConfig(), tmp_path / "graph.onnx")
-    player = Player(bundle, tmp_path / "graph.onnx", network, max_tokens=96)
-    weights = weights_of(network)
+    runner = RolloutSetup(bundle, tmp_path / "graph.onnx", ArbiterConfig(), max_tokens=96)()
+    weights = weights_of(ArbiterNetwork(ArbiterConfig()))
     tasks = tiny_tasks("train", 6, seed=5)
-    records = [branch(player, BranchJob(task, 2, weights, NEVER, 0)) for task in tasks]
+    records = [run_branches(runner, BranchJob(task, 2, weights, NEVER, 0)) for task in tasks]
     assert sum(count_cells(records).values()) == sum(len(r["branches"]) for r in records) > 0
     for task, record in zip(tasks, records, strict=True):
         # Never keeping is the target's own greedy answer: the other side of each branch.
-        prompt = player.session.encode(task.prompt)
-        strict = player.session.continue_tokens(prompt, max_tokens=96).completion()
-        assert player.play(prompt, NEVER).tokens == strict.tokens
+        prompt = runner.session.encode(task.prompt)
+        strict = runner.session.continue_tokens(prompt, max_tokens=96).completion()
+        assert runner.rollout(prompt, NEVER).tokens == strict.tokens
         assert all(b["target"] == record["correct"] for b in record["branches"])
-        stopped = player.play(prompt, NEVER, stop=(player.text(strict.tokens)[3:6],))
+        stopped = runner.rollout(prompt, NEVER, stop=(runner.text(strict.tokens)[3:6],))
         assert 0 < len(stopped.tokens) < len(strict.tokens)
 
 
@@ -139,19 +137,6 @@ def test_tasks_in_both_sets_are_refused(bundle, tmp_path):
     done = CliRunner().invoke(main, ["arbiter", *map(str, arguments)])
     assert done.exit_code == 2
     assert "in --tasks and in --validation" in done.stderr
-
-
-def test_a_journal_that_was_cut_plays_the_cut_item_again(tmp_path):
-    journal = Journal(tmp_path / "j.jsonl")
-    with journal.appending() as write:
-        write("a", {"x": 1})
-        write("b", {"x": 2})
-    whole = (tmp_path / "j.jsonl").read_bytes()
-    (tmp_path / "j.jsonl").write_bytes(whole[:-5])
-    assert journal.read() == {"a": {"x": 1}}
-    with journal.appending() as write:
-        write("b", {"x": 3})
-    assert journal.read() == {"a": {"x": 1}, "b": {"x": 3}}
 
 
 def test_the_packaged_arbiter_goes_with_the_packaged_pair_only(tmp_path):

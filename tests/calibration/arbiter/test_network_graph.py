@@ -14,8 +14,8 @@ from cospec.calibration.arbiter.network import (
     ArbiterConfig,
     ArbiterNetwork,
     all_features,
-    export_arbiter,
 )
+from cospec.calibration.arbiter.network_graph import export_arbiter
 
 TARGET_HIDDEN, DRAFT_HIDDEN = 24, 12
 

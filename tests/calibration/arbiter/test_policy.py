@@ -11,7 +11,7 @@ import torch
 from cospec.calibration.arbiter.config import TrainingConfig
 from cospec.calibration.arbiter.network import A_FEATURES, ArbiterConfig, ArbiterNetwork
 from cospec.calibration.arbiter.policy import PolicyGradient, warm_start
-from cospec.calibration.arbiter.trajectories import reward
+from cospec.calibration.arbiter.rollout_jobs import reward
 
 CONFIG = TrainingConfig(warm_epochs=80, warm_learning_rate=0.02, learning_rate=0.05)
 F = len(A_FEATURES)

@@ -1,4 +1,4 @@
-"""The policy-gradient stage: it goes on after a kill to exactly where it would have been."""
+"""The policy-gradient stage: after a kill it ends exactly where it would have ended."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Killed(Exception):
 
 
 class FakeWorkers:
-    """Plays without engines: keeping pays on even positions. Dies before the given job."""
+    """Makes trajectories without engines: keeping the first token pays. Dies before the given job."""
 
     def __init__(self, dies_at: int | None = None) -> None:
         self.dies_at = dies_at
-        self.played = 0
+        self.finished = 0
 
-    def map(self, job, items):
-        for item in items:
-            if self.played == self.dies_at:
+    def run(self, job, items, *_):
+        for i, item in enumerate(items):
+            if self.finished == self.dies_at:
                 raise Killed
-            self.played += 1
+            self.finished += 1
             rng = random.Random(f"{item.seed} {item.task.id}")
-            yield [self._trajectory(rng) for _ in range(item.group)]
+            yield i, [self._trajectory(rng) for _ in range(item.group)]
 
     @staticmethod
     def _trajectory(rng: random.Random) -> dict:
@@ -76,18 +76,18 @@ def test_a_killed_job_ends_where_an_undisturbed_one_does(tmp_path, dies_at):
     network, resumed, _ = run(tmp_path / "killed", after)
     assert same(network, expected)
     assert resumed.updates() == log.updates()
-    assert after.played == 12 - dies_at, "what was played before the kill was played again"
+    assert after.finished == 12 - dies_at, "what was finished before the kill ran again"
 
 
-def test_a_finished_job_plays_nothing_and_more_steps_go_on(tmp_path):
+def test_a_finished_job_runs_nothing_and_more_steps_continue(tmp_path):
     first, _, _ = run(tmp_path, FakeWorkers())
     idle = FakeWorkers()
     again, _, said = run(tmp_path, idle)
     assert same(first, again)
-    assert idle.played == 0
-    assert said == ["going on after update 3 of 3"]
+    assert idle.finished == 0
+    assert said == ["continuing after update 3 of 3"]
     longer, log, _ = run(tmp_path, idle, replace(CONFIG, steps=4))
-    assert idle.played == 4
+    assert idle.finished == 4
     assert len(log.updates()) == 4
     assert not same(first, longer)
 
@@ -96,7 +96,7 @@ def test_another_job_s_state_is_not_taken_over(tmp_path):
     run(tmp_path, FakeWorkers())
     other = FakeWorkers()
     run(tmp_path, other, replace(CONFIG, learning_rate=0.01))
-    assert other.played == 12
+    assert other.finished == 12
 
 
 def test_a_damaged_state_starts_over(tmp_path):
@@ -104,7 +104,7 @@ def test_a_damaged_state_starts_over(tmp_path):
     (tmp_path / stage.STATE).write_bytes(b"\x10")
     again = FakeWorkers()
     run(tmp_path, again)
-    assert again.played == 12
+    assert again.finished == 12
 
 
 def test_half_of_the_prompts_are_decisive_and_none_is_drawn_twice():

@@ -6,11 +6,11 @@ import pytest
 
 from cospec.calibration.arbiter.threshold import (
     Point,
-    difference_bound,
     fastest_with_gain,
     fastest_without_loss,
     finer_thresholds,
 )
+from cospec.calibration.quality.statistics import difference_bound
 
 
 def flags(right: int, n: int = 1000) -> list[bool]:

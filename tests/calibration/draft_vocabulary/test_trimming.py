@@ -263,7 +263,7 @@ def test_sampling_may_forbid_all_that_the_draft_has(tiny_pair_bundle, tmp_path):
 
 def test_an_arbiter_loses_its_certificate(tiny_pair_bundle, tmp_path):
     from cospec.calibration.arbiter.install import measured_on
-    from cospec.calibration.arbiter.network import export_arbiter
+    from cospec.calibration.arbiter.network_graph import export_arbiter
     from cospec.runtime.bundle.certificate import is_certified
 
     (tmp_path / "arbiter").mkdir()

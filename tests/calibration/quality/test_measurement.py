@@ -1,4 +1,4 @@
-"""cospec-bench quality on the tiny pair: the object it prints, and how it goes on after a kill."""
+"""cospec-bench quality on the tiny pair: the object it prints, and how it continues after a kill."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import pytest
 from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
-from cospec.calibration.arbiter.network import export_arbiter
+from cospec.calibration.arbiter.network_graph import export_arbiter
 from cospec.calibration.quality.cli import main
 from cospec.calibration.quality.measurement import measure_quality
-from cospec.calibration.quality.mode_summary import Answer, oracle, paired_tests, summarise
+from cospec.calibration.quality.mode_runner import ModeJob, ModeRunner, QualityConfig
+from cospec.calibration.quality.mode_summary import (
+    Answer,
+    either_right,
+    paired_tests,
+    resample_control,
+    summarise,
+)
 from cospec.calibration.quality.modes import parse_modes
-from cospec.calibration.quality.worker import Job, Players, QualityConfig
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.resolve import resolve_tasks
 from cospec.runtime.decoding.session import load
@@ -35,6 +41,7 @@ FIGURES = {
     "seconds_per_item",
     "tokens_per_item",
     "override_rate",
+    "truncated_rate",
     "kinds",
 }
 
@@ -53,7 +60,7 @@ def call(bundle: Path, *arguments: object) -> Result:
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: {k: v for k, v in figures.items() if "second" not in k}
+        name: {k: v for k, v in figures.items() if "second" not in k and k != "vs_strict"}
         for name, figures in result["modes"].items()
     }
 
@@ -72,10 +79,10 @@ def result(tiny_pair_bundle: Path, journal: Path) -> dict[str, Any]:
 
 
 def test_the_object(result):
-    assert list(result) == ["modes", "oracle", "mcnemar", "environment"]
+    assert list(result) == ["modes", "oracle", "mcnemar", "resample", "environment"]
     assert list(result["modes"]) == MODES
     for figures in result["modes"].values():
-        assert set(figures) == FIGURES
+        assert set(figures) - {"vs_target", "vs_strict"} == FIGURES
         assert figures["n"] == ITEMS
         low, high = figures["accuracy_ci95"]
         assert 0 <= low <= figures["accuracy"] <= high <= 1
@@ -92,8 +99,13 @@ def test_the_object(result):
 
 def test_strict_answers_as_the_target_does_in_fewer_passes(result):
     modes = result["modes"]
-    for key in ("accuracy", "tokens_per_item", "kinds"):
+    for key in ("accuracy", "tokens_per_item"):
         assert modes["strict"][key] == modes["target"][key]
+    for kind, figures in modes["strict"]["kinds"].items():
+        assert figures["accuracy"] == modes["target"]["kinds"][kind]["accuracy"]
+    assert modes["strict"]["vs_target"]["gain"] == 0
+    ratio = modes["target"]["vs_strict"]["tokens_per_target_pass"]
+    assert ratio == 1 / modes["strict"]["tokens_per_target_pass"]
     assert modes["target"]["tokens_per_target_pass"] == 1
     assert modes["draft"]["tokens_per_target_pass"] == 1
     assert modes["strict"]["tokens_per_target_pass"] > 1.5
@@ -106,10 +118,10 @@ def test_strict_answers_as_the_target_does_in_fewer_passes(result):
 
 def test_an_answer_ends_at_a_stop_text_of_its_task(tiny_pair_bundle):
     (task,) = resolve_tasks("tiny:validation", items=1)
-    modes = parse_modes(["target", "strict"])
-    players = Players(QualityConfig(tiny_pair_bundle), modes)
-    whole = players.play(Job(task, tuple(modes)))
-    stopped = players.play(Job(replace(task, stop=("=",)), tuple(modes)))
+    modes = tuple(parse_modes(["target", "strict", "sample:0.01,0"]))
+    runner = ModeRunner(QualityConfig(tiny_pair_bundle), modes)
+    whole = runner.answers(ModeJob(task, modes))
+    stopped = runner.answers(ModeJob(replace(task, stop=("=",)), modes))
     for before, after in zip(whole, stopped, strict=True):
         assert before.correct
         assert 0 < after.tokens < before.tokens
@@ -117,7 +129,7 @@ def test_an_answer_ends_at_a_stop_text_of_its_task(tiny_pair_bundle):
 
 
 def test_the_figures_are_those_of_sessions(tiny_pair_bundle, result):
-    """Target and draft alone, played by hand; the draft as if it were the bundle's target."""
+    """Target and draft alone, run by hand; the draft as if it were the bundle's target."""
     tasks = resolve_tasks("tiny:validation", items=ITEMS)
     session = load(tiny_pair_bundle, options=OrtOptions(threads=1))
     right = tokens = 0
@@ -135,27 +147,27 @@ def test_the_figures_are_those_of_sessions(tiny_pair_bundle, result):
     assert result["modes"]["draft"]["accuracy"] == right / ITEMS
 
 
-def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record what is played from now on."""
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the modes that answer an item from now on."""
     names: list[str] = []
-    answer = Players._answer
+    answer = ModeRunner._answer
 
-    def spy(self: Players, task: Any, mode: Any, limit: Any) -> Answer:
+    def spy(self: ModeRunner, task: Any, mode: Any, limit: Any) -> Answer:
         names.append(mode.name)
         return answer(self, task, mode, limit)
 
-    monkeypatch.setattr(Players, "_answer", spy)
+    monkeypatch.setattr(ModeRunner, "_answer", spy)
     return names
 
 
-def test_a_killed_run_plays_only_what_is_missing(
+def test_a_killed_run_generates_only_what_is_missing(
     tiny_pair_bundle, result, journal, tmp_path, monkeypatch
 ):
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == ITEMS * len(MODES)
     cut = tmp_path / "cut.jsonl"
     cut.write_bytes(b"".join(lines[:30]) + lines[30][:25])
-    names = played(monkeypatch)
+    names = answered(monkeypatch)
     arguments = ("--modes", ",".join(MODES), "--results", cut, "--json")
     again = json.loads(call(tiny_pair_bundle, *arguments).stdout)
     assert len(names) == ITEMS * len(MODES) - 30
@@ -164,20 +176,15 @@ def test_a_killed_run_plays_only_what_is_missing(
 
     names.clear()
     assert json.loads(call(tiny_pair_bundle, *arguments).stdout)["modes"] == again["modes"]
-    assert names == [], "all is there, and times are those of the run that measured them"
+    assert names == [], "all is finished, and times are those of the run that measured them"
     call(tiny_pair_bundle, "--modes", "target,always-draft", "--results", cut)
-    assert set(names) == {"always-draft"}, "a new mode does not play the old ones again"
+    assert set(names) == {"always-draft"}, "a new mode does not run the old ones again"
 
 
 def test_answers_of_other_settings_do_not_count(tiny_pair_bundle, journal, result, monkeypatch):
-    names = played(monkeypatch)
+    names = answered(monkeypatch)
     call(tiny_pair_bundle, "--modes", "strict", "--num-draft-tokens", 2, "--results", journal)
     assert len(names) == ITEMS
-
-
-def test_several_processes_answer_the_same(tiny_pair_bundle, result):
-    done = call(tiny_pair_bundle, "--modes", ",".join(MODES), "--processes", 2, "--json")
-    assert without_times(json.loads(done.stdout)) == without_times(result)
 
 
 def test_collab_with_graphs_of_ones_own_and_random_at_its_rate(tiny_pair_bundle, graph):
@@ -210,13 +217,14 @@ def test_the_bundles_own_arbiter_and_the_table(tiny_pair_bundle, graph, tmp_path
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["mode", "target", "draft", "collab"]
+    assert "right, tok/pass" in done.stdout, "the kinds of items have a table"
     assert lines[1].split()[1] == lines[3].split()[1]
     assert "4 items; either model alone is right on" in done.stdout
     assert "McNemar p, collab_vs_target: 1" in done.stdout
 
 
 def answer(correct: bool, tokens: int = 10, passes: int = 5, seconds: float = 1.0) -> Answer:
-    return Answer(correct, tokens, passes, seconds, mismatches=4, overrides=1)
+    return Answer(correct, tokens, passes, seconds, mismatches=4, overrides=1, truncated=False)
 
 
 def test_rates_are_ratios_of_sums():
@@ -226,14 +234,14 @@ def test_rates_are_ratios_of_sums():
     assert figures["tokens_per_second"] == 12
     assert figures["seconds_per_item"] == pytest.approx(5 / 3)
     assert figures["override_rate"] == 0.25
-    assert figures["kinds"] == {"a": {"accuracy": 1.0, "n": 2}}
+    assert figures["kinds"] == {"a": {"accuracy": 1.0, "tokens_per_target_pass": 2.0, "n": 2}}
 
 
 def test_the_oracle_is_right_where_either_alone_is():
     rows = {"target": [True, True, False, False], "draft": [True, False, True, False]}
     answers = {name: [answer(flag) for flag in flags] for name, flags in rows.items()}
-    assert oracle(answers) == {"accuracy": 0.75}
-    assert oracle({"target": answers["target"]}) == {"accuracy": None}
+    assert either_right(answers) == 0.75
+    assert either_right({"target": answers["target"]}) is None
     assert paired_tests(parse_modes(["target", "draft"]), answers) == {}
 
 
@@ -257,7 +265,7 @@ def test_bad_input(tiny_pair_bundle, arguments, message):
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is not None, reason="matplotlib is installed")
-def test_a_plot_without_matplotlib_is_refused_before_anything_is_played(tiny_pair_bundle, tmp_path):
+def test_a_plot_without_matplotlib_is_refused_before_anything_runs(tiny_pair_bundle, tmp_path):
     done = call(tiny_pair_bundle, "--plot", tmp_path / "plot.png")
     assert done.exit_code == 4
     assert "cospec[bench]" in done.stderr
@@ -265,8 +273,50 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_played(tiny_pai
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib (extra bench)")
 def test_the_plot(result, tmp_path):
-    from cospec.calibration.quality.accuracy_plot import plot_quality
+    from cospec.calibration.quality.quality_report import plot_quality
 
     curve = {f"collab@{i}": figures for i, figures in enumerate(result["modes"].values())}
     plot_quality(result | {"modes": result["modes"] | curve}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_truncated_answers_are_counted(tiny_pair_bundle, result):
+    assert result["modes"]["target"]["truncated_rate"] == 0
+    done = call(tiny_pair_bundle, "--max-tokens", 5, "--items", 4, "--json")
+    for figures in json.loads(done.stdout)["modes"].values():
+        assert figures["truncated_rate"] == 1
+        assert figures["tokens_per_item"] == 5
+
+
+def test_the_resample_control_samples_the_target_twice(tiny_pair_bundle):
+    arguments = ("--resample-control", "--modes", "target,draft", "--json")
+    done = call(tiny_pair_bundle, *arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["resample"]["modes"] == ["sample:0.7,1", "sample:0.7,2"]
+    first, second = (found["modes"][name] for name in found["resample"]["modes"])
+    assert first["tokens_per_target_pass"] == second["tokens_per_target_pass"] == 1
+    assert first["tokens_per_item"] != second["tokens_per_item"], "two seeds, two sets of answers"
+    again = json.loads(call(tiny_pair_bundle, *arguments).stdout)
+    assert without_times(again) == without_times(found), "a seed always draws the same answers"
+    text = call(tiny_pair_bundle, "--resample-control", "1.5", "--items", 2).stdout
+    assert "sample:1.5,1" in text
+    assert "resample control: only a sample is right, and not the target:" in text
+
+
+def test_the_headroom_that_chance_gives():
+    rows = {
+        "target": [True, True, False, False],
+        "draft": [True, False, True, True],
+        "sample:0.7,1": [True, True, True, False],
+        "sample:0.7,2": [False, True, False, False],
+    }
+    answers = {name: [answer(flag) for flag in flags] for name, flags in rows.items()}
+    control = resample_control(parse_modes(list(rows)), answers)
+    assert control is not None
+    assert control["draft_headroom"] == 0.5  # two of four
+    assert (
+        control["greedy_headroom"] == 0.125
+    )  # one of four with the first sample, none with the other
+    assert control["sampled_headroom"] == 0.25  # either on three of four, alone on 3 and 1: mean 2
+    assert resample_control(parse_modes(["target", "sample:0.7,1"]), answers) is None

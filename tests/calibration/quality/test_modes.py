@@ -1,4 +1,4 @@
-"""What modes are called, and what each of them means."""
+"""Names of modes, and their meaning."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cospec.calibration.quality.modes import Mode, parse_modes, split_names
+from cospec.calibration.quality.modes import Mode, parse_modes, sampling_of, split_names
 from cospec.errors import UsageError
+from cospec.export.arbiter_folder import read_arbiter
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_random_without_a_rate_waits_for_collab():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no modes to play"),
+        ([], "no modes to run"),
         (["collab"], "this bundle has no arbiter"),
         (["random"], "there is none"),
         (["oracle"], "unknown rule 'oracle'"),
@@ -69,9 +70,32 @@ def test_random_without_a_rate_waits_for_collab():
         (["random:2"], "rate is 2.0"),
         (["collab@x"], "threshold in 'collab@x'"),
         (["collab@1.5"], "threshold in 'collab@1.5'"),
+        (["sample:0"], "'sample:0' is not sample:TEMPERATURE,SEED"),
+        (["sample:nan"], "'sample:nan' is not sample:TEMPERATURE,SEED"),
+        (["sample:0.7,x"], "is not sample:TEMPERATURE,SEED"),
+        (["sample:inf"], "temperature is inf"),
     ],
 )
 def test_modes_that_cannot_be(names, message):
     with pytest.raises(UsageError) as caught:
         parse_modes(names)
     assert message in str(caught.value)
+
+
+def test_an_arbiter_s_folder_brings_its_threshold():
+    from cospec.models import tiny_pair
+
+    (mode,) = parse_modes(["collab"], graphs=[tiny_pair.ARBITER], own_threshold=0.9)
+    assert mode.graph == tiny_pair.ARBITER / "model.onnx"
+    assert mode.threshold == read_arbiter(tiny_pair.ARBITER).threshold != 0.9
+
+
+def test_samples_of_an_item_differ_by_seed_and_by_item_and_not_by_run():
+    first, second = parse_modes(["sample:0.7,1", "sample:0.7,2"])
+    drawn = {
+        (mode.name, item): sampling_of(mode, item) for mode in (first, second) for item in "ab"
+    }
+    assert len({params.seed for params in drawn.values()}) == 4
+    assert {params.temperature for params in drawn.values()} == {0.7}
+    assert sampling_of(first, "a") == drawn["sample:0.7,1", "a"]
+    assert sampling_of(Mode("target", "target"), "a") is None

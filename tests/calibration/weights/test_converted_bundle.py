@@ -31,7 +31,7 @@ PROMPT = [{"role": "user", "content": "What is 12 + 30?"}]
 def with_arbiter(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pair with an arbiter whose certificate is of these very files."""
     from cospec.calibration.arbiter.install import measured_on
-    from cospec.calibration.arbiter.network import export_arbiter
+    from cospec.calibration.arbiter.network_graph import export_arbiter
 
     folder = tmp_path_factory.mktemp("arbiter")
     export_arbiter(untrained_network(tiny_pair_bundle), folder / "model.onnx")

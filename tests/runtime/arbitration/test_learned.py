@@ -16,9 +16,8 @@ from cospec.calibration.arbiter.network import (
     A_FEATURES,
     ArbiterNetwork,
     all_features,
-    export_arbiter,
-    export_features,
 )
+from cospec.calibration.arbiter.network_graph import export_arbiter, export_features
 from cospec.errors import BackendError, BundleError, UsageError
 from cospec.models.tiny_pair.tasks import distinct
 from cospec.runtime.arbitration.baselines import AlwaysDraft

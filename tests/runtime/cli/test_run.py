@@ -18,7 +18,7 @@ from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
 import cospec
-from cospec.calibration.arbiter.network import export_arbiter
+from cospec.calibration.arbiter.network_graph import export_arbiter
 from cospec.runtime.cli.run import main as run_main
 from cospec.runtime.cli.run_output import COLOURS, describe
 from cospec.runtime.decoding.completion import Completion

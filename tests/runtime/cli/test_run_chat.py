@@ -16,7 +16,7 @@ from arbiters import bundle_with_arbiter, untrained_network
 from click.testing import CliRunner, Result
 
 import cospec
-from cospec.calibration.arbiter.network import export_arbiter
+from cospec.calibration.arbiter.network_graph import export_arbiter
 from cospec.runtime.cli import run_chat
 from cospec.runtime.cli.run import main
 from cospec.runtime.decoding.chat import Chat

@@ -16,7 +16,7 @@ from browser import opened
 from click.testing import CliRunner
 
 import cospec
-from cospec.calibration.arbiter.network import export_arbiter
+from cospec.calibration.arbiter.network_graph import export_arbiter
 from cospec.errors import ResourceError, UsageError
 from cospec.runtime.arbitration.protocol import Arbiter, Block
 from cospec.runtime.arbitration.referee import Caps, Referee

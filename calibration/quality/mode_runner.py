@@ -1,4 +1,4 @@
-"""One process of a quality measurement: its engines, and an item played in one mode after the other."""
+"""The work of one worker of a quality measurement: it answers an item in one mode after the other."""
 
 from __future__ import annotations
 
@@ -16,53 +16,62 @@ from ...runtime.decoding.completion import Completion
 from ...runtime.decoding.placement import graph_shape
 from ...runtime.decoding.session import Session, load
 from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
-from ...runtime.sampling.params import SamplingParams
 from ..tasks.checkers import check
 from ..tasks.item import Task
 from .mode_summary import Answer
-from .modes import Mode
+from .modes import Mode, sampling_of
+from .workers import Scale
 
 WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class QualityConfig:
-    """What all modes have in common.
+class QualityConfig(Scale):
+    """The settings that all modes share.
 
     Attributes:
-        bundle: its folder.
-        num_draft_tokens: tokens to draft a round; None for the bundle's default.
-        max_tokens: tokens that an answer may take; None for the task's own limit, or else the
-            bundle's default.
-        processes: that play at the same time, one thread each.
+        bundle: its folder. On a cluster every node must have it there.
+        num_draft_tokens: draft tokens per round; None for the bundle's default.
+        max_tokens: longest answer in tokens; None for the task's own limit, or else the bundle's
+            default.
     """
 
     bundle: Path
     num_draft_tokens: int | None = None
     max_tokens: int | None = None
-    processes: int = 1
 
 
 @dataclass(frozen=True)
-class Job:
-    """One item in all modes that are still to be played, in order."""
+class ModeJob:
+    """One item, and the modes that still have to answer it, in order."""
 
     task: Task
     modes: tuple[Mode, ...]
 
 
-class Players:
-    """The sessions of one process.
+@dataclass(frozen=True)
+class ModeSetup:
+    """Makes a worker's runner; picklable."""
+
+    config: QualityConfig
+    modes: tuple[Mode, ...]
+
+    def __call__(self) -> ModeRunner:
+        """Load the engines."""
+        return ModeRunner(self.config, self.modes)
+
+
+class ModeRunner:
+    """The sessions of one worker.
 
     Args:
-        config: what the modes have in common.
-        modes: which are played; the draft alone is loaded only if one of them asks for it.
+        config: the settings that all modes share.
+        modes: those that will be run; the draft alone is loaded only if one of them needs it.
     """
 
     def __init__(self, config: QualityConfig, modes: Sequence[Mode]) -> None:
         self._config = config
-        # One thread a process: otherwise processes would fight over the cores.
-        options = OrtOptions(threads=1)
+        options = OrtOptions(threads=config.threads)
         self._session = load(config.bundle, options=options, verify=False)
         self._alone = None
         if any(mode.kind == "draft" for mode in modes):
@@ -70,8 +79,8 @@ class Players:
         self._graphs = {mode.graph: LearnedArbiter(mode.graph) for mode in modes if mode.graph}
         self._is_warm = False
 
-    def play(self, job: Job) -> list[Answer]:
-        """Return the answer to an item in each of its modes."""
+    def answers(self, job: ModeJob) -> list[Answer]:
+        """Return the answer to an item in each of the job's modes."""
         if not self._is_warm:  # buffers of each width are made when it first occurs
             for mode in job.modes:
                 self._generate(job.task, mode, WARM_UP_TOKENS)
@@ -91,19 +100,18 @@ class Players:
             seconds=seconds,
             mismatches=stats.num_mismatches,
             overrides=stats.num_overrides,
+            truncated=completion.finish_reason in ("length", "capacity"),
         )
 
     def _generate(self, task: Task, mode: Mode, max_tokens: int | None) -> Completion:
         session = self._alone if mode.kind == "draft" else self._session
-        if session is None:
-            raise UsageError("the draft alone was not loaded")
-        plain = mode.kind in ("target", "draft")
-        session.forget()  # no mode profits from what another one has read
+        assert session is not None, "ModeSetup knows all modes"
+        session.forget()  # no mode may profit from what another one has read
         return session.generate(
             task.prompt,
             max_tokens=max_tokens,
-            sampling=SamplingParams(stop=task.stop) if task.stop else None,
-            num_draft_tokens=0 if plain else self._config.num_draft_tokens,
+            num_draft_tokens=0 if mode.is_plain else self._config.num_draft_tokens,
+            sampling=sampling_of(mode, task),
             mode="collab" if mode.is_judged else "strict",
             threshold=mode.threshold,
             arbiter=self._arbiter(mode, task),
@@ -112,30 +120,18 @@ class Players:
     def _arbiter(self, mode: Mode, task: Task) -> Arbiter | None:
         if mode.graph is not None:
             return self._graphs[mode.graph]
-        if mode.rule is None:
+        if mode.rule is None or not mode.is_judged:
             return None
         if mode.rule.startswith("random:"):
-            # A seed of each item's own: the draws do not depend on who plays what in which order.
+            # A seed for each item: the draws do not depend on which worker runs what, in which order.
             rate, _, seed = mode.rule.removeprefix("random:").partition(",")
             return RandomArbiter(float(rate), f"{seed or 0}/{task.id}")
         return baseline(mode.rule)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How a process makes its players; picklable."""
-
-    config: QualityConfig
-    modes: tuple[Mode, ...]
-
-    def __call__(self) -> Players:
-        """Load the engines."""
-        return Players(self.config, self.modes)
-
-
-def play_job(players: Players, job: Job) -> list[Answer]:
-    """Do a job; a plain function, which other processes can be sent."""
-    return players.play(job)
+def run_modes_of(runner: ModeRunner, job: ModeJob) -> list[Answer]:
+    """Run a job; a plain function, which can be sent to other processes."""
+    return runner.answers(job)
 
 
 def _draft_alone(folder: Path, session: Session, options: OrtOptions) -> Session:
@@ -144,6 +140,6 @@ def _draft_alone(folder: Path, session: Session, options: OrtOptions) -> Session
     manifest = bundle.manifest
     entry = manifest.models.draft
     if entry is None:
-        raise UsageError("this bundle has no draft, so the mode 'draft' cannot be played")
+        raise UsageError("this bundle has no draft, so the mode 'draft' cannot be run")
     engine = OrtEngine(bundle.path(entry.graph), graph_shape(manifest, entry), options)
     return Session(manifest, engine, None, session.codec, drafter="none")

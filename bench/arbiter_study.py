@@ -43,8 +43,6 @@ from cospec.calibration.tasks.tiny import MAX_TOKENS, tiny_tasks
 from cospec.models.tiny_pair.tasks import KINDS
 from cospec.runtime.bundle.reader import find_bundle
 
-from .arbiter_tables import as_markdown, compare
-
 SPLITS = (("word", "mul"), ("chain", "list"))
 """Training kinds of the transfer networks; each is tested on the other's. Both hold one kind that the
 draft is better at (mul, list) and one that the target is better at."""

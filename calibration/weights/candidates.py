@@ -19,10 +19,10 @@ from ...runtime.decoding.session import Session, load
 from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ...runtime.text.codec import TextCodec
 from ..quality.machine_facts import machine_facts
-from ..quality.measurement import play_modes
+from ..quality.measurement import run_modes
 from ..quality.modes import Mode
 from ..quality.statistics import mcnemar
-from ..quality.worker import QualityConfig
+from ..quality.mode_runner import QualityConfig
 from ..tasks.item import Task
 from .converted_bundle import decoders, write_converted
 from .fidelity import Reading, read
@@ -151,7 +151,7 @@ class Trial:
                 continue
             self._say(f"playing {len(self._tasks)} tasks with {weights}")
             config = QualityConfig(self.bundle(weights))
-            answers = play_modes(config, self._tasks, [Mode("target", "target")])["target"]
+            answers = run_modes(config, self._tasks, [Mode("target", "target")])["target"]
             right[weights] = [answer.correct for answer in answers]
         for weights in figures.keys() & right.keys():
             share = sum(right[weights]) / len(self._tasks)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cospec.calibration.quality.modes import Mode, parse_modes, sampling_of, split_names
+from cospec.calibration.tasks.tiny import tiny_tasks
 from cospec.errors import UsageError
 from cospec.export.arbiter_folder import read_arbiter
 
@@ -92,10 +93,9 @@ def test_an_arbiter_s_folder_brings_its_threshold():
 
 def test_samples_of_an_item_differ_by_seed_and_by_item_and_not_by_run():
     first, second = parse_modes(["sample:0.7,1", "sample:0.7,2"])
-    drawn = {
-        (mode.name, item): sampling_of(mode, item) for mode in (first, second) for item in "ab"
-    }
+    one, two = tiny_tasks("validation", 2, seed=0)
+    drawn = {(m.name, t.id): sampling_of(m, t) for m in (first, second) for t in (one, two)}
     assert len({params.seed for params in drawn.values()}) == 4
     assert {params.temperature for params in drawn.values()} == {0.7}
-    assert sampling_of(first, "a") == drawn["sample:0.7,1", "a"]
-    assert sampling_of(Mode("target", "target"), "a") is None
+    assert sampling_of(first, one) == drawn["sample:0.7,1", one.id]
+    assert sampling_of(Mode("target", "target"), one) is None

@@ -7,18 +7,24 @@ import pickle
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cospec import errors
 from cospec.calibration.journal import Journal
 from cospec.calibration.quality import workers as module
+from cospec.calibration.quality.measurement import run_modes
+from cospec.calibration.quality.mode_runner import QualityConfig
+from cospec.calibration.quality.modes import parse_modes
 from cospec.calibration.quality.workers import Scale, Workers, run_missing
+from cospec.calibration.tasks.tiny import tiny_tasks
 from cospec.errors import BackendError, CospecError, MissingExtraError, UsageError
 
 ray = pytest.importorskip("ray", reason="needs ray (extra cluster)")
@@ -138,6 +144,33 @@ def test_errors_arrive_as_what_they_are(tmp_path):
         Workers(TWO, fail_to_start) as some,
     ):
         list(some.run(square, range(3)))
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_measurement_does_not_depend_on_its_workers(tiny_pair_bundle, tmp_path):
+    """Two workers, one of them killed after three answers, and this process alone."""
+    tasks, modes = tiny_tasks("validation", 16, seed=3), parse_modes(["strict", "random:0.3"])
+    alone = run_modes(QualityConfig(tiny_pair_bundle), tasks, modes)
+    journal = tmp_path / "answers.jsonl"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if process.cmdline()[0].startswith("ray::_Worker"):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    found = run_modes(QualityConfig(tiny_pair_bundle, processes=2), tasks, modes, journal)
+    killer.join()
+    assert len(killed) == 1
+    for mode in modes:
+        pairs = zip(alone[mode.name], found[mode.name], strict=True)
+        assert all(replace(one, seconds=0) == replace(other, seconds=0) for one, other in pairs)
 
 
 def test_every_error_survives_pickling():

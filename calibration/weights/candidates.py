@@ -20,9 +20,9 @@ from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ...runtime.text.codec import TextCodec
 from ..quality.machine_facts import machine_facts
 from ..quality.measurement import run_modes
+from ..quality.mode_runner import QualityConfig
 from ..quality.modes import Mode
 from ..quality.statistics import mcnemar
-from ..quality.mode_runner import QualityConfig
 from ..tasks.item import Task
 from .converted_bundle import decoders, write_converted
 from .fidelity import Reading, read

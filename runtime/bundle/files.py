@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Lock
 
 CHUNK_BYTES = 4 << 20
+MAX_THREADS = 8
 PROGRESS_FROM_BYTES = 256 << 20  # below this, hashing is over before a bar can be read
 
 
 def list_files(root: Path) -> list[str]:
-    """POSIX paths, relative to `root` and sorted, of all that is not a folder below it.
+    """Return the POSIX paths below `root`, sorted and relative to it, of all that is not a folder.
 
     Symbolic links are listed and never followed.
     """
@@ -25,8 +28,18 @@ def list_files(root: Path) -> list[str]:
     return sorted(found)
 
 
-def problem_with_path(root: Path, relative: str) -> tuple[str | None, int | None]:
-    """Return (what is wrong with a file or None, its size in bytes where nothing is wrong).
+Stamp = tuple[int, int, int, int, int]
+"""Identifies a state of a file: device, inode, size, and the times (ns) of the last change of its
+contents and of its inode. The last one cannot be set without setting the system's clock."""
+
+
+def stamp_of(info: os.stat_result) -> Stamp:
+    """Return the stamp of a file from what `stat` says."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def look_at(root: Path, relative: str) -> tuple[str | None, Stamp | None]:
+    """Return (what is wrong with a file or None, its stamp where nothing is wrong), without opening it.
 
     A file must be a regular one, and neither it nor a folder between it and `root` a symbolic link.
     """
@@ -44,30 +57,88 @@ def problem_with_path(root: Path, relative: str) -> tuple[str | None, int | None
             return f"is reached through a symbolic link ('{current.relative_to(root)}')", None
     if info is None or not stat.S_ISREG(info.st_mode):
         return "is not a regular file", None
-    return None, info.st_size
+    return None, stamp_of(info)
 
 
-def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
-    """Hexadecimal SHA-256 of a file; `advance` is told the bytes read, chunk by chunk."""
+def hash_file(
+    path: Path, progress: Callable[[int], object] = lambda count: None
+) -> tuple[str, Stamp]:
+    """Return the SHA-256 of a file in hexadecimal, and the stamp that it had before it was read.
+
+    Args:
+        path: of the file; a symbolic link or a pipe in its place is not opened.
+        progress: called with the number of bytes of each chunk that was read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as stream:
+    handle = os.open(path, os.O_RDONLY | _CAREFUL)
+    with os.fdopen(handle, "rb", 0) as stream:
+        stamp = stamp_of(os.fstat(handle))
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
-            advance(count)
-    return digest.hexdigest()
+            progress(count)
+    return digest.hexdigest(), stamp
+
+
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def hash_files(
+    root: Path,
+    sizes: Mapping[str, int],
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[str, tuple[str, Stamp] | OSError]:
+    """Hash files below `root`, several at a time: reading and hashing leave the interpreter free.
+
+    Args:
+        root: a folder.
+        sizes: of the files in bytes, by path; the largest are begun first.
+        progress: called with each number of bytes done, from any thread.
+
+    Returns:
+        What `hash_file` returned or raised, by path in the order of `sizes`.
+    """
+    stopped = Event()
+
+    def step(count: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        progress(count)
+
+    def hash_one(relative: str) -> tuple[str, Stamp] | OSError:
+        try:
+            return hash_file(root / relative, step)
+        except OSError as error:
+            return error
+
+    by_size = sorted(sizes, key=lambda relative: -sizes[relative])
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            found = dict(zip(by_size, pool.map(hash_one, by_size), strict=True))
+        except BaseException:
+            stopped.set()  # Ctrl-C does not wait for gigabytes
+            raise
+    return {relative: found[relative] for relative in sizes}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    return hash_file(path)[0]
 
 
 @contextmanager
 def byte_progress(
     total: int, label: str, *, show: bool | None = None
 ) -> Iterator[Callable[[int], object]]:
-    """Yield a function to call with each number of bytes done; draws a bar on stderr if wanted.
+    """Yield a function to call with each number of bytes done, from any thread; draws a bar on stderr.
 
     Args:
-        total: all the bytes there are to do.
-        label: what is being done, shown before the bar.
-        show: True or False, or None for a bar where there is much to do and stderr is a terminal.
+        total: bytes in all.
+        label: shown before the bar.
+        show: True or False; None draws a bar for large totals if stderr is a terminal.
     """
     if show is False or (show is None and total < PROGRESS_FROM_BYTES):
         yield lambda count: None
@@ -77,7 +148,13 @@ def byte_progress(
     # disable=None is tqdm's own "only on a terminal".
     disable = None if show is None else False
     with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=disable) as bar:
-        yield bar.update
+        lock = Lock()
+
+        def progress(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield progress
 
 
 def format_bytes(count: int) -> str:

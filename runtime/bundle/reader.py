@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ...errors import BundleError
-from .files import byte_progress, list_files, problem_with_path, sha256_of
+from .files import Stamp, byte_progress, hash_files, list_files, look_at, stamp_of
 from .manifest import (
     ENGINES_FOLDER,
     EXPORT_OR_COPY_AGAIN,
@@ -18,6 +19,9 @@ from .manifest import (
     Manifest,
     from_json,
 )
+from .verified import is_verified, remember
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,23 @@ class FileReport:
 class Bundle:
     """An exported pair of models on disk, checked; make one with `Bundle.open`.
 
-    A graph's external data (`model.onnx.data`) is read by ONNX Runtime from the graph's own folder.
-    Nothing here parses a graph to see where it points: its hash says that our exporter wrote it.
+    Attributes:
+        root: its folder.
+        manifest: what it holds.
+        stamps: of each file, when it was checked.
     """
 
     root: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True, progress: bool | None = None) -> Bundle:
         """Open the bundle at `path` after checking its manifest, then all sizes, then all hashes.
 
-        The files are checked once, here: whoever can write to the folder can still change them
-        before an engine reads them. Keep a bundle where only trusted users write.
+        The files are checked once, here; see `load_unchanged` for a bundle that may be replaced before
+        an engine has read it. A large bundle that was hashed before, in this very state, is not hashed
+        again; see `verified.py`.
 
         Args:
             path: the bundle's folder (see `find_bundle` for a folder of bundles).
@@ -66,14 +74,29 @@ class Bundle:
         """
         root = Path(path).resolve()
         manifest = read_manifest(root)
-        for entry in manifest.files:
-            _raise_if_bad(root, check_file(root, entry, hashing=False))
-        if verify:
-            total = sum(entry.size for entry in manifest.files)
-            with byte_progress(total, "verifying", show=progress) as advance:
-                for entry in manifest.files:
-                    _raise_if_bad(root, check_file(root, entry, advance=advance))
-        return cls(root, manifest)
+        stamps: dict[str, Stamp] = {}
+        for report, stamp in (_check_size(root, entry) for entry in manifest.files):
+            _raise_if_bad(root, report)
+            stamps[report.path] = stamp
+        if verify and not is_verified(root, manifest.seal, stamps):
+            for report, stamp in _check_files(root, manifest, progress):
+                _raise_if_bad(root, report)
+                stamps[report.path] = stamp
+            remember(root, manifest.seal, stamps)
+        return cls(root, manifest, stamps)
+
+    def ensure_unchanged(self) -> None:
+        """Refuse a bundle of which a file is not the one that was checked.
+
+        Raises:
+            BundleError: names the file.
+        """
+        for relative, stamp in self.stamps.items():
+            if look_at(self.root, relative) != (None, stamp):
+                raise BundleError(
+                    f"{self.root / relative} changed while the bundle was being loaded",
+                    hint="Load it again when nothing writes to the bundle any more.",
+                )
 
     def path(self, relative: str) -> Path:
         """Where a file of the manifest lies, such as `target/model.onnx`.
@@ -87,6 +110,49 @@ class Bundle:
                 hint=f"cospec-inspect {self.root} lists its files.",
             )
         return self.root / relative
+
+
+def load_unchanged(
+    path: str | Path, make: Callable[[Bundle], Made], *, verify: bool = True
+) -> Made:
+    """Open a bundle and load it, so that what was checked is what was loaded.
+
+    Files are opened by their names after they were checked. A bundle that gets replaced in between is
+    loaded again from the start.
+
+    Args:
+        path: a bundle's folder, or a folder that holds exactly one bundle.
+        make: loads everything that it needs of the bundle before it returns.
+        verify: see `Bundle.open`.
+
+    Raises:
+        BundleError: no bundle, a damaged one, or one that was replaced in each of several tries.
+    """
+    for _ in range(LOAD_TRIES):
+        before = _state_of(path)
+        try:
+            bundle = Bundle.open(find_bundle(path), verify=verify)
+            made = make(bundle)
+            bundle.ensure_unchanged()
+            return made
+        except Exception:
+            if _state_of(path) == before:
+                raise
+    raise BundleError(
+        f"{path}: the bundle was replaced again and again while it was being loaded",
+        hint="Load it again when no export or calibration writes to it any more.",
+    )
+
+
+LOAD_TRIES = 5
+
+
+def _state_of(path: str | Path) -> Stamp | None:
+    """Return the stamp of the manifest, which is another one after a bundle was replaced."""
+    try:
+        return stamp_of((find_bundle(path) / MANIFEST_NAME).stat())
+    except (OSError, BundleError):
+        return None
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -129,7 +195,7 @@ def read_manifest(root: Path) -> Manifest:
     Raises:
         BundleError: it is missing, not a regular file, too large, damaged or newer than this code.
     """
-    problem, _ = problem_with_path(root, MANIFEST_NAME)
+    problem, _ = look_at(root, MANIFEST_NAME)
     if problem is not None:
         raise BundleError(f"{root / MANIFEST_NAME} {problem}", hint=EXPORT_OR_COPY_AGAIN)
     try:
@@ -146,27 +212,51 @@ def read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{root}: {error.message}", hint=error.hint) from None
 
 
-def check_file(
-    root: Path,
-    entry: FileEntry,
-    *,
-    hashing: bool = True,
-    advance: Callable[[int], object] = lambda count: None,
-) -> FileReport:
-    """Compare one listed file with what is on disk; never raises for what it finds there."""
-    sha256 = None
-    problem, size = problem_with_path(root, entry.path)
+def check_files(
+    root: Path, manifest: Manifest, *, progress: bool | None = None
+) -> list[FileReport]:
+    """Compare every listed file with what is on disk; never raises for what it finds there.
+
+    Args:
+        root: the bundle's folder.
+        manifest: of the bundle.
+        progress: show a bar while hashing; None for "on a terminal, when it takes a while".
+    """
+    return [report for report, _ in _check_files(root, manifest, progress)]
+
+
+_NO_STAMP: Stamp = (0, 0, 0, 0, 0)
+
+
+def _check_size(root: Path, entry: FileEntry) -> tuple[FileReport, Stamp]:
+    problem, stamp = look_at(root, entry.path)
+    size = None if stamp is None else stamp[2]
     if problem is None and size != entry.size:
         problem = f"has {size} bytes, but {entry.size} were written"
-    if problem is None and hashing:
-        try:
-            sha256 = sha256_of(root / entry.path, advance)
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
+    report = FileReport(entry.path, problem, entry.size, size, entry.sha256, None)
+    return report, stamp or _NO_STAMP
+
+
+def _check_files(
+    root: Path, manifest: Manifest, show: bool | None
+) -> Iterator[tuple[FileReport, Stamp]]:
+    """Yield a report and the stamp of what was hashed, for each file in the manifest's order."""
+    checked = [_check_size(root, entry) for entry in manifest.files]
+    sizes = {report.path: report.expected_size for report, _ in checked if report.ok}
+    with byte_progress(sum(sizes.values()), "verifying", show=show) as progress:
+        hashed = hash_files(root, sizes, progress)
+    for report, stamp in checked:
+        found = hashed.get(report.path)
+        if found is None:
+            yield report, stamp
+        elif isinstance(found, OSError):
+            yield replace(report, problem=f"cannot be read ({found.strerror})"), stamp
         else:
-            if sha256 != entry.sha256:
-                problem = "has other contents than were written (SHA-256 differs)"
-    return FileReport(entry.path, problem, entry.size, size, entry.sha256, sha256)
+            wrong = None if found[0] == report.expected_sha256 else _OTHER_CONTENTS
+            yield replace(report, problem=wrong, actual_sha256=found[0]), found[1]
+
+
+_OTHER_CONTENTS = "has other contents than were written (SHA-256 differs)"
 
 
 def unlisted_files(root: Path, manifest: Manifest) -> list[str]:

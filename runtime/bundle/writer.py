@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from ...errors import MissingExtraError, ResourceError
 from .durable import flush_to_disk, flush_tree_to_disk, free_disk
-from .files import byte_progress, format_bytes, list_files, problem_with_path, sha256_of
+from .files import byte_progress, format_bytes, hash_files, list_files, look_at, sha256_of
 from .manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
 
 if TYPE_CHECKING:
@@ -130,18 +130,21 @@ class BundleWriter:
         for relative in list_files(self.staging):
             if relative.split("/")[0] == ENGINES_FOLDER:
                 continue  # derived, with hashes of their own
-            problem, size = problem_with_path(self.staging, relative)
-            if size is None:
+            problem, stamp = look_at(self.staging, relative)
+            if stamp is None:
                 raise ResourceError(
                     f"{self.staging / relative} {problem}",
                     hint="Export again, and leave the staging folder alone meanwhile.",
                 )
-            sizes[relative] = size
+            sizes[relative] = stamp[2]
         with byte_progress(sum(sizes.values()), "sealing", show=progress) as advance:
-            return tuple(
-                FileEntry(relative, size, sha256_of(self.staging / relative, advance))
-                for relative, size in sizes.items()
-            )
+            hashed = hash_files(self.staging, sizes, advance)
+        entries = []
+        for relative, found in hashed.items():
+            if isinstance(found, OSError):
+                raise found
+            entries.append(FileEntry(relative, sizes[relative], found[0]))
+        return tuple(entries)
 
     def _check_destination(self) -> None:
         if not os.path.lexists(self.destination):

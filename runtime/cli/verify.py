@@ -7,9 +7,9 @@ from dataclasses import asdict
 import click
 
 from ...errors import BundleError
-from ..bundle.files import byte_progress, format_bytes
+from ..bundle.files import format_bytes
 from ..bundle.manifest import EXPORT_OR_COPY_AGAIN
-from ..bundle.reader import FileReport, check_file, find_bundle, read_manifest, unlisted_files
+from ..bundle.reader import FileReport, check_files, find_bundle, read_manifest, unlisted_files
 from .common import CospecCommand, json_option, print_json
 
 
@@ -28,8 +28,7 @@ def main(directory: str, as_json: bool) -> None:
     root = find_bundle(directory).resolve()
     manifest = read_manifest(root)
     total = sum(entry.size for entry in manifest.files)
-    with byte_progress(total, "verifying") as advance:
-        reports = [check_file(root, entry, advance=advance) for entry in manifest.files]
+    reports = check_files(root, manifest)
     unlisted = unlisted_files(root, manifest)
     bad = [report for report in reports if not report.ok]
     if as_json:

@@ -12,7 +12,7 @@ from ...errors import PromptError, PromptTooLongError, UsageError
 from ..arbitration.protocol import Arbiter
 from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
-from ..bundle.reader import Bundle, find_bundle
+from ..bundle.reader import Bundle, load_unchanged
 from ..drafting.costs import MeasuredCosts
 from ..drafting.draft_length import DraftLengthController
 from ..drafting.protocol import Drafter, DrafterFactory, DraftingContext, EvidenceDrafter
@@ -325,12 +325,15 @@ def load(
         ResourceError: not enough memory, or no room for engines.
         UsageError: see `Session`; or the bundle's graphs are not for this backend.
     """
-    bundle = Bundle.open(find_bundle(path), verify=verify)
-    manifest = bundle.manifest
-    found = find_drafter(drafter, has_draft=manifest.models.draft is not None)
-    placed = place(bundle, backend, options, drafts=found.uses_model)
-    template = manifest.chat_template
-    codec = TextCodec(
-        bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
-    )
-    return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
+
+    def make(bundle: Bundle) -> Session:
+        manifest = bundle.manifest
+        found = find_drafter(drafter, has_draft=manifest.models.draft is not None)
+        placed = place(bundle, backend, options, drafts=found.uses_model)
+        template = manifest.chat_template
+        codec = TextCodec(
+            bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
+        )
+        return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
+
+    return load_unchanged(path, make, verify=verify)

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from ...errors import BundleError, ResourceError
 from ..bundle.durable import write_error, write_json, write_whole
-from ..bundle.files import problem_with_path, sha256_of
+from ..bundle.files import look_at, sha256_of
 from ..bundle.json_input import read_json
 from ..bundle.manifest import ENGINES_FOLDER, FileEntry, Manifest
 from .api import Flavour
@@ -128,11 +128,11 @@ class PlanStore:
                 continue
             graph = graph_sha256(manifest.files, model.graph)
             for path in sorted((self.root / ENGINES_FOLDER).glob(f"*/{role}.plan")):
-                problem, size = problem_with_path(self.root, self._relative(path))
-                if problem is None and size is not None:
+                _, stamp = look_at(self.root, self._relative(path))
+                if stamp is not None:
                     record = self._record(path)
                     fits = record is not None and record.key.graph_sha256 == graph
-                    found.append(StoredPlan(path.parent.name, role, size, fits))
+                    found.append(StoredPlan(path.parent.name, role, stamp[2], fits))
         return sorted(found, key=lambda plan: plan.folder)
 
     def read(self, role: str, key: PlanKey) -> bytes | None:
@@ -178,7 +178,7 @@ class PlanStore:
     def timing_cache(self, key: PlanKey) -> bytes:
         """Return what earlier builds of this TensorRT on this GPU measured; empty if nothing."""
         path = self._folder(key) / _TIMING_CACHE
-        if problem_with_path(self.root, self._relative(path))[0] is not None:
+        if look_at(self.root, self._relative(path))[0] is not None:
             return b""
         return path.read_bytes()
 
@@ -200,14 +200,14 @@ class PlanStore:
         record = self._record(path)
         if record is None or record.key != key:
             return path, None
-        if problem_with_path(self.root, self._relative(path))[0] is not None:
+        if look_at(self.root, self._relative(path))[0] is not None:
             return path, None
         return path, record.plan_sha256
 
     def _record(self, plan: Path) -> Record | None:
         """Return what was written beside a plan, None where that cannot be read."""
         path = plan.with_suffix(".json")
-        if problem_with_path(self.root, self._relative(path))[0] is not None:
+        if look_at(self.root, self._relative(path))[0] is not None:
             return None
         try:
             return read_json(path, Record, max_bytes=MAX_KEY_BYTES, error=BundleError)

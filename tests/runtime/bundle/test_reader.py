@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cospec.errors import BundleError
+from cospec.runtime.bundle import files as files_module
 from cospec.runtime.bundle import reader as bundle_module
+from cospec.runtime.bundle import verified
 from cospec.runtime.bundle.files import list_files
 from cospec.runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
 from cospec.runtime.bundle.reader import (
     Bundle,
-    check_file,
+    check_files,
     find_bundle,
+    load_unchanged,
     read_manifest,
     unlisted_files,
 )
@@ -83,6 +90,16 @@ def flip_byte(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
+def untouched(look_at: Callable[..., object]) -> Callable[..., object]:
+    """Return `look_at` for the manifest alone."""
+
+    def look(root: Path, relative: str) -> object:
+        assert relative == "cospec.json", "too early"
+        return look_at(root, relative)
+
+    return look
+
+
 def refusal(root: Path, **options: bool) -> BundleError:
     with pytest.raises(BundleError) as caught:
         Bundle.open(root, **options)
@@ -130,13 +147,13 @@ def test_a_missing_file_is_refused(root, relative):
 
 def test_the_manifest_is_checked_before_anything_else_is_touched(root, monkeypatch):
     flip_byte(root / "cospec.json", 10)
-    monkeypatch.setattr(bundle_module, "check_file", lambda *_, **__: pytest.fail("too early"))
+    monkeypatch.setattr(bundle_module, "look_at", untouched(bundle_module.look_at))
     assert "cospec.json" in refusal(root).message
 
 
 def test_all_sizes_are_checked_before_the_first_hash(root, monkeypatch):
     (root / "tokenizer.json").write_bytes(b"")  # the last file in order
-    monkeypatch.setattr(bundle_module, "sha256_of", lambda *_: pytest.fail("too early"))
+    monkeypatch.setattr(bundle_module, "hash_files", lambda *_: pytest.fail("too early"))
     assert "tokenizer.json" in refusal(root).message
 
 
@@ -198,10 +215,9 @@ def test_a_read_error_is_reported_and_not_raised(root, monkeypatch):
     def fail(*_: object) -> str:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(bundle_module, "sha256_of", fail)
-    report = check_file(root, read_manifest(root).files[0])
-    assert not report.ok
-    assert report.problem == "cannot be read (Input/output error)"
+    monkeypatch.setattr(files_module, "hash_file", fail)
+    reports = check_files(root, read_manifest(root))
+    assert {report.problem for report in reports} == {"cannot be read (Input/output error)"}
     assert "Input/output error" in refusal(root).message
 
 
@@ -251,3 +267,248 @@ def test_listing(tmp_path):
     (tmp_path / "b/c/d").write_bytes(b"")
     (tmp_path / "a").write_bytes(b"")
     assert list_files(tmp_path) == ["a", "b/c/d"]
+
+
+def test_hashes_of_many_files_are_those_of_one_after_the_other(tmp_path):
+    sizes = {}
+    for number, size in enumerate([0, 1, 5 << 20, 9_000_000, 3]):
+        sizes[f"f{number}"] = size
+        (tmp_path / f"f{number}").write_bytes(os.urandom(size))
+    done: list[int] = []
+    found = files_module.hash_files(tmp_path, {**sizes, "missing": 7}, done.append)
+    assert list(found) == [*sizes, "missing"]
+    assert isinstance(found.pop("missing"), FileNotFoundError)
+    for name, entry in found.items():
+        data = (tmp_path / name).read_bytes()
+        assert (
+            entry[0] == hashlib.sha256(data).hexdigest() == files_module.sha256_of(tmp_path / name)
+        )
+    assert sum(done) == sum(sizes.values())
+
+
+def test_an_interrupt_while_hashing_does_not_wait_for_the_rest(tmp_path):
+    for name in ("a", "b"):
+        with (tmp_path / name).open("wb") as stream:
+            stream.truncate(1 << 40)  # a terabyte, nothing on the disk
+    calls = 0
+
+    def interrupt(count: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        files_module.hash_files(tmp_path, {"a": 1 << 40, "b": 1 << 40}, interrupt)
+
+
+class Swapper:
+    """Two bundles that take the same name in turn, as `cospec-export --force` does."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.count = 0
+
+    def swap(self) -> None:
+        self.count += 1
+        graph = f"graph {self.count}".encode()
+        with BundleWriter(self.root, force=True) as writer:
+            for relative, contents in CONTENTS.items():
+                writer.path(relative).write_bytes(contents)
+            writer.path("target/model.onnx").write_bytes(graph)
+            writer.commit(make_manifest())
+
+    def read(self, bundle: Bundle) -> tuple[str, bytes]:
+        return bundle.manifest.seal, bundle.path("target/model.onnx").read_bytes()
+
+    def seal_now(self) -> str:
+        return read_manifest(self.root).seal
+
+
+@pytest.fixture
+def swapper(root: Path) -> Swapper:
+    return Swapper(root)
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_a_bundle_that_is_replaced_after_it_was_checked_is_loaded_again(swapper, times):
+    def make(bundle: Bundle) -> tuple[str, bytes]:
+        if swapper.count < times:
+            swapper.swap()
+        return swapper.read(bundle)
+
+    seal, graph = load_unchanged(swapper.root, make)
+    assert seal == swapper.seal_now()
+    assert graph == (f"graph {times}".encode() if times else CONTENTS["target/model.onnx"])
+
+
+def test_a_bundle_that_is_replaced_while_it_is_hashed_is_loaded_again(swapper, monkeypatch):
+    hash_files = bundle_module.hash_files
+
+    def replaced(*args: object) -> object:
+        if not swapper.count:
+            swapper.swap()
+        return hash_files(*args)
+
+    monkeypatch.setattr(bundle_module, "hash_files", replaced)
+    assert load_unchanged(swapper.root, swapper.read) == (swapper.seal_now(), b"graph 1")
+
+
+def test_an_error_of_a_mixture_is_no_error(swapper):
+    def make(bundle: Bundle) -> str:
+        if not swapper.count:
+            swapper.swap()
+            raise RuntimeError("the graph does not fit")
+        return bundle.manifest.seal
+
+    assert load_unchanged(swapper.root, make) == swapper.seal_now()
+    with pytest.raises(RuntimeError, match="of its own"):
+        load_unchanged(swapper.root, raising(RuntimeError("of its own")))
+
+
+def raising(error: Exception) -> Callable[[Bundle], object]:
+    def make(_: Bundle) -> object:
+        raise error
+
+    return make
+
+
+def test_a_bundle_that_never_stays_is_refused(swapper):
+    with pytest.raises(BundleError, match="again and again") as caught:
+        load_unchanged(swapper.root, lambda bundle: (swapper.swap(), swapper.read(bundle)))
+    assert "no export" in caught.value.hint
+
+
+def test_a_name_that_is_missing_between_two_renames_is_looked_for_again(swapper, monkeypatch):
+    moved = swapper.root.with_name(".tiny.old-1")
+    find, calls = bundle_module.find_bundle, []
+
+    def find_after_a_rename(path: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 2:  # the state was read, now the bundle is opened
+            swapper.root.rename(moved)
+        elif len(calls) == 3:
+            moved.rename(swapper.root)
+            swapper.swap()
+        return find(path)
+
+    monkeypatch.setattr(bundle_module, "find_bundle", find_after_a_rename)
+    assert load_unchanged(swapper.root, swapper.read)[0] == swapper.seal_now()
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "link", "gone"])
+def test_a_change_of_one_file_while_it_is_loaded_is_refused(root, tmp_path, change):
+    path = root / "target/model.onnx"
+
+    def make(_: Bundle) -> None:
+        if change == "in place":
+            path.write_bytes(b"TARGET GRAPH")
+        elif change == "replaced":
+            (tmp_path / "new").write_bytes(CONTENTS["target/model.onnx"])
+            (tmp_path / "new").replace(path)
+        else:
+            path.rename(tmp_path / "elsewhere")
+            if change == "link":
+                path.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(BundleError, match="changed while the bundle was being loaded"):
+        load_unchanged(root, make)
+
+
+@pytest.fixture
+def recorded(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """A bundle that was opened once; returns whether opening it now hashes nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "RECORD_FROM_BYTES", 1)
+    monkeypatch.setattr(verified, "SETTLED_NS", 0)
+    Bundle.open(root)
+    hash_files = bundle_module.hash_files
+
+    def is_recorded() -> bool:
+        hashed: list[object] = []
+        monkeypatch.setattr(
+            bundle_module, "hash_files", lambda *a: (hashed.append(a), hash_files(*a))[1]
+        )
+        Bundle.open(root)
+        return not hashed
+
+    return is_recorded
+
+
+def test_a_bundle_that_was_hashed_is_not_hashed_again(root, recorded):
+    assert recorded()
+    assert recorded()
+    report = check_files(root, read_manifest(root))
+    assert all(each.actual_sha256 for each in report), "cospec-verify hashes always"
+
+
+def test_the_same_size_and_time_do_not_hide_a_change(root, recorded):
+    path = root / "target/model.onnx"
+    before = path.stat()
+    path.write_bytes(b"TARGET GRAPH")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        recorded()
+
+
+@pytest.mark.parametrize("change", ["a copy", "another time", "another seal", "moved"])
+def test_whatever_differs_is_hashed_again(root, recorded, change):
+    path = root / "target/model.onnx"
+    if change == "a copy":
+        (root / "copy").write_bytes(path.read_bytes())
+        (root / "copy").replace(path)
+    elif change == "another time":
+        os.utime(path)
+    elif change == "another seal":
+        Swapper(root).swap()
+    else:
+        root.rename(root.with_name("moved"))
+        root.with_name("moved").rename(root)
+        assert recorded(), "a renamed folder holds the same files"
+        os.link(path, root.with_name("link"))  # changes the inode's time alone
+    assert not recorded()
+    assert recorded()
+
+
+def test_the_record_can_be_turned_off(recorded, monkeypatch):
+    monkeypatch.setenv(verified.VARIABLE, "always")
+    assert not recorded()
+    monkeypatch.delenv(verified.VARIABLE)
+    assert recorded()
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b'{"a": 1}', b"{" * 99, b"\xff" * (2 << 20)])
+def test_a_damaged_record_is_none(recorded, damage):
+    verified.record_path().write_bytes(damage)
+    assert not recorded()
+    assert recorded()
+
+
+def test_a_record_that_others_can_write_is_none(recorded):
+    verified.record_path().chmod(0o666)
+    assert not recorded()
+
+
+def test_without_a_place_for_the_record_a_bundle_opens_all_the_same(root, recorded, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert not recorded()
+    assert not recorded()
+
+
+def test_a_file_that_has_just_changed_is_not_recorded(root, recorded, monkeypatch):
+    monkeypatch.setattr(verified, "SETTLED_NS", 3600 * 10**9)
+    os.utime(root / "target/model.onnx")
+    assert not recorded()
+    assert not recorded()
+
+
+def test_small_bundles_and_old_entries_leave_the_record(root, recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr(verified, "MAX_BUNDLES", 1)
+    other = Swapper(tmp_path / "other")
+    other.swap()
+    Bundle.open(other.root)
+    assert list(json.loads(verified.record_path().read_text())) == [str(other.root)]
+    assert not recorded(), "the newest only"
+    monkeypatch.setattr(verified, "RECORD_FROM_BYTES", 1 << 30)
+    assert not recorded()

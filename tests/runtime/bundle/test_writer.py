@@ -219,7 +219,7 @@ def test_links_do_not_get_into_a_bundle(destination, tmp_path):
 # Where the process is killed: a function to wrap, and whether it dies before or after it ran.
 KILL_POINTS = {
     "while writing": ("BundleWriter.path", "after"),
-    "while hashing": ("sha256_of", "after"),
+    "while hashing": ("hash_files", "after"),
     "before the manifest": ("to_json", "before"),
     "before the flush": ("flush_tree_to_disk", "before"),
     "before the swap": ("flush_tree_to_disk", "after"),

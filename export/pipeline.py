@@ -122,6 +122,7 @@ def export_bundle(
         writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
         if target.chat_template is not None:
             writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
+        ends = [end for end in target.ends if end.id < vocabulary.size]
         manifest = Manifest(
             name=writer.destination.name,
             created_by=_versions(),
@@ -133,10 +134,12 @@ def export_bundle(
             models=Models(entries["target"], entries.get("draft"), arbiter_entry),
             generation=GenerationDefaults(
                 bos_token_id=target.bos_id,
-                eos_token_ids=target.eos_ids,
+                eos_token_ids=tuple(end.id for end in ends),
+                eos_token_sources=tuple(map(str, ends)),
                 num_draft_tokens=options.num_draft_tokens,
                 max_tokens=min(DEFAULT_MAX_TOKENS, capacity),
                 prefill_chunk=prefill_chunk,
+                sampling=target.sampling,
             ),
             tokenizer="tokenizer.json",
             chat_template="chat_template.jinja" if target.chat_template is not None else None,

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError
+from ..runtime.bundle.manifest import SamplingDefaults
 from . import gguf
+from .ends import EndToken, end_tokens, stated
 from .families import (
     FAMILIES,
     check_supported,
@@ -26,10 +28,10 @@ from .fast_tokenizer import load_tokenizer
 from .hf import blaming, quiet, transformers_class
 from .metadata import (
     chat_template,
-    eos_ids,
     fix_rotation,
     max_positions,
     read_json,
+    sampling_defaults,
     special_tokens,
 )
 from .safetensors_files import ADAPTER, other_kind, read_weight_files
@@ -59,7 +61,9 @@ class Checkpoint:
         parameters: weights stored; a tied embedding counts once.
         other_weights: names of stored weights of a wrapper that are no part of its text model.
         bos_id: id of the first token of a text, or None.
-        eos_ids: ids that end a text.
+        stated_ends: (source, id) of each token that the files' own settings call an end.
+        default_end: what transformers takes for the end if nothing names one, or None.
+        sampling: the author's sampling parameters; None for greedy decoding.
         chat_template: Jinja text, or None.
         special_tokens: texts for the chat template (`bos_token`, `eos_token`, ...).
     """
@@ -76,7 +80,9 @@ class Checkpoint:
     parameters: int
     other_weights: frozenset[str] = field(repr=False)
     bos_id: int | None
-    eos_ids: tuple[int, ...]
+    stated_ends: tuple[tuple[str, int], ...] = field(repr=False)
+    default_end: int | None = field(repr=False)
+    sampling: SamplingDefaults | None = field(repr=False)
     chat_template: str | None = field(repr=False)
     special_tokens: dict[str, str] = field(repr=False)
 
@@ -94,6 +100,16 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The tokenizer of transformers, loaded on first use; errors as in `load_tokenizer`."""
         return load_tokenizer(self.path)
+
+    @functools.cached_property
+    def ends(self) -> tuple[EndToken, ...]:
+        """The tokens that end an output; errors as in `load_tokenizer`."""
+        return end_tokens(self)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids of `ends`."""
+        return tuple(end.id for end in self.ends)
 
     def weight_bytes(self, precision: str) -> int:
         """Size of the weights once exported, in bytes; `precision` is a key of BYTES_PER_WEIGHT."""
@@ -176,6 +192,9 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         config.tie_word_embeddings = tied and not has_head
     generation = read_json(folder / "generation_config.json", required=False)
     tokenizer = read_json(folder / "tokenizer_config.json", required=False)
+    ends = stated("generation_config.json", generation.get("eos_token_id"))
+    for part in (raw, raw.get("text_config") or {}):
+        ends += stated("config.json", part.get("eos_token_id"))
     limit = max_positions(config)
     fix_rotation(config)
     return Checkpoint(
@@ -191,7 +210,9 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         parameters=sum(sizes.values()),
         other_weights=frozenset(weights.sizes.keys() - sizes.keys()),
         bos_id=config.bos_token_id,
-        eos_ids=eos_ids(config.vocab_size, generation.get("eos_token_id"), config.eos_token_id),
+        stated_ends=tuple(ends),
+        default_end=_default_end(config),
+        sampling=sampling_defaults(folder / "generation_config.json"),
         chat_template=chat_template(folder, tokenizer),
         special_tokens=special_tokens(tokenizer),
     )
@@ -220,14 +241,24 @@ def _open_gguf(source: Source, file: Path) -> Checkpoint:
         parameters=header.parameters,
         other_weights=frozenset(),
         bos_id=header.metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_ids=eos_ids(
-            config.vocab_size,
-            header.metadata.get("tokenizer.ggml.eos_token_id"),
-            header.metadata.get("tokenizer.ggml.eot_token_id"),
+        stated_ends=tuple(
+            end
+            for key in ("eos", "eot", "eom")
+            for end in stated(
+                f"{key}_token_id", header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            )
         ),
+        default_end=None,
+        sampling=None,
         chat_template=header.metadata.get("tokenizer.chat_template"),
         special_tokens=header.special_tokens(),
     )
+
+
+def _default_end(config: Any) -> int | None:
+    """Return the end that transformers falls back to, from a configuration without one."""
+    default = config.eos_token_id
+    return default if isinstance(default, int) and 0 <= default < config.vocab_size else None
 
 
 def _audit(checkpoint: Checkpoint, module: Any, report: dict[str, Any]) -> None:

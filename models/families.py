@@ -75,11 +75,12 @@ def text_config_of(config: Any, folder: Path) -> Any:
     Raises:
         CheckpointError: the text model is not of a supported family.
     """
+    if config.model_type in FAMILIES:
+        return config
     text = config.get_text_config(decoder=True)
-    if text.model_type not in FAMILIES:
-        raise unsupported(
-            folder, f"{config.model_type} with the text model {text.model_type or 'unknown'}"
-        )
+    family = getattr(text, "model_type", None)
+    if family not in FAMILIES:
+        raise unsupported(folder, f"{config.model_type} with the text model {family}")
     return text
 
 

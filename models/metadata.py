@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import BundleError, CheckpointError
+from ..runtime.bundle.manifest import SamplingDefaults
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_JSON_BYTES = 32 << 20
@@ -68,12 +69,6 @@ def _rotations(config: Any) -> list[dict[str, Any]]:
     return nested or [rope]
 
 
-def eos_ids(vocab_size: int, *found: int | list[int] | None) -> tuple[int, ...]:
-    """Every id that any of the files calls an end, those of the first file first."""
-    ids = [i for entry in found for i in (entry if isinstance(entry, list) else [entry])]
-    return tuple(dict.fromkeys(i for i in ids if isinstance(i, int) and 0 <= i < vocab_size))
-
-
 def chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     """The Jinja text of the chat template, from any of the places where it has been kept."""
     file = folder / "chat_template.jinja"
@@ -96,3 +91,24 @@ def special_tokens(tokenizer: dict[str, Any]) -> dict[str, str]:
         if isinstance(text, str):
             found[name] = text
     return found
+
+
+def sampling_defaults(file: Path) -> SamplingDefaults | None:
+    """Return the author's sampling parameters from generation_config.json; None for greedy decoding.
+
+    As in transformers, only the repetition penalty counts unless `do_sample` is set.
+
+    Raises:
+        CheckpointError: a value of the wrong type or out of range; names it.
+    """
+    stated = read_json(file, required=False)
+    names = ["repetition_penalty"]
+    if stated.get("do_sample"):
+        names += ["temperature", "top_k", "top_p", "min_p"]
+        stated = {"temperature": 1.0} | stated
+    values = {name: stated[name] for name in names if stated.get(name) is not None}
+    try:
+        sampling = SamplingDefaults(**values)
+    except BundleError as error:
+        raise CheckpointError(f"{file}: {error.message}") from error
+    return None if sampling == SamplingDefaults() else sampling

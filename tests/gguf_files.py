@@ -22,8 +22,8 @@ SPM_TOKENS = [
 
 
 def byte_level(*more: tuple[str, int]) -> list[tuple[str, int]]:
-    """The 256 byte tokens, then `more` as (text, type)."""
-    return [(token, NORMAL) for token in ALPHABET] + list(more)
+    """The 256 byte tokens, then `more` as (text, type), then one for a merge."""
+    return [(token, NORMAL) for token in ALPHABET] + [*more, ("ab", NORMAL)]
 
 
 def write_gguf(

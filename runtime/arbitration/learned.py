@@ -1,4 +1,4 @@
-"""The learned arbiter: a small ONNX graph that says by its input names what it wants to see."""
+"""The learned arbiter: a small ONNX graph whose input names say what it reads."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ class BlockGraph:
 
     Args:
         graph: path of the graph.
-        output: the output that is wanted, [k, ...]; others are left alone.
+        output: the output to compute, float [k, ...]; others are ignored.
+
+    Attributes:
+        row: shape of the output without k.
+        target_outputs: outputs of the target that the graph reads.
+        draft_outputs: the same for the draft.
 
     Raises:
         BackendError: ONNX Runtime cannot load it.
-        BundleError: it lacks the output, or wants an input that the decoders do not provide.
+        BundleError: the output is missing or has another type or shape, or the decoders do not provide
+            an input.
     """
 
     def __init__(self, graph: Path, output: str) -> None:
@@ -45,7 +51,7 @@ class BlockGraph:
             ) from error
         self._inputs = [value.name for value in self._session.get_inputs()]
         check_inputs(self._inputs, str(graph))
-        self._output, self._row = output, self._row_of(output, str(graph))
+        self._output, self.row = output, self._row_of(output, str(graph))
         self._bindings: dict[int, _Binding] = {}
         self.target_outputs = outputs_of("target", self._inputs)
         self.draft_outputs = outputs_of("draft", self._inputs)
@@ -55,7 +61,7 @@ class BlockGraph:
         k = len(block.drafted)
         binding = self._bindings.get(k)
         if binding is None:
-            binding = _Binding(self._session, self._inputs, block, self._output, (k, *self._row))
+            binding = _Binding(self._session, self._inputs, block, self._output, (k, *self.row))
             self._bindings[k] = binding
         binding.fill(block)
         try:
@@ -66,10 +72,21 @@ class BlockGraph:
         return output
 
     def _row_of(self, output: str, graph: str) -> tuple[int, ...]:
-        """Return the shape of the output behind k."""
+        """Return the shape of the output without k."""
         for value in self._session.get_outputs():
             if value.name == output:
-                return tuple(value.shape[1:])
+                row = tuple(value.shape[1:])
+                if (
+                    value.type != "tensor(float)"
+                    or not value.shape
+                    or not all(isinstance(size, int) for size in row)
+                ):
+                    raise BundleError(
+                        f"the output '{output}' of the arbiter {graph} is {value.type} {value.shape}, "
+                        "but must be float [k, ...]",
+                        hint=_OTHER_VERSION,
+                    )
+                return row
         raise BundleError(f"the arbiter {graph} has no output '{output}'", hint=_OTHER_VERSION)
 
 
@@ -81,11 +98,17 @@ class LearnedArbiter:
 
     Raises:
         BackendError: ONNX Runtime cannot load it.
-        BundleError: it is no arbiter of this version of CoSpec.
+        BundleError: it is not an arbiter of this version of CoSpec.
     """
 
     def __init__(self, graph: Path) -> None:
         self._graph = BlockGraph(graph, "score")
+        if self._graph.row:
+            raise BundleError(
+                f"the arbiter {graph} scores each token with {list(self._graph.row)} numbers, but must "
+                "use one",
+                hint=_OTHER_VERSION,
+            )
         self.target_outputs = self._graph.target_outputs
         self.draft_outputs = self._graph.draft_outputs
 
@@ -95,7 +118,7 @@ class LearnedArbiter:
 
 
 class _Binding:
-    """The buffers of one k: binding arrays anew in each call would take longer than copying them."""
+    """The buffers of one k: binding arrays again in each call would take longer than copying them."""
 
     def __init__(
         self, session: Any, inputs: list[str], block: Block, output: str, shape: tuple[int, ...]
@@ -121,7 +144,7 @@ _OTHER_VERSION = "it was made for another version of CoSpec; calibrate it again"
 
 
 def check_inputs(names: list[str], graph: str) -> None:
-    """Refuse an arbiter that wants what no decoder provides.
+    """Refuse an arbiter with an input that the decoders do not provide.
 
     Raises:
         BundleError: names the first such input.
@@ -137,12 +160,12 @@ def check_inputs(names: list[str], graph: str) -> None:
 
 
 def reader(name: str) -> attrgetter[Any]:
-    """Return what reads the input `name` from a block: `block.position`, `target.entropy`, ..."""
+    """Return a function that reads the input `name` from a block, such as `target.entropy`."""
     return attrgetter(name.removeprefix("block."))
 
 
 def outputs_of(model: str, names: list[str]) -> tuple[str, ...]:
-    """Return what an arbiter with the inputs `names` wants of `model`, `target` or `draft`."""
+    """Return the outputs of `model` (`target` or `draft`) that an arbiter with these inputs reads."""
     prefix = f"{model}."
     return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 

@@ -123,14 +123,30 @@ class Models(Checked, frozen=True):
     arbiter: ArbiterEntry | None = None
 
 
-class GenerationDefaults(Checked, frozen=True, kw_only=True):
-    """What a session does unless it is told otherwise; all counts are tokens."""
+class SamplingDefaults(Checked, frozen=True, kw_only=True, omit_defaults=True):
+    """The sampling parameters that the checkpoint's author chose; see `SamplingParams`."""
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    top_k: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+
+
+class GenerationDefaults(Checked, frozen=True, kw_only=True, omit_defaults=True):
+    """What a session does unless it is told otherwise; all counts are tokens.
+
+    `eos_token_sources` says of each of `eos_token_ids` how it is spelled and which files name it; it is
+    empty in bundles of older versions. `sampling` is None where the author's default is greedy.
+    """
 
     bos_token_id: TokenId | None
     eos_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=1024)]
+    eos_token_sources: Annotated[tuple[Text, ...], Meta(max_length=1024)] = ()
     num_draft_tokens: Annotated[int, Meta(ge=0, le=256)]
     max_tokens: Size
     prefill_chunk: Size
+    sampling: SamplingDefaults | None = None
 
 
 class Manifest(Checked, frozen=True, kw_only=True):
@@ -187,6 +203,8 @@ class Manifest(Checked, frozen=True, kw_only=True):
         ]
         if any(token >= self.vocab_size for token in ids):
             _refuse("generation", f"a token id of {ids} is not below vocab_size {self.vocab_size}")
+        if len(chosen.eos_token_sources) not in (0, len(chosen.eos_token_ids)):
+            _refuse("generation.eos_token_sources", "expected one for each of eos_token_ids")
         _check_range("summary_top", self.summary_top, 1, self.vocab_size)
         models = self.models
         if models.target.unshared:

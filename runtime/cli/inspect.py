@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from ..bundle.files import format_bytes
-from ..bundle.manifest import Manifest, ModelEntry, folder_bytes
+from ..bundle.manifest import GenerationDefaults, Manifest, ModelEntry, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
 from ..tensorrt.plan_store import PlanStore
 from .common import CospecCommand, json_option, print_json
@@ -58,7 +58,8 @@ def _summary(bundle: Bundle) -> list[str]:
     manifest, defaults = bundle.manifest, bundle.manifest.generation
     packages = ", ".join(f"{name} {version}" for name, version in manifest.created_by.items())
     total = format_bytes(sum(entry.size for entry in manifest.files))
-    ends = ", ".join(map(str, defaults.eos_token_ids)) or "none"
+    sampling = defaults.sampling and msgspec.to_builtins(defaults.sampling)
+    chosen = ", ".join(f"{name} {value:g}" for name, value in (sampling or {}).items())
     return [
         f"{manifest.name}  ({bundle.root})",
         f"  lowering    {manifest.lowering}, {manifest.precision}",
@@ -66,7 +67,9 @@ def _summary(bundle: Bundle) -> list[str]:
         f"  vocabulary  {manifest.vocab_size} tokens; summary of the {manifest.summary_top} best",
         f"  defaults    {defaults.num_draft_tokens} draft tokens a round, at most "
         f"{defaults.max_tokens} new tokens, prefill in chunks of {defaults.prefill_chunk}",
-        f"  special     begin {defaults.bos_token_id}, end {ends}",
+        f"  sampling    {chosen or 'greedy'}",
+        f"  begin       {'no token' if defaults.bos_token_id is None else defaults.bos_token_id}",
+        *_end_lines(defaults),
         f"  created by  {packages}",
         f"  seal        {manifest.seal[:16]}",
         *(
@@ -79,6 +82,15 @@ def _summary(bundle: Bundle) -> list[str]:
         f"files, {total}; sizes agree, hashes not checked (cospec-verify does)",
         *(f"  {format_bytes(entry.size):>10}  {entry.path}" for entry in manifest.files),
     ]
+
+
+def _end_lines(defaults: GenerationDefaults) -> list[str]:
+    """Return the tokens that end an output, each with the places that name it."""
+    ids = defaults.eos_token_ids
+    sources = defaults.eos_token_sources or ("",) * len(ids)
+    ends = [f"{index}  {source}".rstrip() for index, source in zip(ids, sources, strict=True)]
+    first, *others = ends or ["no token"]
+    return [f"  end         {first}", *(f"              {end}" for end in others)]
 
 
 def _arbiter_lines(manifest: Manifest) -> list[str]:

@@ -20,7 +20,7 @@ from .protocol import GraphShape, StepOutput
 from .sequence import CachedSequence, ShapedEngine, fetched
 
 ALWAYS_KEPT, WIDE_KEPT = 16, 4
-"""Bindings that are kept: those of narrow passes all, of wider ones the newest few. The remainder of a
+"""Bindings that are kept: all of narrow passes, and the newest few of wider ones. The last chunk of a
 prompt may have any width."""
 
 LOGITS_TO_KEEP = "logits_to_keep"
@@ -196,7 +196,7 @@ class OrtDecoder(CachedSequence):
     def _bind(self, width: int, kept: int) -> _Binding:
         """Prepare and keep the binding of passes of one width that keep so many rows."""
         wide = [key for key in self._bindings if key[0] > ALWAYS_KEPT]
-        if len(wide) >= WIDE_KEPT:
+        if width > ALWAYS_KEPT and len(wide) >= WIDE_KEPT:
             del self._bindings[wide[0]]
         self._bindings[width, kept] = binding = _Binding(
             self._session, self._shape, width, kept, self._outputs, self._device

@@ -118,7 +118,7 @@ def test_smollm2(smollm2_gguf):
     assert (checkpoint.family, checkpoint.vocab_size) == ("llama", 49152)
     assert checkpoint.max_positions == 8192
     assert checkpoint.parameters == 134_515_008
-    assert (checkpoint.bos_id, checkpoint.eos_ids) == (1, (2,))
+    assert (checkpoint.bos_id, checkpoint.eos_ids) == (1, (2, 0))  # the turn, the text
     assert checkpoint.special_tokens["eos_token"] == "<|im_end|>"
     assert checkpoint.chat_template is not None
     assert shared_vocabulary(checkpoint, None).size == 49152

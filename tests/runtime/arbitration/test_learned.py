@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -223,19 +224,27 @@ def test_an_input_that_nobody_provides_is_refused(name, tmp_path):
     assert "calibrate it again" in str(caught.value)
 
 
-def graph_with_input(name: str, path: Path, outputs: tuple[str, ...] = ("score",)) -> Path:
-    """A graph whose outputs are all the sigmoid of its input."""
+def saved_graph(path: Path, nodes: list[Any], given: tuple[Any, ...], found: list[Any]) -> Path:
+    """Write a graph with one input and some outputs, each as (name, type, shape)."""
     import onnx
     from onnx import TensorProto, helper
 
-    def value(name: str) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["k"])
+    def value(name: str, kind: str, shape: list[Any]) -> Any:
+        return helper.make_tensor_value_info(name, getattr(TensorProto, kind), shape)
 
-    nodes = [helper.make_node("Sigmoid", [name], [output]) for output in outputs]
-    graph = helper.make_graph(nodes, "arbiter", [value(name)], [value(o) for o in outputs])
+    graph = helper.make_graph(nodes, "arbiter", [value(*given)], [value(*one) for one in found])
     opset = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
     return path
+
+
+def graph_with_input(name: str, path: Path, outputs: tuple[str, ...] = ("score",)) -> Path:
+    """A graph whose outputs are all the sigmoid of its input."""
+    from onnx import helper
+
+    nodes = [helper.make_node("Sigmoid", [name], [output]) for output in outputs]
+    found = [(output, "FLOAT", ["k"]) for output in outputs]
+    return saved_graph(path, nodes, (name, "FLOAT", ["k"]), found)
 
 
 def test_an_output_beside_the_score_is_left_alone(recorded, tmp_path):
@@ -252,6 +261,38 @@ def test_a_graph_without_a_score_is_refused(tmp_path):
     with pytest.raises(BundleError, match="has no output 'score'") as caught:
         LearnedArbiter(path)
     assert "calibrate it again" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["INT64", "STRING", "BOOL", "DOUBLE", "FLOAT16", "FLOAT"])
+@pytest.mark.parametrize("shape", [["k"], ["k", 5], ["k", "n"], [], [1, "k", 2]])
+def test_scores_of_another_type_or_shape_are_refused_at_load(tmp_path, kind, shape):
+    from onnx import TensorProto, helper
+
+    sizes = [1 if isinstance(size, str) else size for size in shape]
+    values = [b"1" if kind == "STRING" else 1] * math.prod(sizes)
+    value = helper.make_tensor("value", getattr(TensorProto, kind), sizes, values)
+    nodes = [
+        helper.make_node("Sigmoid", ["target.entropy"], ["unused"]),
+        helper.make_node("Constant", [], ["score"], value=value),
+    ]
+    given = ("target.entropy", "FLOAT", ["k"])
+    path = saved_graph(tmp_path / "model.onnx", nodes, given, [("score", kind, shape)])
+    if (kind, shape) == ("FLOAT", ["k"]):
+        assert LearnedArbiter(path).target_outputs == ("entropy",)
+    else:
+        with pytest.raises(BundleError, match=r"the arbiter .* must"):
+            LearnedArbiter(path)
+
+
+@pytest.mark.parametrize("kind", ["INT64", "INT32", "FLOAT16", "DOUBLE"])
+def test_an_input_of_another_type_is_a_typed_error(recorded, tmp_path, kind):
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Cast", ["target.entropy"], ["score"], to=TensorProto.FLOAT)]
+    given, found = ("target.entropy", kind, ["k"]), [("score", "FLOAT", ["k"])]
+    path = saved_graph(tmp_path / "model.onnx", nodes, given, found)
+    with pytest.raises(BackendError, match="failed in the arbiter"):
+        LearnedArbiter(path).score(recorded[0][0])
 
 
 def test_scores_outlive_the_next_block(recorded, graph):

@@ -73,7 +73,7 @@ def test_inspect_shows_what_matters(root):
         "gqa, fp32",
         "64 tokens",
         "4 draft tokens a round, at most 32 new tokens, prefill in chunks of 16",
-        "begin None, end 1, 2",
+        "sampling    greedy\n  begin       no token\n  end         1\n              2\n",
         "cospec 0.1.0, torch 2.9.1",
         "target  LlamaForCausalLM from some-org/some-model",
         "1,234,567; 1.5 KiB on disk",

@@ -148,6 +148,20 @@ def test_a_width_is_bound_once(engine, monkeypatch):
     assert made == [10, 4, 1], "a new generation binds nothing"
 
 
+def test_narrow_widths_never_evict_a_wide_binding(engine, monkeypatch):
+    made = count_bindings(monkeypatch)
+    decoder = engine.decoder()
+    wide, narrow = [17, 18, 19, 20], list(range(1, 17))
+    for width in [*wide, *narrow, *wide, *narrow]:
+        decoder.truncate(0)
+        decoder.step((PROMPT * 3)[:width])
+    assert made == [*wide, *narrow]
+    for width in (21, 17):  # a fifth wide one replaces the oldest
+        decoder.truncate(0)
+        decoder.step((PROMPT * 3)[:width])
+    assert made[20:] == [21, 17]
+
+
 @pytest.mark.parametrize("name", ["gqa", "portable"])
 def test_rows_do_not_depend_on_how_the_context_was_split(load, name):
     engine = load(name)

@@ -2,7 +2,7 @@
 
 All files go to a hidden staging folder beside the destination. `commit` hashes them, writes the
 manifest, flushes everything to the disk and swaps the folders. A kill at any moment leaves either
-the old or the new bundle; what else it leaves, the next writer of the same name clears away.
+the old or the new bundle; what else it leaves, the next writer in the same folder clears away.
 
 Beside a destination `models/tiny`:
   models/.tiny.lock            held while a writer lives, and left in place: to delete a lock file
@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,14 +27,13 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ...errors import MissingExtraError, ResourceError
-from .durable import flush_to_disk, flush_tree_to_disk, free_disk
+from .durable import flush_to_disk, flush_tree_to_disk, free_disk, is_disk_full, write_error
 from .files import byte_progress, format_bytes, hash_files, list_files, look_at, sha256_of
 from .manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -53,21 +53,24 @@ class BundleWriter:
         # Resolved, so that a link to a bundle is followed rather than replaced.
         self.destination = Path(destination).resolve()
         self.force = force
-        self.staging = self._beside(f"staging-{os.getpid()}")
+        self.staging = _beside(self.destination, f"staging-{os.getpid()}")
         self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> BundleWriter:
+        parent = self.destination.parent
         try:
-            self.destination.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire_lock()
-            self._clear_leftovers()
+            parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _acquire_lock(self.destination)
+            _clear_leftovers(self.destination)
+            for other in _others_with_leftovers(self.destination):
+                _clear_if_dead(other)
             self._check_destination()
             self.staging.mkdir()
         except BaseException as error:
-            self._release()
+            self._clear_and_release()
             self._raise_if_about_the_place(error)
             if isinstance(error, OSError):
-                raise self._not_writable(error) from error
+                raise write_error(parent, error) from error
             raise
         return self
 
@@ -79,12 +82,9 @@ class BundleWriter:
     ) -> None:
         try:
             if error is not None:
-                self._raise_if_about_the_place(error)  # tells sizes, so before they are freed
+                self._raise_if_about_the_place(error)  # names sizes, so before they are freed
         finally:
-            try:
-                self._clear_leftovers()
-            finally:
-                self._release()
+            self._clear_and_release()
 
     def path(self, relative: str) -> Path:
         """Where to write a file of the bundle, such as `target/model.onnx`; its folder exists."""
@@ -119,8 +119,8 @@ class BundleWriter:
             self.staging.rename(self.destination)
         elif not exchange_folders(self.staging, self.destination):
             # A kill between these two renames leaves no bundle under the name. The next writer
-            # puts the old one back; see _clear_leftovers.
-            self.destination.rename(self._beside(f"old-{os.getpid()}"))
+            # puts the old one back; see `_clear_leftovers`.
+            self.destination.rename(_beside(self.destination, f"old-{os.getpid()}"))
             self.staging.rename(self.destination)
         flush_to_disk(self.destination.parent)
         return self.destination
@@ -162,54 +162,20 @@ class BundleWriter:
                 hint="Replace it with --force, or choose another output folder.",
             )
 
-    def _acquire_lock(self) -> BaseFileLock:
-        try:
-            from filelock import FileLock, Timeout
-        except ImportError:
-            raise MissingExtraError("filelock", "export", "Writing a bundle") from None
-        lock = FileLock(self._beside("lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            processes = [path.suffix.rpartition("-")[2] for path in self._leftovers("staging")]
-            who = f" (process {', '.join(processes)})" if processes else ""
-            raise ResourceError(
-                f"{self.destination}: another export is writing it{who}",
-                hint="Wait until it is done or stop it, or choose another output folder.",
-            ) from None
-        return lock
-
-    def _release(self) -> None:
+    def _clear_and_release(self) -> None:
         if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def _beside(self, suffix: str) -> Path:
-        return self.destination.with_name(f".{self.destination.name}.{suffix}")
-
-    def _leftovers(self, kind: str) -> list[Path]:
-        pattern = re.compile(rf"\.{re.escape(self.destination.name)}\.{kind}-\d+")
-        return [path for path in self.destination.parent.iterdir() if pattern.fullmatch(path.name)]
-
-    def _clear_leftovers(self) -> None:
-        """Put a bundle back that is under its backup name only; remove everything else.
-
-        Whoever holds the lock knows that no other writer lives, so all of it is his own or dead.
-        """
-        for backup in self._leftovers("old"):
-            if self.destination.exists():
-                shutil.rmtree(backup, ignore_errors=True)
-            else:
-                backup.rename(self.destination)
-        for staging in self._leftovers("staging"):
-            shutil.rmtree(staging, ignore_errors=True)
+            try:
+                _clear_leftovers(self.destination)
+            finally:
+                self._lock.release()
+                self._lock = None
 
     def _raise_if_about_the_place(self, error: BaseException) -> None:
         """Raise a ResourceError for an operating-system error that is about the destination."""
         if not isinstance(error, OSError):
             return
         parent = self.destination.parent
-        if error.errno in _DISK_FULL:
+        if is_disk_full(error):
             files = list_files(self.staging)
             written = sum((self.staging / name).lstat().st_size for name in files)
             raise ResourceError(
@@ -220,13 +186,71 @@ class BundleWriter:
         # Only for our own folders: a checkpoint that cannot be read has its own error.
         ours = str(error.filename).startswith((str(self.staging), str(self.destination)))
         if ours and error.errno in _NOT_WRITABLE:
-            raise self._not_writable(error) from error
+            raise write_error(parent, error) from error
 
-    def _not_writable(self, error: OSError) -> ResourceError:
-        return ResourceError(
-            f"{self.destination.parent}: cannot be written ({error.strerror}: {error.filename})",
-            hint="Choose an output folder that you may write to.",
-        )
+
+def _beside(destination: Path, suffix: str) -> Path:
+    return destination.with_name(f".{destination.name}.{suffix}")
+
+
+def _acquire_lock(destination: Path) -> BaseFileLock:
+    """Return the lock that a writer of `destination` holds while it lives.
+
+    Raises:
+        ResourceError: another writer lives.
+    """
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        raise MissingExtraError("filelock", "export", "Writing a bundle") from None
+    lock = FileLock(_beside(destination, "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        processes = [path.suffix.rpartition("-")[2] for path in _leftovers(destination, "staging")]
+        who = f" (process {', '.join(processes)})" if processes else ""
+        raise ResourceError(
+            f"{destination}: another export is writing it{who}",
+            hint="Wait until it is done or stop it, or choose another output folder.",
+        ) from None
+    return lock
+
+
+def _leftovers(destination: Path, kind: str) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(destination.name)}\.{kind}-\d+")
+    return [path for path in destination.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _clear_leftovers(destination: Path) -> None:
+    """Put a bundle back that has its backup name only; remove everything else.
+
+    The caller holds the lock, so no other writer lives: all of it is the caller's own or a dead one's.
+    """
+    for backup in _leftovers(destination, "old"):
+        if destination.exists():
+            shutil.rmtree(backup, ignore_errors=True)
+        else:
+            backup.rename(destination)
+    for staging in _leftovers(destination, "staging"):
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _others_with_leftovers(destination: Path) -> set[Path]:
+    """Return the other bundles of a folder that a writer left something of; each has a lock file."""
+    pattern = re.compile(r"\.(.+)\.(?:staging|old)-\d+")
+    found = (pattern.fullmatch(path.name) for path in destination.parent.iterdir())
+    others = {destination.with_name(match[1]) for match in found if match is not None}
+    return {other for other in others - {destination} if _beside(other, "lock").is_file()}
+
+
+def _clear_if_dead(destination: Path) -> None:
+    """Clear what a writer of another bundle left, unless it lives."""
+    with suppress(ResourceError, OSError):
+        lock = _acquire_lock(destination)
+        try:
+            _clear_leftovers(destination)
+        finally:
+            lock.release()
 
 
 def exchange_folders(first: Path, second: Path) -> bool:

@@ -1,20 +1,25 @@
-"""What all command-line tools share: how errors end a command, and the exit codes in --help."""
+"""What all commands share: how errors and signals end a command, and the exit codes in --help."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from ...errors import CospecError, UsageError
+from ..bundle.durable import is_disk_full, write_error
 
-INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that Ctrl-C ended
+# What shells report for a process that Ctrl-C or SIGTERM ended.
+INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
 TRACEBACK_VARIABLE = "COSPEC_TRACEBACK"
 
 engine_dir_option = click.option(
@@ -31,8 +36,9 @@ class CospecCommand(click.Command):
 
     Use as `@click.command(cls=CospecCommand)`. A `CospecError` prints `error: ...` and its hint on
     stderr and exits with its code; with --json or --jsonl among the arguments it also prints one
-    JSON object on stdout. Ctrl-C exits with 130, a closed pipe quietly with 1. Anything else is a
-    bug and shows its traceback; COSPEC_TRACEBACK=1 shows one for a `CospecError` too.
+    JSON object on stdout. Ctrl-C exits with 130, SIGTERM with 143, both after cleaning up; a closed
+    pipe quietly with 1, a full disk behind stdout with 7. Anything else is a bug and shows its
+    traceback; COSPEC_TRACEBACK=1 shows one for a `CospecError` too.
     """
 
     def main(
@@ -62,19 +68,20 @@ class CospecCommand(click.Command):
 
 
 class CospecGroup(CospecCommand, click.Group):
-    """A click group with the manners of `CospecCommand`, for tools with subcommands."""
+    """A click group that ends as a `CospecCommand` does, for tools with subcommands."""
 
 
 def exit_codes() -> list[tuple[int, str]]:
-    """Return (code, meaning) of every way a command can end, from the error classes themselves."""
+    """Return (code, meaning) of every way in which a command can end; errors name their own."""
     errors: list[type[CospecError]] = [CospecError, *CospecError.__subclasses__()]
     named = [(error.exit_code, (error.__doc__ or "").splitlines()[0]) for error in errors]
     named[0] = (CospecError.exit_code, "Any other error.")
-    return sorted([(0, "Success."), *named, (INTERRUPTED_EXIT_CODE, "Interrupted.")])
+    ended = [(INTERRUPTED_EXIT_CODE, "Interrupted."), (TERMINATED_EXIT_CODE, "Ended by SIGTERM.")]
+    return sorted([(0, "Success."), *named, *ended])
 
 
 def at_least(option: str, value: int | None, low: int) -> None:
-    """Refuse a number below `low`; None was not given.
+    """Refuse a number below `low`; None stands for an option that was not given.
 
     Raises:
         UsageError: names the option.
@@ -94,7 +101,7 @@ def print_json_line(value: object) -> None:
 
 
 def _report(arguments: Sequence[str]) -> Callable[[object], None]:
-    """Return what prints an error on stdout, in the form that the arguments ask for, if any."""
+    """Return the function that prints an error as JSON on stdout, if the arguments ask for JSON."""
     if "--json" in arguments:
         return print_json
     return print_json_line if "--jsonl" in arguments else lambda value: None
@@ -102,27 +109,80 @@ def _report(arguments: Sequence[str]) -> Callable[[object], None]:
 
 def _run_standalone(run: Callable[[], Any], report: Callable[[object], None]) -> NoReturn:
     try:
-        code = run()
-        sys.stdout.flush()  # here, where a closed pipe can be handled
+        with _signals_raised():
+            code = run()
+            sys.stdout.flush()  # here, where a closed pipe and a full disk can be handled
     except CospecError as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        report(_error_json(type(error).__name__, error.message, error.hint, error.exit_code))
-        sys.exit(error.exit_code)
-    except click.Abort:  # click's name for Ctrl-C and for a closed stdin
+        _end(error, report)
+    except (
+        click.Abort,
+        KeyboardInterrupt,
+    ) as error:  # Abort is click's name for a closed stdin, too
+        cause = error.__cause__ or error
         click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+        sys.exit(128 + cause.number if isinstance(cause, _Ended) else INTERRUPTED_EXIT_CODE)
     except click.ClickException as error:
         error.show()
         kind = type(error).__name__
         report(_error_json(kind, error.format_message(), None, error.exit_code))
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(1)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _discard_stdout()
+        _end(write_error(Path(error.filename or "standard output"), error), report)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: CospecError, report: Callable[[object], None]) -> NoReturn:
+    """Print an error and end the process with its exit code."""
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        traceback.print_exc()
+    click.echo(f"error: {error}", err=True)
+    with suppress(OSError):  # stdout may be what cannot be written
+        report(_error_json(type(error).__name__, error.message, error.hint, error.exit_code))
+    sys.exit(error.exit_code)
+
+
+def _discard_stdout() -> None:
+    """Give stdout, which cannot be written, somewhere to go: the interpreter flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends the process: what was begun is cleaned up as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise SIGTERM and SIGHUP as exceptions: unhandled, they would leave half-written folders.
+
+    `docker stop`, systemd and `timeout` send SIGTERM, a terminal that closes SIGHUP.
+    """
+
+    def end(number: int, _: object) -> NoReturn:
+        raise _Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # Not where somebody ignores or handles them already, as nohup and test runners do.
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _error_json(kind: str, message: str, hint: str | None, exit_code: int) -> object:

@@ -143,7 +143,7 @@ def build_plan(
 ) -> BuiltPlan:
     """Build a parsed (and linted) network into a plan.
 
-    Ctrl-C is held back until the builder can stop, and then raised.
+    Ctrl-C and SIGTERM are held back until the builder can stop, and then take effect.
 
     Raises:
         GateError: TensorRT refuses the network; the message holds its own words.
@@ -166,8 +166,6 @@ def build_plan(
     with _interruptible() as interrupted:
         config.progress_monitor = _make_monitor(trt, progress or _ignore, interrupted)
         serialized = builder.build_serialized_network(network, config)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
     if serialized is None:
         _raise_if_about_the_precision(parsed)
         said = "; ".join(dict.fromkeys(parsed.log.errors())) or "it gave no reason"
@@ -268,16 +266,30 @@ def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) ->
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event: an exception cannot cross the C++ of a running build."""
+    """Hold back Ctrl-C and SIGTERM until the end: an exception cannot cross the C++ of a build.
+
+    The event that is yielded says that one came, so that the build can stop.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    received: list[int] = []
+
+    def hold_back(number: int, _: object) -> None:
+        received.append(number)
+        interrupted.set()
+
+    before = {
+        number: signal.signal(number, hold_back) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _ignore(share: float) -> None:

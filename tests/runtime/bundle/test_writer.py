@@ -307,7 +307,21 @@ def test_a_failing_second_rename_puts_the_old_bundle_back(destination, monkeypat
     assert names(destination.parent) == [".tiny.lock", "tiny"]
 
 
-def test_leftovers_of_other_names_are_not_touched(destination):
+def test_leftovers_of_dead_writers_of_other_names_are_cleared(destination):
+    parent = destination.parent
+    write(parent / "other")
+    for left in (".other.staging-1", ".gone.staging-2", ".gone.old-2", ".gone.old-2/target"):
+        (parent / left).mkdir()
+    (parent / ".gone.lock").touch()
+    with BundleWriter(parent / "living") as living:
+        write(destination)
+        assert living.staging.is_dir(), "its writer lives"
+    locks = [".gone.lock", ".living.lock", ".other.lock", ".tiny.lock"]
+    assert names(parent) == [*locks, "gone", "other", "tiny"]
+    assert names(parent / "gone") == ["target"], "a bundle that had its backup name only"
+
+
+def test_folders_that_are_no_leftovers_are_not_touched(destination):
     destination.parent.mkdir()
     others = [
         ".tiny2.staging-1",

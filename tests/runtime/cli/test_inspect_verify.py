@@ -220,7 +220,7 @@ def test_help_has_an_example_and_all_exit_codes(command):
 
 def test_exit_codes_are_those_of_the_error_classes():
     codes = dict(exit_codes())
-    assert sorted(codes) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 130]
+    assert sorted(codes) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 130, 143]
     assert codes[3] == BundleError.__doc__
 
 

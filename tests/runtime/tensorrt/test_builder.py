@@ -64,20 +64,25 @@ def test_progress_grows_to_one(trt, tmp_path):
     assert seen[-1] == 1.0
 
 
-def test_ctrl_c_stops_the_build(trt, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_build(trt, tmp_path, number):
     graph = parse_graph(trt, write_scatter_decoder(tmp_path / "model.onnx"))
-    before = signal.getsignal(signal.SIGINT)
-    pressed = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a command sets one
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    sent = []
 
-    def press(share: float) -> None:
-        if not pressed:
-            pressed.append(share)
-            os.kill(os.getpid(), signal.SIGINT)
+    def send(share: float) -> None:
+        if not sent:
+            sent.append(share)
+            os.kill(os.getpid(), number)
 
-    with pytest.raises(KeyboardInterrupt):
-        build_plan(trt, graph, BuildRequest(ANY, 86), press)
-    assert pressed[0] < 1.0
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(trt, graph, BuildRequest(ANY, 86), send)
+        assert sent[0] < 1.0
+        assert handlers == {each: signal.getsignal(each) for each in handlers}
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_noise_of_a_host_without_a_driver_is_left_out():

@@ -6,8 +6,9 @@ llguidance compiles a grammar and computes the masks. It is imported when a gram
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -113,6 +114,10 @@ class GrammarCompiler:
                     self._json(), n_vocab=self._vocab_size, eos_token=self._eos
                 )
         problem = llguidance.LLMatcher.validate_grammar(source, self._tokenizer)
+        while spec.kind == "json_schema" and (unknown := _UNKNOWN_FORMAT.search(problem)):
+            spec = replace(spec, value=_without_format(spec.value, unknown[1]))
+            source = spec.source()
+            problem = llguidance.LLMatcher.validate_grammar(source, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             raise _refusal(spec, problem)
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0)
@@ -215,6 +220,27 @@ class GrammarState:
             raise UsageError(f"the grammar forbids this token: {self._matcher.get_error()}")
         self._ahead += new
         return True
+
+
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
+"""JSON Schema takes a format that it does not define for a remark, so such formats are left out."""
+
+
+def _without_format(schema: Any, name: str) -> str:
+    """Return a schema as JSON text without the format `name`, which nobody checks."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, list):
+            return [stripped(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: item if key in ("enum", "const", "default", "examples") else stripped(item)
+            for key, item in value.items()
+            if not (key == "format" and item == name)
+        }
+
+    return json.dumps(stripped(json.loads(schema)))
 
 
 def _schema(value: Any) -> str:

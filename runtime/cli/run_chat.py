@@ -225,7 +225,7 @@ class Conversation:
     def _load(self, name: str) -> None:
         path = _path(name, "/load talk.json")
         messages = read_messages(path)
-        self._session.codec.encode_chat(messages)  # a template may refuse them
+        self._session.codec.encode_chat(messages, add_generation_prompt=True)  # may be refused
         self._chat.messages = messages
         self._show([])
         click.echo(f"messages: {len(messages)}", err=True)

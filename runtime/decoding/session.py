@@ -332,7 +332,9 @@ def load(
         placed = place(bundle, backend, options, drafts=found.uses_model)
         template = manifest.chat_template
         codec = TextCodec(
-            bundle.path(manifest.tokenizer), None if template is None else bundle.path(template)
+            bundle.path(manifest.tokenizer),
+            None if template is None else bundle.path(template),
+            manifest.capacity,
         )
         return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
 

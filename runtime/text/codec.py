@@ -1,49 +1,59 @@
-"""Text to tokens and back: the tokenizer and the chat template of a bundle."""
+"""Text to tokens and back: the tokenizer and the chat format of a bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...errors import BundleError, PromptError, UsageError
+from ...errors import PromptError, PromptTooLongError, UsageError
 from .detokenizer import TextStream
 from .messages import Message
-from .template import ChatTemplate
+from .tokenizer import Reach, guarded, load_tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatFormat
 
 
 class TextCodec:
-    """A bundle's tokenizer and chat template.
+    """A bundle's tokenizer and chat format.
 
     Args:
         tokenizer: path of `tokenizer.json`.
-        chat_template: path of `chat_template.jinja`, or None.
+        chat: path of `chat.json`, or of the `chat_template.jinja` of an earlier version, or None.
+        capacity: tokens that fit; a text that certainly has more is refused before it is tokenised.
+            None for no limit.
 
     Raises:
         BundleError: one of the files cannot be used.
     """
 
-    def __init__(self, tokenizer: Path, chat_template: Path | None) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:
-            raise BundleError(
-                f"{tokenizer} cannot be used: {error}",
-                hint="it may need a newer 'tokenizers'; otherwise export the bundle again",
-            ) from error
-        # A tokenizer.json may ask for truncation or padding, which would change prompts in silence.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, tokenizer: Path, chat: Path | None, capacity: int | None = None) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._reach = Reach(self._tokenizer)
+        self._capacity = capacity
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(token for token, facts in added.items() if facts.special)
-        self._template = None if chat_template is None else _read_template(chat_template)
+        self._special = {token: facts.content for token, facts in added.items() if facts.special}
+        self._chat = None if chat is None else _read_chat(chat)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether messages can be rendered."""
-        return self._template is not None
+        """Whether the bundle has a template for messages."""
+        return self._chat is not None
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The chat format.
+
+        Raises:
+            UsageError: the bundle has none.
+        """
+        if self._chat is None:
+            raise UsageError(
+                "this bundle has no chat template, so it cannot take messages",
+                hint="pass the prompt as plain text",
+            )
+        return self._chat
 
     @property
     def tokenizer(self) -> Any:
@@ -51,16 +61,20 @@ class TextCodec:
         return self._tokenizer
 
     @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """Id and spelling of the tokens that are no text: ends, turns, padding."""
+        return self._special
+
+    @property
     def special_token_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that are no text: ends, turns, padding."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return tuple(token for token, entry in added.items() if entry.special)
+        """Ids of the tokens that are no text."""
+        return tuple(self._special)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text, with the special tokens that the tokenizer itself adds.
 
         Raises:
-            PromptError: the text is not valid Unicode.
+            PromptError: the text is not valid Unicode, is too long, or cannot be tokenised.
         """
         return self._encode(text, add_special_tokens=True)
 
@@ -70,53 +84,45 @@ class TextCodec:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
         template_args: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | str = False,
     ) -> list[int]:
-        """Render `messages` with the chat template and tokenise the result.
+        """Render messages with the chat template and tokenise the result.
 
         Args:
             messages: the conversation, at least one message.
             tools: JSON schemas of functions, for a template that knows tools.
             documents: for a template that knows documents.
+            template: name of one of the bundle's templates. None: the one for tools, if tools are
+                given and there is one, else the default.
             template_args: values of the template's own variables, such as `enable_thinking`.
-            add_generation_prompt: end the prompt with the beginning of an answer. None: do so unless
+            add_generation_prompt: end the prompt with the beginning of an answer. None: do so, unless
                 the last message is to be continued.
             continue_final_message: leave the last message open, so that the output continues it. A
                 text names the field to continue (default: `content`).
 
         Raises:
-            UsageError: the bundle has no chat template, or the arguments contradict each other.
-            PromptError: the template refuses these messages, or they are not valid Unicode.
+            UsageError: the bundle has no such chat template, or the arguments contradict each other.
+            PromptError: a message cannot be read, the template refuses the messages, or the last one
+                is the assistant's and neither of the last two arguments says what to do with it.
+            BundleError: the template cannot be compiled.
         """
-        if self._template is None:
-            raise UsageError(
-                "this bundle has no chat template, so it cannot take messages",
-                hint="pass the prompt as plain text",
-            )
-        if add_generation_prompt and continue_final_message:
-            raise UsageError(
-                "add_generation_prompt and continue_final_message contradict each other",
-                hint="the first begins a new message, the second continues the last one",
-            )
-        if add_generation_prompt is None:
-            add_generation_prompt = not continue_final_message
-        try:
-            text = self._template.render(
-                messages,
-                tools,
-                documents,
-                template_args or {},
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        except Exception as error:  # a template that adds a number to a string raises TypeError
-            raise PromptError(
-                f"the chat template refuses these messages: {error}",
-                hint='messages look like [{"role": "user", "content": "..."}]',
-            ) from error
+        text = self.chat.render(
+            messages,
+            tools=tools,
+            documents=documents,
+            template=template,
+            template_args=template_args,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         # The template writes the special tokens itself.
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Tokenise the text of a rendered prompt, which has its special tokens in it already."""
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -126,11 +132,42 @@ class TextCodec:
             raise PromptError(
                 f"the prompt is not valid Unicode: {error}", hint="pass text encoded as UTF-8"
             ) from error
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        self._check_length(text)
+
+        def failed(reason: str) -> PromptError:
+            return PromptError(f"the tokenizer cannot read this prompt: {reason[:500]}")
+
+        # As a batch of one: only then does the library let other threads run meanwhile.
+        return guarded(
+            lambda: list(
+                self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[
+                    0
+                ].ids
+            ),
+            failed,
+        )
+
+    def _check_length(self, text: str) -> None:
+        capacity = self._capacity
+        if capacity is None or len(text) <= capacity:
+            return
+        least = self._reach.least_tokens(text)
+        if least > capacity:
+            raise PromptTooLongError(
+                f"the prompt has at least {least} tokens, this bundle holds {capacity}",
+                hint="shorten the prompt, or export again with a larger --capacity",
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """Return the text of `tokens`, without special tokens.
+
+        Raises:
+            UsageError: a number that is no token id.
+        """
+        return guarded(
+            lambda: str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)),
+            lambda reason: UsageError(f"these tokens have no text: {reason[:500]}"),
+        )
 
     def spelling(self, token: int) -> str:
         """Return how the vocabulary writes a token, special ones too; empty where it has none."""
@@ -141,10 +178,7 @@ class TextCodec:
         return TextStream(self._tokenizer, self._special, context)
 
 
-def _read_template(path: Path) -> ChatTemplate:
-    try:
-        return ChatTemplate(path.read_text(encoding="utf-8"), {})
-    except Exception as error:  # deep nesting, for one, ends in a RecursionError
-        raise BundleError(
-            f"{path} is not a usable chat template: {error}", hint="export the bundle again"
-        ) from error
+def _read_chat(path: Path) -> ChatFormat:
+    from .chat import ChatFormat  # imports jinja2
+
+    return ChatFormat.read(path)

@@ -1,200 +1,38 @@
-"""Text in, text out: streaming never differs from decoding the whole, and templates are contained."""
+"""Text to tokens: what a hostile or damaged tokenizer can do, and how long a text may be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from factories import CHAT_TEMPLATE, write_tokenizer
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from factories import CHAT_TEMPLATE
+from text_tokenizers import HARD, KINDS, byte_level, made
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
-from cospec.errors import BundleError, PromptError, UsageError
+from cospec.errors import BundleError, PromptError, PromptTooLongError, UsageError
+from cospec.runtime.text.chat import ChatFormat
 from cospec.runtime.text.codec import TextCodec
 
-HARD = "naïve café 你好, 世界! 👩‍👩‍👧 e\u0301a\u0308 \u202etfel 🇫🇷\n\ttab  two spaces"
-SPECIALS = ["<unk>", "<s>", "</s>"]
-WORDS = ["▁", "▁▁", "▁a", "a", "b", "▁world", "world", "!", "你", "▁好", "�", "▁�"]
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+HELLO = [{"role": "user", "content": "hello"}]
 
 
-def byte_level(folder: Path) -> Path:
-    return write_tokenizer(folder, size=300)
+def with_template(tokenizer: Path, source: str, **special: str) -> TextCodec:
+    path = tokenizer.parent / "chat.json"
+    path.write_text(ChatFormat({"default": source}, special).to_json(), encoding="utf-8")
+    return TextCodec(tokenizer, path)
 
 
-def sentence_piece(folder: Path, kind: str) -> Path:
-    """Build a tokenizer of the Llama 2 kind: words carry their space, bytes stand in for the rest."""
-    spellings = [*SPECIALS, *BYTES, *WORDS]
-    if kind == "unigram":
-        scores = [(word, -1.0 - i / 100) for i, word in enumerate(spellings)]
-        tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    else:
-        vocabulary = {word: i for i, word in enumerate(spellings)}
-        merges = [("▁", "▁"), ("▁", "a"), ("▁", "好"), ("▁", "�")]
-        merges = [pair for pair in merges if all(part in vocabulary for part in pair)]
-        model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)
-        tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tokenizer.decoder = decoders.Sequence(
-            [
-                decoders.Replace("▁", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ]
-        )
-    tokenizer.add_special_tokens(SPECIALS)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
-
-
-KINDS = ("byte-level", "bpe", "unigram")
-
-
-@pytest.fixture(scope="module")
-def codec_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TextCodec]:
-    folder = tmp_path_factory.mktemp("text")
-    made = {
-        kind: TextCodec(
-            byte_level(folder / kind)
-            if kind == "byte-level"
-            else sentence_piece(folder / kind, kind),
-            None,
-        )
-        for kind in KINDS
-    }
-    return made.__getitem__
-
-
-def ids(codec: TextCodec, *spellings: str) -> list[int]:
-    return [codec._tokenizer.token_to_id(spelling) for spelling in spellings]
-
-
-def streamed(codec: TextCodec, blocks: list[list[int]], context: list[int]) -> list[str]:
-    stream = codec.stream(context)
-    return [*(stream.push(block) for block in blocks), stream.finish()]
-
-
-def added_text(codec: TextCodec, tokens: list[int], context: list[int]) -> str:
-    """What `tokens` add to the text of `context`; transformers' pipeline defines it like this."""
-    return codec.decode(context + tokens)[len(codec.decode(context)) :]
-
-
-def tokens_for(kind: str) -> st.SearchStrategy[list[int]]:
-    if (
-        kind == "byte-level"
-    ):  # 300 tokens, 4 of them special; the rest are ids of a padded vocabulary
-        return st.lists(st.integers(0, 310), max_size=24)
-    first_word = len(SPECIALS) + len(BYTES)
-    ids = st.one_of(
-        st.integers(first_word, first_word + len(WORDS) - 1),
-        st.sampled_from([0, 1, 2, 999]),
-        st.sampled_from([3 + byte for byte in "aé你👩".encode()] + [3 + 0xFF]),
-        st.integers(3, 258),
-    )
-    return st.lists(ids, max_size=24)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_pieces_joined_are_what_the_output_adds(codec_of, kind, data):
-    codec = codec_of(kind)
-    tokens = data.draw(tokens_for(kind))
-    context = data.draw(st.one_of(st.just([]), tokens_for(kind)))
-    size = data.draw(st.integers(1, 5))
-    blocks = [tokens[i : i + size] for i in range(0, len(tokens), size)]
-    pieces = streamed(codec, blocks, context)
-    assert "".join(pieces) == added_text(codec, tokens, context)
-    if not context:
-        assert "".join(pieces) == codec.decode(tokens)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(text=st.text(max_size=20))
-@example(text=HARD)
-@settings(max_examples=60, deadline=None)
-def test_valid_text_arrives_token_by_token_and_never_as_half_a_character(codec_of, kind, text):
-    codec = codec_of(kind)
-    tokens = codec.encode(text)
-    pieces = streamed(codec, [[token] for token in tokens], [])
-    whole = codec.decode(tokens)
-    assert "".join(pieces) == whole
-    if kind == "byte-level":
-        assert whole == text
-    for piece in pieces:
-        assert piece.count("�") <= text.count("�")
-    so_far = ""
-    for piece in pieces:
-        so_far += piece
-        assert whole.startswith(so_far), "what was printed is never taken back"
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_first_word_keeps_the_space_that_separates_it_from_the_prompt(codec_of, kind):
-    codec = codec_of(kind)
-    prompt, output = ids(codec, "▁a"), ids(codec, "▁world", "▁a")
-    assert codec.decode(output) == "world a"
-    assert streamed(codec, [[token] for token in output], prompt) == [" world", " a", ""]
-    assert streamed(codec, [[token] for token in output], []) == ["world", " a", ""]
-    assert streamed(codec, [output], ids(codec, "<s>")) == ["world a", ""], (
-        "nothing stands before it but <s>"
-    )
-
-
-def test_text_is_that_of_the_pipeline_of_transformers(codec_of, tmp_path):
-    """Its streamer, which decodes the output alone, loses the space; its pipeline does not."""
-    transformers = pytest.importorskip("transformers")
-    path = sentence_piece(tmp_path, "bpe")
-    codec = TextCodec(path, None)
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path), clean_up_tokenization_spaces=False
-    )
-    prompt, output = ids(codec, "<s>", "▁a"), ids(codec, "▁world", "▁a", "</s>")
-    whole = theirs.decode(prompt + output, skip_special_tokens=True)
-    before = theirs.decode(prompt, skip_special_tokens=True)
-    assert "".join(streamed(codec, [output], prompt)) == whole[len(before) :] == " world a"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_output_may_end_in_mid_character(codec_of, kind):
-    codec = codec_of(kind)
-    tokens = codec.encode("a👩")
-    stream = codec.stream()
-    assert stream.push(tokens[:-1]) in ("a", ""), "the torn character is held back"
-    left = stream.finish()
-    assert left.endswith("�")
-    assert stream.finish() == "", "and is handed out once"
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_wrong_bytes_behind_a_character_of_bytes(codec_of, kind):
-    """One wrong byte spoils the run it stands in; `DecodeStream` raises on this."""
-    codec = codec_of(kind)
-    spoiled = [3 + 0xC3, 3 + 0xA9, 3 + 0xFF]
-    word = codec.encode("a")
-    assert codec.decode(spoiled + word).startswith("���")
-    pieces = streamed(codec, [[token] for token in spoiled + word], [])
-    assert pieces[:3] == ["", "", ""]
-    assert "".join(pieces) == codec.decode(spoiled + word)
-    # A special token is not text: the run goes on behind it.
-    pieces = streamed(codec, [[t] for t in [*spoiled[:2], 1, *spoiled[2:], *word]], [])
-    assert "".join(pieces) == codec.decode(spoiled + word)
-
-
-def test_special_tokens_and_ids_without_text_are_skipped(codec_of):
-    codec = codec_of("byte-level")
-    hello = codec.encode("hello")
-    noisy = [0, *hello[:1], 2, 305, *hello[1:], 1]
-    assert codec.decode(noisy) == "hello"
-    assert "".join(streamed(codec, [[token] for token in noisy], [3, 3])) == "hello"
+def edited(tokenizer: Path, **parts: Any) -> Path:
+    """Change parts of a tokenizer.json as an attacker would, past the checks of the library."""
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps({**content, **parts}), encoding="utf-8")
+    return tokenizer
 
 
 def test_truncation_and_padding_of_a_tokenizer_file_do_not_touch_prompts(tmp_path):
@@ -207,16 +45,32 @@ def test_truncation_and_padding_of_a_tokenizer_file_do_not_touch_prompts(tmp_pat
 
 
 def test_special_tokens_that_the_tokenizer_adds_come_with_text_but_not_with_chats(tmp_path):
-    from tokenizers.processors import TemplateProcessing
-
     path = byte_level(tmp_path)
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     tokenizer.save(str(path))
-    codec = with_template(path, "<bos>{{ messages[0].content }}")
+    codec = with_template(path, "{{ bos_token }}{{ messages[0].content }}", bos_token="<bos>")
     plain = codec.encode("hi")
     assert plain.count(0) == 1
     assert codec.encode_chat([{"role": "user", "content": "hi"}]) == plain
+    assert codec.encode_rendered("<bos>hi") == plain
+
+
+def test_a_chat_has_the_tokens_of_its_turns_and_opens_the_answer(tmp_path):
+    codec = with_template(byte_level(tmp_path), CHAT_TEMPLATE, bos_token="<bos>")
+    assert codec.has_chat_template
+    user, assistant = 2, 3
+    tokens = codec.encode_chat([*HELLO, {"role": "assistant", "content": "x"}, *HELLO])
+    hello = [user, *codec.encode("hello")]
+    assert tokens == [0, *hello, assistant, *codec.encode("x"), *hello, assistant]
+
+
+def test_without_a_template_messages_are_refused(tmp_path):
+    codec = TextCodec(byte_level(tmp_path), None)
+    assert not codec.has_chat_template
+    with pytest.raises(UsageError, match="no chat template") as caught:
+        codec.encode_chat(HELLO)
+    assert "plain text" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -231,105 +85,159 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path, contents):
     assert "export the bundle again" in caught.value.hint
 
 
-def test_text_that_is_no_unicode(codec_of):
-    with pytest.raises(PromptError, match="not valid Unicode"):
-        codec_of("byte-level").encode("a\udcff")
-
-
-# ---- chat templates -------------------------------------------------------------------------------
-
-
-def with_template(tokenizer: Path, source: str | bytes) -> TextCodec:
-    path = tokenizer.parent / "chat_template.jinja"
-    path.write_bytes(source if isinstance(source, bytes) else source.encode())
-    return TextCodec(tokenizer, path)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return byte_level(tmp_path_factory.mktemp("template"))
-
-
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-def test_a_template_renders_messages_and_opens_the_answer(tokenizer):
-    codec = with_template(tokenizer, "{%- set bos_token = '<bos>' -%}\n" + CHAT_TEMPLATE)
-    assert codec.has_chat_template
-    tokens = codec.encode_chat([*HELLO, {"role": "assistant", "content": "x"}])
-    user, assistant = 2, 3
-    expected = [0, user, *codec.encode("hello"), assistant, *codec.encode("x"), assistant]
-    assert tokens == expected
-
-
-def test_helpers_that_templates_of_the_hub_expect(tokenizer):
-    source = (
-        "{%- for m in messages -%}\n    {%- if loop.index > 1 %}{% break %}{% endif -%}\n"
-        "{{ m | tojson }}{% endfor %}{{ strftime_now('%Y') | length }}"
+@pytest.mark.parametrize(
+    "charsmap", [b"", b"\0\0", b"\0\0\0", b"\xff\xff\xff\xff", b"\x03\0\0\0abc"]
+)
+def test_a_character_map_that_would_end_the_process(tmp_path, charsmap):
+    encoded = base64.b64encode(charsmap).decode()
+    path = edited(
+        byte_level(tmp_path), normalizer={"type": "Precompiled", "precompiled_charsmap": encoded}
     )
-    codec = with_template(tokenizer, source)
-    tokens = codec.encode_chat([{"role": "user", "content": "ü"}, *HELLO])
-    assert codec.decode(tokens) == '{"role": "user", "content": "ü"}4'
+    with pytest.raises(BundleError, match="cannot be used"):
+        TextCodec(path, None)
 
 
-def test_without_a_template_messages_are_refused(tokenizer):
-    codec = TextCodec(tokenizer, None)
-    assert not codec.has_chat_template
-    with pytest.raises(UsageError, match="no chat template") as caught:
-        codec.encode_chat(HELLO)
-    assert "plain text" in caught.value.hint
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize("pattern", [{"String": "2"}, {"Regex": "x*"}])
+def test_steps_that_lengthen_a_text_without_bound(tmp_path, part, pattern):
+    step = {"type": "Replace", "pattern": pattern, "content": "22"}
+    steps = {"type": "Sequence", f"{part}s": [step] * 60}
+    with pytest.raises(BundleError, match="lengthen a text"):
+        TextCodec(edited(byte_level(tmp_path), **{part: steps}), None)
+
+
+def test_a_pattern_that_never_ends_is_a_refused_prompt(tmp_path):
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(x+x+)+y|(.+.+)+zz"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    codec = TextCodec(edited(byte_level(tmp_path), pre_tokenizer=split), None)
+    with pytest.raises(PromptError, match="tokenizer cannot read this prompt"):
+        codec.encode("x" * 5000)
 
 
 @pytest.mark.parametrize(
-    "attack",
+    "model",
     [
-        "{{ ''.__class__.__mro__ }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ strftime_now.__globals__['sys'] }}",
-        "{{ cycler.__init__.__globals__.os }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update(role='system') }}",
-        "{{ ('%s' | attr('__class__')).__mro__ }}",
-        "{{ '{0.__class__.__mro__}'.format('') }}",
-        "{% for i in range(10**9) %}x{% endfor %}",
-        "{% include '/etc/hostname' %}",
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]},
+        {
+            "type": "WordPiece",
+            "vocab": {"a": 0},
+            "unk_token": "<none>",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
     ],
 )
-def test_templates_run_in_a_sandbox(tokenizer, attack):
-    messages = [dict(HELLO[0])]
-    with pytest.raises(PromptError, match="refuses these messages"):
-        with_template(tokenizer, attack).encode_chat(messages)
-    assert messages == HELLO
+def test_a_model_without_a_token_for_what_it_does_not_know(tmp_path, model):
+    path = edited(
+        byte_level(tmp_path), model=model, added_tokens=[], pre_tokenizer=None, post_processor=None
+    )
+    codec = TextCodec(path, None)
+    with pytest.raises(PromptError, match="tokenizer cannot read this prompt"):
+        codec.encode("zzz")
+
+
+@pytest.mark.parametrize("tokens", [[-1], [1 << 40], [1 << 70], ["x"]])
+def test_numbers_that_are_no_tokens_have_no_text(tmp_path, tokens):
+    with pytest.raises(UsageError, match="no text"):
+        TextCodec(byte_level(tmp_path), None).decode(tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_that_is_no_unicode(tmp_path, kind):
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        TextCodec(made(tmp_path, kind), None).encode("a\udcff")
+
+
+# ---- texts that cannot fit ------------------------------------------------------------------------
+
+
+def bounded(path: Path, capacity: int, monkeypatch: pytest.MonkeyPatch) -> TextCodec:
+    """Return a codec whose tokenizer must not be asked."""
+    codec = TextCodec(path, None, capacity)
+    monkeypatch.setattr(codec, "_tokenizer", None)
+    return codec
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "bpe"])
+def test_a_text_that_cannot_fit_is_never_tokenised(tmp_path, kind, monkeypatch):
+    path = made(tmp_path, kind)
+    longest = max(map(len, Tokenizer.from_file(str(path)).get_vocab()))
+    codec = bounded(path, 10, monkeypatch)
+    with pytest.raises(
+        PromptTooLongError, match="at least 11 tokens, this bundle holds 10"
+    ) as caught:
+        codec.encode("x" * (10 * longest + 1))
+    assert "--capacity" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_fits_is_never_refused(tmp_path, kind):
+    """The longest token over and over is the longest text of so many tokens."""
+    path = made(tmp_path, kind)
+    vocabulary = Tokenizer.from_file(str(path)).get_vocab()
+    spelling = max(vocabulary, key=len)
+    codec = TextCodec(path, None, 50)
+    assert codec.encode(spelling * 50)
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ messages.__class__ }}", "{{ raise_exception.__globals__ }}"]
-)
-def test_what_a_template_may_not_see_prints_as_nothing(tokenizer, source):
-    assert with_template(tokenizer, source).encode_chat(HELLO) == []
-
-
-@pytest.mark.parametrize(
-    ("source", "reason"),
+    "normalizer",
     [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0].content + 1 }}", "str"),  # a TypeError, not an error of Jinja
-        ("{{ messages[5].content.missing }}", "undefined|has no element"),
-        ("{{ 1 // (messages | length - 1) }}", "zero"),
+        normalizers.Replace("  ", ""),
+        normalizers.Strip(),
+        normalizers.NFKC(),
+        normalizers.Sequence([normalizers.NFC(), normalizers.Replace("aaaa", "b")]),
+        normalizers.StripAccents(),
     ],
 )
-def test_a_template_that_refuses(tokenizer, source, reason):
-    with pytest.raises(PromptError, match=reason) as caught:
-        with_template(tokenizer, source).encode_chat(HELLO)
-    assert '{"role": "user"' in caught.value.hint
+def test_normalisers_may_shorten_a_text(tmp_path, normalizer):
+    path = byte_level(tmp_path)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizer
+    tokenizer.save(str(path))
+    shrinking = ["  " * 900, "a" * 900, "ω\u0314\u0342\u0345" * 200, "e\u0301" * 400]
+    capacity = max(len(tokenizer.encode(normalizer.normalize_str(text)).ids) for text in shrinking)
+    for text in shrinking:
+        ids = tokenizer.encode(text).ids
+        assert TextCodec(path, None, max(capacity, len(ids))).encode(text) == ids
 
 
-@pytest.mark.parametrize(
-    "source",
-    ["{% for m in messages %}", "{{ 1 +", "{% nothing %}", b"\xff\xfe", "{{ " + "(" * 9999],
-)
-def test_a_template_that_cannot_be_compiled(tokenizer, source):
-    with pytest.raises(BundleError, match="not a usable chat template") as caught:
-        with_template(tokenizer, source)
-    assert "chat_template.jinja" in caught.value.message
-    assert caught.value.hint == "export the bundle again"
+def test_added_tokens_that_take_the_spaces_beside_them(tmp_path):
+    path = byte_level(tmp_path)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True)])
+    tokenizer.save(str(path))
+    text = "<|end|>" + " " * 5000
+    assert len(TextCodec(path, None, 10).encode(text)) == 1
+
+
+def test_unknown_words_that_share_a_token(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TextCodec(tmp_path / "tokenizer.json", None, 10).encode("x" * 100_000) == [0]
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised(tmp_path):
+    codec = TextCodec(byte_level(tmp_path), None)
+    text = HARD * 20_000
+    turns, done = [0], threading.Event()
+
+    def count() -> None:
+        while not done.wait(0.001):
+            turns[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    started = time.perf_counter()
+    codec.encode(text)
+    seconds = time.perf_counter() - started
+    done.set()
+    thread.join()
+    # Without the lock released, the other thread gets a turn at the beginning and at the end.
+    assert turns[0] > 5 + seconds * 20

@@ -126,8 +126,9 @@ COMPILED = {
     "many names": "".join(f"{{% set a{i} = 1 %}}{{% if a %}}{{% endif %}}" for i in range(2000)),
     "a long text": "x" * (MAX_SOURCE_CHARACTERS + 1),
 }
-CHILD = """
-import json, resource, sys, time
+CHILD = r"""
+import json, re, sys, time
+from pathlib import Path
 from cospec.runtime.text.template import ChatTemplate
 for name, source in json.load(sys.stdin).items():
     started = time.process_time()
@@ -136,7 +137,8 @@ for name, source in json.load(sys.stdin).items():
         error = "none"
     except Exception as caught:
         error = type(caught).__name__
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    # Not getrusage, whose figure begins with that of the process that started this one.
+    peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()).group(1)) >> 10
     print(json.dumps([name, error, time.process_time() - started, peak]), flush=True)
 """
 

@@ -27,6 +27,7 @@ Examples:
   cospec-export --target llama-8b --draft llama-1b --precision fp16
   cospec-export --target ./my-checkpoint --draft ./my-draft --output bundles/mine
   cospec-export --target ./model.gguf --draft none
+  cospec-export --target qwen2.5-0.5b --adapter ./my-lora --output bundles/tuned
   cospec-export --target llama-8b --trt --device agx-orin-jp6
   cospec-export --build-only models/llama-8b
 """
@@ -71,6 +72,18 @@ Examples:
     help="Folder of an arbiter for this pair (model.onnx, arbiter.json), or 'none'. Default: the "
     "preset's own, if it has one.",
 )
+@click.option(
+    "--adapter",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter to merge into the target.",
+)
+@click.option(
+    "--draft-adapter",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter to merge into the draft.",
+)
 @click.option("--trt", is_flag=True, help="Export for TensorRT, and build where that is possible.")
 @click.option(
     "--device",
@@ -95,6 +108,8 @@ def main(
     capacity: int | None,
     num_draft_tokens: int | None,
     arbiter: str | None,
+    adapter: Path | None,
+    draft_adapter: Path | None,
     trt: bool,
     device: str | None,
     build_only: Path | None,
@@ -131,6 +146,8 @@ def main(
         ),
         force=force,
         arbiter=arbiter,
+        adapter=adapter,
+        draft_adapter=draft_adapter,
     )
     started = time.monotonic()
     output = output or _default_output(target)

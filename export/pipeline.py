@@ -55,6 +55,8 @@ class ExportOptions:
         num_draft_tokens: the bundle's default draft length.
         force: replace an existing bundle.
         arbiter: folder with `model.onnx` and `arbiter.json`, `none`, or None for the preset's own.
+        adapter: folder of a LoRA adapter that is merged into the target, or None.
+        draft_adapter: the same for the draft.
     """
 
     target: str
@@ -65,6 +67,8 @@ class ExportOptions:
     num_draft_tokens: int = DEFAULT_NUM_DRAFT_TOKENS
     force: bool = False
     arbiter: str | None = None
+    adapter: Path | None = None
+    draft_adapter: Path | None = None
 
 
 def export_bundle(
@@ -93,8 +97,10 @@ def export_bundle(
         raise UsageError(f"--num-draft-tokens is {options.num_draft_tokens}; 0 to 64 is possible")
     target_source, draft_source = resolve_pair(options.target, options.draft)
     report("reading the checkpoints")
-    target = open_checkpoint(target_source)
-    draft = open_checkpoint(draft_source) if draft_source else None
+    target = open_checkpoint(target_source, options.adapter)
+    if options.draft_adapter is not None and draft_source is None:
+        raise UsageError("an adapter for the draft needs a draft", hint="name one with --draft")
+    draft = open_checkpoint(draft_source, options.draft_adapter) if draft_source else None
     arbiter = _arbiter(options, has_draft=draft is not None)
     vocabulary = shared_vocabulary(target, draft)
     checkpoints = {"target": target, **({"draft": draft} if draft else {})}
@@ -216,7 +222,7 @@ def _export_model(
     measured = gate.check(engine, probes, options.precision, role)
     entry = ModelEntry(
         graph=f"{role}/model.onnx",
-        source=checkpoint.name,
+        source=_source(checkpoint),
         architecture=checkpoint.architecture,
         parameters=checkpoint.parameters,
         hidden_size=shape.hidden_size,
@@ -225,6 +231,15 @@ def _export_model(
         unshared=_listed(unshared),
     )
     return entry, measured.to_json()
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    """Return what the user named, with its adapter."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        return checkpoint.name
+    trained_on = f" (trained on {adapter.base})" if adapter.base else ""
+    return f"{checkpoint.name} with the adapter {adapter.folder}{trained_on}"
 
 
 def _listed(unshared: dict[int, str]) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError
 from ..runtime.bundle.manifest import SamplingDefaults
 from . import gguf
+from .adapter import Adapter, merge, read_adapter
 from .ends import EndToken, end_tokens, stated
 from .families import (
     FAMILIES,
@@ -66,6 +67,7 @@ class Checkpoint:
         sampling: the author's sampling parameters; None for greedy decoding.
         chat_template: Jinja text, or None.
         special_tokens: texts for the chat template (`bos_token`, `eos_token`, ...).
+        adapter: what `load_module` merges into the weights, or None.
     """
 
     source: Source
@@ -85,6 +87,7 @@ class Checkpoint:
     sampling: SamplingDefaults | None = field(repr=False)
     chat_template: str | None = field(repr=False)
     special_tokens: dict[str, str] = field(repr=False)
+    adapter: Adapter | None = None
 
     @property
     def name(self) -> str:
@@ -116,16 +119,29 @@ class Checkpoint:
         return self.parameters * BYTES_PER_WEIGHT[precision]
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, adapter: Path | None = None) -> Checkpoint:
     """Fetch what `source` names, and check and describe it without reading its weights.
 
+    Args:
+        source: the model.
+        adapter: folder of a LoRA adapter of this model, to be merged into it.
+
     Raises:
-        CheckpointError: it cannot be had, is damaged, or is not a supported kind of model.
+        CheckpointError: it cannot be had, is damaged, or is not a supported kind of model; or the
+            adapter is none of this model.
         ResourceError: no room for a download.
         MissingExtraError: transformers is not installed.
     """
     path = fetch(source)
-    return _open_gguf(source, path) if path.is_file() else _open_folder(source, path)
+    checkpoint = _open_gguf(source, path) if path.is_file() else _open_folder(source, path)
+    if adapter is None:
+        return checkpoint
+    if checkpoint.gguf_file:
+        raise CheckpointError(
+            f"{path} is a GGUF file, which no adapter can be merged into.",
+            hint="Name the Hugging Face checkpoint of this model with --target or --draft.",
+        )
+    return replace(checkpoint, adapter=read_adapter(adapter, source))
 
 
 def load_module(
@@ -167,6 +183,8 @@ def load_module(
             **settings,
         )
     _audit(checkpoint, module, report)
+    if checkpoint.adapter is not None:
+        module = merge(module, checkpoint.adapter)
     return module.eval().requires_grad_(False)
 
 

@@ -22,6 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 DOWNLOADED = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",

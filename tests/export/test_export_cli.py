@@ -60,10 +60,12 @@ def trace_once() -> Iterator[pytest.MonkeyPatch]:
     """Repeat the first trace for every export of the module: the same checkpoint, the same graph."""
     right, kept = graph.trace, {}
 
-    def trace(module: Any, lowering: Lowering, capacity: int, vocab_size: int) -> Any:
-        key = (lowering, capacity, vocab_size, module.dtype)
+    def trace(
+        module: Any, lowering: Lowering, capacity: int, vocab_size: int, unshared: Any
+    ) -> Any:
+        key = (lowering, capacity, vocab_size, module.dtype, *unshared)
         if key not in kept:
-            kept[key] = right(module, lowering, capacity, vocab_size)
+            kept[key] = right(module, lowering, capacity, vocab_size, unshared)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:

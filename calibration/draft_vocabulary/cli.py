@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...errors import MissingExtraError
+from ...runtime.bundle.files import format_bytes
 from ...runtime.cli.common import (
     CospecCommand,
     at_least,
@@ -16,6 +18,7 @@ from ...runtime.cli.common import (
     json_option,
     print_json,
 )
+from ..tables import text_table
 
 EPILOG = """
 \b
@@ -32,27 +35,29 @@ Examples:
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="The new bundle's folder."
 )
-@click.option("--size", required=True, type=int, help="Tokens that the draft may propose.")
+@click.option(
+    "--size", required=True, type=int, help="Number of tokens that the draft can propose."
+)
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="UTF-8 text whose tokens are counted, like what the target will write.",
+    help="UTF-8 text whose tokens are counted; best is text like the target's answers.",
 )
 @click.option("--tasks", help="Tasks whose answers by the target are counted: a task file, ...")
-@click.option("--items", type=int, help="Tasks to use. Default: all; of tiny tasks 1000.")
+@click.option("--items", type=int, help="Number of tasks. Default: all; of tiny tasks 1000.")
 @click.option(
     "--text-tokens",
     type=int,
     default=1_000_000,
     show_default=True,
-    help="Tokens to use at most, of --texts and of answers.",
+    help="Longest part of --texts, and of the answers, in tokens.",
 )
 @click.option(
     "--prompts",
     type=int,
     default=8,
     show_default=True,
-    help="Texts to measure on, of the fifth that is not counted.",
+    help="Number of texts to measure on, from the fifth that is not counted.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is at --output already.")
 @json_option
@@ -70,14 +75,13 @@ def draft_vocabulary(
 ) -> None:
     """Write the bundle with a draft that proposes its most frequent tokens only.
 
-    The draft's head then computes the logits of no others, which makes each of its steps faster and a
-    few of its guesses impossible. Strict output stays the target's own. Convert the new bundle with
-    `cospec-calibrate weights` where other weights are wanted too: this command comes first.
+    The draft's head then computes only their logits: each step is faster, and a few guesses become
+    impossible. Strict output is still the target's own. For other weight formats too, convert the new
+    bundle with `cospec-calibrate weights`; trim first.
     """
     if find_spec("onnx_ir") is None:
         raise MissingExtraError("onnx-ir", "calibrate", "Trimming a draft")
     from .trimming import TrimRequest, trim_draft
-    from .trimming_report import as_text
 
     at_least("--size", size, 1)
     at_least("--items", items, 1)
@@ -99,3 +103,25 @@ def draft_vocabulary(
         print_json(facts)
     else:
         click.echo(as_text(facts))
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """Return the figures before and after, from `trim_draft`, as text for people."""
+    share = facts["coverage"]
+    rows = [("", "before", "after")]
+    for label, key, shown in (
+        ("draft's files", "draft_bytes", format_bytes),
+        ("head, each step", "head_bytes", format_bytes),
+        ("draft step", "draft_step_seconds", lambda seconds: f"{seconds * 1000:.2f} ms"),
+        ("accepted", "acceptance", lambda part: "-" if part is None else f"{part:.1%}"),
+        ("tokens/s", "tokens_per_second", lambda rate: f"{rate:.1f}"),
+    ):
+        rows.append((label, shown(facts["before"][key]), shown(facts["after"][key])))
+    return "\n".join(
+        [
+            f"{facts['kept_tokens']} of {facts['vocab_size']} tokens kept: {share['counted']:.2%} of "
+            f"the {facts['data']['counted_tokens']} counted, {share['held_out']:.2%} of "
+            f"{facts['data']['held_out_tokens']} held out",
+            *text_table(rows),
+        ]
+    )

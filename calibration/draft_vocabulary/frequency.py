@@ -1,4 +1,4 @@
-"""Which tokens a draft keeps: those that calibration texts are made of."""
+"""Which tokens a draft keeps: the most frequent ones of calibration texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...runtime.bundle.manifest import Manifest
 from ..weights.texts import Text
 
 HELD_OUT = 5
-"""One text in so many is not counted but measured on."""
+"""One text in this many is not counted but measured on."""
 
 
 def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
-    """Return the texts to count, and the held-out ones: the last, not neighbours of all others.
+    """Return the texts to count, and the held-out ones: the last, which are not neighbours of the rest.
 
     Raises:
         UsageError: there is only one text.
@@ -31,7 +31,7 @@ def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
 
 
 def count(texts: Iterable[Text], vocab_size: int) -> NDArray[np.int64]:
-    """Return how often each token occurs where texts are scored, int64 [V]."""
+    """Return how often each token occurs in the scored part of the texts, int64 [V]."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for text in texts:
         np.add.at(counts, np.asarray(text.tokens[text.scored_from :], dtype=np.int64), 1)
@@ -39,18 +39,18 @@ def count(texts: Iterable[Text], vocab_size: int) -> NDArray[np.int64]:
 
 
 def most_frequent(counts: NDArray[np.int64], size: int, manifest: Manifest) -> NDArray[np.int64]:
-    """Return the ids of the tokens that stay, int64 [size], ascending.
+    """Return the ids of the tokens that are kept, int64 [size], ascending.
 
-    The tokens that begin and end a text always stay. Of equally frequent ones the lowest ids stay:
-    most tokenizers number their tokens by how early they were merged, which is how frequent they are.
+    The tokens that begin and end a text are always kept. Among equally frequent ones, the lowest ids
+    are: most tokenizers number their tokens by the order of merging, which follows frequency.
 
     Args:
         counts: int64 [V], see `count`.
-        size: how many stay.
-        manifest: of the bundle.
+        size: number of tokens to keep.
+        manifest: the bundle's.
 
     Raises:
-        UsageError: as many as that there are not, or fewer than each row's summary holds.
+        UsageError: the vocabulary has no more than `size`, or `size` is below what a summary row needs.
     """
     chosen = manifest.generation
     ends = {*chosen.eos_token_ids, chosen.bos_token_id}

@@ -18,15 +18,15 @@ from ..weights.graph_conversion import copy_graph
 from .trimmed_head import trim
 
 SECTION = "draft_vocabulary"
-"""The certificate's key for what is told of a trimmed draft."""
+"""The certificate's section on a trimmed draft."""
 
 
 def trim_bundle(
     bundle: Path, output: Path, kept: NDArray[np.int64], *, force: bool = False
 ) -> Path:
-    """Write the bundle at `output` that is the one at `bundle` with a draft that proposes `kept` only.
+    """Write a copy of the bundle at `bundle` to `output`, with a draft that proposes only `kept`.
 
-    The arbiter goes along without its certificate, since what it reads of the draft has changed: the
+    The arbiter is copied without its certificate, because its inputs from the draft have changed: the
     probabilities and the entropy are those of the kept tokens.
 
     Args:
@@ -48,7 +48,7 @@ def trim_bundle(
 
 
 def open_untrimmed(bundle: Path, output: Path) -> Bundle:
-    """Open the bundle whose draft is to be trimmed; errors as in `trim_bundle`."""
+    """Open a bundle to trim; errors as in `trim_bundle`."""
     source = open_source(bundle, output)
     if source.manifest.models.draft is None:
         raise UsageError(
@@ -69,7 +69,7 @@ def commit_trimmed(source: Bundle, writer: BundleWriter, size: int, facts: dict[
         source: see `open_untrimmed`.
         writer: entered.
         size: tokens that were kept.
-        facts: what the certificate is to say beside that.
+        facts: further entries of the certificate's section.
     """
     target = source.manifest.models.target
     copy_graph(source.path(target.graph), writer.path(target.graph))

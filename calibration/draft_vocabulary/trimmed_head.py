@@ -1,10 +1,10 @@
 """A decoder graph whose head computes the logits of some tokens only.
 
-Between the head and the ids everything is computed of the kept tokens: the softmax, the entropy and the
-logsumexp are those of the distribution over them. Ids are mapped back, so whoever runs the graph sees
-the full vocabulary: the logits of the other tokens are the lowest number of fp32. That is not minus
-infinity on purpose: what is computed of them stays finite, and a sampler that forbids every kept token
-still gets a choice, which the target then refuses.
+Between the head and the ids, everything is computed from the kept tokens: softmax, entropy and
+logsumexp are those of the distribution over them. Ids are mapped back, so the graph's outputs have the full
+vocabulary: the logits of the other tokens are the lowest number of fp32. That is not minus infinity on
+purpose: results computed from them are finite, and a sampler that forbids every kept token can still
+choose one, which the target then rejects.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ LOWEST = np.finfo(np.float32).min
 """The logit of a token that is not kept."""
 
 _KEPT = "_kept"
-"""What a trimmed constant is called behind its name."""
+"""Suffix of the name of a trimmed constant."""
 
 _BY_ELEMENT = ("Add", "Sub", "Mul", "Div", "Tanh")
-"""What heads do to logits behind the product: biases, scales, softcaps."""
+"""What heads do to logits after the product: biases, scales, softcaps."""
 
 
 def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     """Write the decoder graph at `graph` with a head for the tokens `kept`.
 
-    One weight is in memory at a time. A tied embedding stays whole beside the new head.
+    One weight is in memory at a time. A tied embedding is kept whole beside the new head.
 
     Args:
         graph: `model.onnx` of an fp32 bundle, its external data beside it.
-        output: path of the new graph; its data goes beside it. What is there is replaced.
+        output: path of the new graph; its data goes beside it. Existing files are replaced.
         kept: int64 [N], ids in ascending order, N no less than the summary's `top_ids`.
 
     Raises:
         MissingExtraError: onnx_ir is not installed.
         BundleError: the graph cannot be read.
-        UsageError: it is not fp32, or what is between its head and its logits is not known.
+        UsageError: it is not fp32, or an operator between its head and its logits is not supported.
     """
     model, products = load_graph(graph)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
@@ -70,23 +70,22 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
 
 
 def _head(logits: Any, products: list[Product], graph: Path) -> tuple[Product, list[Any]]:
-    """Return the product that makes the logits, and the nodes behind it."""
+    """Return the product that computes the logits, and the nodes after it."""
     by_node = {product.node: product for product in products}
     node, behind = logits.producer(), []
     while node is not None and node not in by_node:
         if node.op_type not in (*_BY_ELEMENT, "Slice", "Cast"):
             raise UsageError(
-                f"{graph}: its logits come from {node.op_type}, which the trimming of a head does "
-                "not know",
+                f"{graph}: its logits come from {node.op_type}, which trimming does not support",
                 hint="a draft that was trimmed already cannot be trimmed again"
                 if node.op_type == "ScatterElements"
                 else "please report the model's architecture",
             )
         behind.append(node)
-        # The operand that is computed, not the constant: a scale may stand on either side.
+        # The operand that is computed, not the constant: a scale may be on either side.
         node = next((v.producer() for v in node.inputs if v is not None and v.producer()), None)
     if node is None:
-        raise UsageError(f"{graph}: no matrix product makes its logits")
+        raise UsageError(f"{graph}: no matrix product computes its logits")
     return by_node[node], behind
 
 
@@ -95,7 +94,7 @@ def _trim_product(graph: Any, head: Product, kept: NDArray[np.int64]) -> None:
     import onnx_ir
 
     node, tensor = head.node, head.weight.const_value
-    # Read directly; what stood behind a Transpose, as a tied head does, is written transposed.
+    # Read directly; a weight behind a Transpose, such as a tied head, is written transposed.
     is_stored = node.inputs[1].is_initializer()
     by_rows = is_stored and head.is_transposed
     size = (len(kept), head.size[0]) if by_rows else (head.size[0], len(kept))
@@ -113,9 +112,9 @@ def _trim_product(graph: Any, head: Product, kept: NDArray[np.int64]) -> None:
 
 
 def _trim_operands(graph: Any, node: Any, widths: set[int], kept: NDArray[np.int64]) -> None:
-    """Keep of a node's constants what belongs to the kept tokens.
+    """Keep the part of a node's constants that belongs to the kept tokens.
 
-    A Slice, which cuts padding of the head off, needs no change: kept ids lie below its end.
+    A Slice that cuts off padding of the head needs no change: kept ids lie below its end.
     """
     if node.op_type in ("Slice", "Cast"):
         return
@@ -135,13 +134,13 @@ def _trim_operands(graph: Any, node: Any, widths: set[int], kept: NDArray[np.int
 
 
 def _last_axis(tensor: Any, kept: NDArray[np.int64]) -> NDArray[Any]:
-    """Read what belongs to the kept tokens."""
+    """Read the part that belongs to the kept tokens."""
     array: NDArray[Any] = np.ascontiguousarray(tensor.numpy()[..., kept])
     return array
 
 
 def _narrow(node: Any, widths: set[int], size: int) -> None:
-    """Correct the shapes that the graph states for `node` and all that is computed of it."""
+    """Correct the shapes that the graph states for `node` and for all that is computed from it."""
     import onnx_ir
 
     pending, seen = [node], {node}
@@ -158,8 +157,8 @@ def _narrow(node: Any, widths: set[int], size: int) -> None:
 def _expand(graph: Any, logits: Any, ids: Any, vocab_size: int) -> Any:
     """Return the logits [1, S, V] of all tokens from those [1, S, N] of the kept.
 
-    Written where they belong into rows of the lowest number. On CPUs that takes less than half of the
-    time of a Gather by position, and of a ScatterND between two Transposes.
+    They are scattered into rows of the lowest number. On CPUs that takes less than half the time of a
+    Gather by position, or of a ScatterND between two Transposes.
     """
     import onnx_ir
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arbiters import GRAPH, bundle_with_arbiter, untrained_network
+from arbiters import untrained_network
 from click.testing import CliRunner
 from msgspec.structs import replace
 
 import cospec
 from cospec.calibration.cli import main
 from cospec.calibration.draft_vocabulary import most_frequent, trim, trim_bundle
-from cospec.calibration.draft_vocabulary import trimming_trial as trial
+from cospec.calibration.draft_vocabulary import trimming as trial
 from cospec.calibration.draft_vocabulary.frequency import count, coverage, split
 from cospec.calibration.draft_vocabulary.trimmed_head import LOWEST
 from cospec.calibration.tasks import tiny_tasks
@@ -262,19 +262,19 @@ def test_sampling_may_forbid_all_that_the_draft_has(tiny_pair_bundle, tmp_path):
 
 
 def test_an_arbiter_loses_its_certificate(tiny_pair_bundle, tmp_path):
-    from cospec.calibration.arbiter.install import measured_on
+    from cospec.calibration.arbiter.install import install_arbiter, measured_on
     from cospec.calibration.arbiter.network_graph import export_arbiter
     from cospec.runtime.bundle.certificate import is_certified
 
-    (tmp_path / "arbiter").mkdir()
-    export_arbiter(untrained_network(tiny_pair_bundle), tmp_path / "arbiter/model.onnx")
-    source = bundle_with_arbiter(
-        tiny_pair_bundle, tmp_path / "arbiter/model.onnx", tmp_path / "pair", quality=True
-    )
-    hashes = measured_on(Bundle(source, read_manifest(source)), source / GRAPH)
-    certificate = source / "certificate.json"
-    facts = json.loads(certificate.read_text())
-    facts["quality"]["measured_on"] = hashes
+    folder = tmp_path / "arbiter"
+    folder.mkdir()
+    export_arbiter(untrained_network(tiny_pair_bundle), folder / "model.onnx")
+    hashes = measured_on(Bundle.open(tiny_pair_bundle), folder / "model.onnx")
+    (folder / "certificate.json").write_text(json.dumps({"measured_on": hashes}))
+    (folder / "arbiter.json").write_text(json.dumps({"threshold": 0.5}))
+    source = shutil.copytree(tiny_pair_bundle, tmp_path / "pair")
+    install_arbiter(source, folder)
+    assert is_certified(source, read_manifest(source))
     made = trim_bundle(source, tmp_path / "new", some_ids(source))
     assert read_manifest(made).models.arbiter == read_manifest(source).models.arbiter
     assert not is_certified(made, read_manifest(made))

@@ -11,11 +11,9 @@ from ...errors import UsageError
 from ...runtime.arbitration.baselines import RandomArbiter, baseline
 from ...runtime.arbitration.learned import LearnedArbiter
 from ...runtime.arbitration.protocol import Arbiter
-from ...runtime.bundle.reader import Bundle
 from ...runtime.decoding.completion import Completion
-from ...runtime.decoding.placement import graph_shape
 from ...runtime.decoding.session import Session, load
-from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
+from ...runtime.engines.onnxruntime import OrtOptions
 from ..tasks.checkers import check
 from ..tasks.item import Task
 from .mode_summary import Answer
@@ -75,7 +73,7 @@ class ModeRunner:
         self._session = load(config.bundle, options=options, verify=False)
         self._alone = None
         if any(mode.kind == "draft" for mode in modes):
-            self._alone = _draft_alone(config.bundle, self._session, options)
+            self._alone = draft_alone(self._session)
         self._graphs = {mode.graph: LearnedArbiter(mode.graph) for mode in modes if mode.graph}
         self._is_warm = False
 
@@ -134,12 +132,13 @@ def run_modes_of(runner: ModeRunner, job: ModeJob) -> list[Answer]:
     return runner.answers(job)
 
 
-def _draft_alone(folder: Path, session: Session, options: OrtOptions) -> Session:
-    """Return a session that decodes plainly with the bundle's draft."""
-    bundle = Bundle.open(folder, verify=False)
-    manifest = bundle.manifest
-    entry = manifest.models.draft
-    if entry is None:
+def draft_alone(session: Session) -> Session:
+    """Return a session that decodes plainly with the draft of `session`.
+
+    Raises:
+        UsageError: it has no draft.
+    """
+    draft = session.engines[1]
+    if draft is None:
         raise UsageError("this bundle has no draft, so the mode 'draft' cannot be run")
-    engine = OrtEngine(bundle.path(entry.graph), graph_shape(manifest, entry), options)
-    return Session(manifest, engine, None, session.codec, drafter="none")
+    return Session(session.manifest, draft, None, session.codec, drafter="none")

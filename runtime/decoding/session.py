@@ -52,6 +52,7 @@ class Session:
     Attributes:
         defaults: the values of options that a call does not give.
         drafter: name of the session's drafter.
+        engines: of the target, and of the draft or None.
 
     Raises:
         UsageError: there is no such drafter, or it needs a draft model that is not there.
@@ -73,7 +74,7 @@ class Session:
         self._drafter = find_drafter(drafter, has_draft=draft is not None)
         self.drafter = self._drafter.name
         drafting = draft if self._drafter.uses_model else None
-        self._engines = (target, draft)
+        self.engines = (target, draft)
         self._costs = MeasuredCosts(target, drafting)
         eos = manifest.generation.eos_token_ids
         self._grammars = GrammarCompiler(codec.tokenizer.to_str, manifest.vocab_size, eos)
@@ -84,7 +85,7 @@ class Session:
 
     def new_session(self) -> Session:
         """Return another session on the same engines, with empty caches of its own."""
-        target, draft = self._engines
+        target, draft = self.engines
         session = Session(self.manifest, target, draft, self.codec, self.arbiter, self._drafter)
         session._costs, session._grammars = self._costs, self._grammars
         return session

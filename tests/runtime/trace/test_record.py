@@ -132,7 +132,7 @@ def test_a_token_that_is_none_of_the_best_has_a_bound_for_a_probability():
 
 
 def engine_of(session: Session, which: int) -> OrtEngine:
-    engine = session._engines[which]
+    engine = session.engines[which]
     assert isinstance(engine, OrtEngine)
     return engine
 

@@ -1,9 +1,9 @@
 """A decoder graph whose head computes the logits of some tokens only.
 
 Between the head and the ids, everything is computed from the kept tokens: softmax, entropy and
-logsumexp are those of the distribution over them. Ids are mapped back, so the graph's outputs have the full
-vocabulary: the logits of the other tokens are the lowest number of fp32. That is not minus infinity on
-purpose: results computed from them are finite, and a sampler that forbids every kept token can still
+logsumexp are those of the distribution over them. Ids are mapped back, so the graph's outputs have the
+full vocabulary: the logits of the other tokens are the lowest number of fp32. It is not minus infinity
+on purpose: results computed from them are finite, and a sampler that forbids every kept token can still
 choose one, which the target then rejects.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -165,7 +166,7 @@ def main(
         click.echo(line)
     for line in engines.summary(output) if engines else ():
         click.echo(line)
-    click.echo(f'Try it:  cospec-run --engine-dir {output} "your prompt"')
+    click.echo(f'Try it:  {shlex.join(["cospec-run", "--engine-dir", str(output)])} "your prompt"')
 
 
 def _left_out(bundle: Path) -> list[str]:

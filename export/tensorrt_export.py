@@ -8,6 +8,7 @@ RTX cards are built here.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,9 @@ class EngineExport:
             return [*lines, f"Engines for {self.device.name} are in {output}."]
         return [
             *lines,
-            f"Engines are to be built on the device ({self.device.name}): copy {output} there and run "
-            f"cospec-export --build-only {output}, or cospec-run, which builds them the first time.",
+            f"The engines are built on the device ({self.device.name}): copy {output} there and run "
+            f"{shlex.join(['cospec-export', '--build-only', str(output)])}, or cospec-run, which "
+            "builds them the first time.",
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def read_adapter(folder: Path, source: Source) -> Adapter:
     if source.kind == "hub" and theirs and not _alike(ours, theirs):
         raise CheckpointError(
             f"The adapter {folder} was trained on {base}, not on {source.location}.",
-            hint=f"Export that model: --target {base}. If it is the same one, name a local copy of it.",
+            hint=f"Name that model: --target {shlex.quote(base)}. If both are the same model, name a "
+            "local copy of it.",
         )
     return Adapter(folder, base)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +108,7 @@ class Bundle:
         if all(entry.path != relative for entry in self.manifest.files):
             raise BundleError(
                 f"{self.root}: '{relative}' is not a file of this bundle",
-                hint=f"cospec-inspect {self.root} lists its files.",
+                hint=f"{shlex.join(['cospec-inspect', str(self.root)])} lists its files.",
             )
         return self.root / relative
 

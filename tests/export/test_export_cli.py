@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,14 @@ def test_default_names(target, name, tmp_path, monkeypatch):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "folder")
     assert cli._default_output(target) == Path("models") / name
+
+
+def test_the_printed_command_can_be_pasted(llama, tmp_path, trace_once):
+    output = tmp_path / "it's here"
+    result = export("--target", llama, "--draft", "none", "--output", output)
+    assert result.exit_code == 0, result.output
+    command = shlex.split(result.stdout.splitlines()[-1].removeprefix("Try it:"))
+    assert command == ["cospec-run", "--engine-dir", str(output), "your prompt"]
 
 
 def test_the_output_may_be_the_working_folder(llama, tmp_path, trace_once, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +13,7 @@ import click
 from ...errors import UsageError
 from ..decoding.options import GenerationOptions
 from ..decoding.session import Prompt, Session
-from ..sampling.declaration import Option, options_of
+from ..sampling.declaration import Option, Texts, TokenIds, options_of
 from ..text.messages import Message
 
 Command = Callable[..., Any]
@@ -56,32 +58,64 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]
 
     def __init__(self, option: Option) -> None:
         self._option = option
-        self.name = option.kind.metavar
+        metavars = {Texts: "TEXT", str: "TEXT", TokenIds: "ID", int: "N", float: "X"}
+        self.name = metavars.get(option.type, "N|auto")
+        if option.container is Mapping:
+            self.name = "NAME=VALUE"
+        if option.file:
+            self.name = "FILE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a word as the option's value, or as one of them if the option repeats.
+        """Return a word as the option's value, or as an item of it if the option has several.
 
         Raises:
-            OptionError: the value is out of range.
+            OptionError: the value has the wrong type or is out of range.
+            UsageError: a file cannot be read.
         """
-        kind = self._option.kind
-        try:
-            parsed = kind.parse(value) if isinstance(value, str) else value
-        except ValueError:
-            wanted = f"of the form {kind.metavar}" if kind.repeats else kind.name
-            self.fail(f"{value!r} is not {wanted}.", param, ctx)
-        return parsed if kind.repeats else self._option.read(parsed)
+        option = self._option
+        if option.file:
+            return option.read(_text_of(Path(value)))
+        if option.type in (Texts, str):
+            return value
+        if option.container is Mapping:
+            name, equals, text = value.partition("=")
+            if not (name and equals):
+                self.fail(f"{value!r} is not of the form NAME=VALUE.", param, ctx)
+            return name, _json_or_text(text)
+        read = _json_or_text(value)
+        return read if option.container else option.read(read)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+def _json_or_text(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 def option_flag(name: str, help_text: str = "", flag: str = "") -> Callable[[Command], Command]:
-    """Return the click option of one declared generation option; None means that it is not given."""
+    """Return the click option of one declared generation option; None means that it is not given.
+
+    Args:
+        name: of the option.
+        help_text: instead of the declared help.
+        flag: instead of the declared flag.
+    """
     declared = options_of(GenerationOptions)[name]
-    flag = flag or declared.flag
-    kind, text = declared.kind, help_text or declared.summary
-    if kind.metavar == "":
-        return click.option(flag, name, is_flag=True, default=None, help=text)
-    shape = click.Choice(kind.choices) if kind.choices else OptionType(declared)
-    return click.option(flag, name, type=shape, default=None, multiple=kind.repeats, help=text)
+    names, text = (flag or declared.flag, name), help_text or declared.summary
+    if declared.type is bool:
+        return click.option(*names, is_flag=True, default=None, help=text)
+    kind = click.Choice(declared.choices) if declared.choices else OptionType(declared)
+    several = declared.container is not None
+    return click.option(*names, type=kind, default=None, multiple=several, help=text)
 
 
 def generation_options(command: Command) -> Command:
@@ -91,7 +125,10 @@ def generation_options(command: Command) -> Command:
     @wraps(command)
     def gathered(**values: Any) -> Any:
         given = {name: values.pop(name) for name in [*values] if name in names}
-        given = {name: value for name, value in given.items() if value not in (None, ())}
+        for name, items in given.items():  # of options that may be repeated
+            if isinstance(items, tuple) and names[name].container is Mapping:
+                given[name] = dict(items)
+        given = {name: value for name, value in given.items() if value not in (None, (), {})}
         return command(given=given, **values)
 
     decorated: Command = gathered

@@ -13,8 +13,8 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from ...errors import UsageError
-from ..sampling.declaration import option, options_of
-from ..sampling.grammar import FILE, SCHEMA, GrammarKind, GrammarSpec
+from ..sampling.declaration import Texts, option, options_of
+from ..sampling.grammar import GrammarKind, GrammarSpec, schema_text
 from ..sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ class GenerationOptions(SamplingParams):
         "stop",
         "When the cache is full, stop, or slide: forget the older half of the text and continue.",
     )
-    json_schema: str | Mapping[str, Any] | None = option(
+    json_schema: str | bool | Mapping[str, Any] | None = option(
         None,
         "The output is JSON that matches this JSON schema. On the command line: a file.",
-        kind=SCHEMA,
+        file=True,
         http=False,
     )
     regex: str | None = option(
@@ -88,10 +88,10 @@ class GenerationOptions(SamplingParams):
     grammar: str | None = option(
         None,
         "The output matches this grammar, in Lark's notation or in GBNF. On the command line: a file.",
-        kind=FILE,
+        file=True,
         http=False,
     )
-    choice: tuple[str, ...] = option(
+    choice: Texts = option(
         (), "The output is one of these texts. May be given several times.", http=False
     )
     sampling: InitVar[SamplingParams | None] = None
@@ -104,6 +104,8 @@ class GenerationOptions(SamplingParams):
         for each in () if sampling is None else fields(sampling):
             object.__setattr__(self, each.name, getattr(sampling, each.name))
         super().__post_init__()
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_text(self.json_schema))
 
     def updated(self, given: Mapping[str, Any]) -> GenerationOptions:
         """Return the options with some of them replaced; None means that an option is not given.

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingExtraError, UsageError
-from .declaration import Kind, read_text
+from .declaration import OptionError
 
 if TYPE_CHECKING:
     import llguidance
@@ -243,38 +242,23 @@ def _without_format(schema: Any, name: str) -> str:
     return json.dumps(stripped(json.loads(schema)))
 
 
-def _schema(value: Any) -> str:
-    """Return a JSON schema, given as a mapping or as JSON text, as JSON text.
+def schema_text(value: str | bool | Mapping[str, Any]) -> str:
+    """Return a JSON schema, given as JSON text or as a value, as the JSON text of an object.
 
     Raises:
-        ValueError: it is not JSON.
-        TypeError: it is neither an object nor true or false.
+        OptionError: it is not JSON, or neither an object nor true or false.
     """
+    schema: Any = value
     if isinstance(value, str):
-        value = json.loads(value)
-    if isinstance(value, bool):  # `true` allows everything, `false` nothing
-        value = {} if value else {"not": {}}
-    if not isinstance(value, Mapping):
-        raise TypeError
-    return json.dumps(value)
-
-
-def _read_file(path: str) -> str:
-    """Return the text of a file that the command line names.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {path}: {reason}") from error
-
-
-SCHEMA = Kind("a JSON schema", "FILE", _schema, _read_file)
-FILE = Kind("a text", "FILE", read_text, _read_file)
-"""How the options are read whose value the command line takes from a file."""
+        try:
+            schema = json.loads(value)
+        except ValueError as error:
+            raise OptionError("json_schema", f"json_schema is not JSON: {error}") from error
+    if isinstance(schema, bool):  # `true` allows everything, `false` nothing
+        schema = {} if schema else {"not": {}}
+    if not isinstance(schema, Mapping):
+        raise OptionError("json_schema", "json_schema must be a JSON object, or true or false")
+    return json.dumps(schema)
 
 
 def _refusal(spec: GrammarSpec, problem: str) -> UsageError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .declaration import Declared, option
+from .declaration import Biases, Declared, Texts, option
 
 MAX_LOGPROBS = 64
 MAX_SEED = 2**64 - 1
@@ -51,7 +50,7 @@ class SamplingParams(Declared):
         low=-100,
         high=100,
     )
-    logit_bias: Mapping[int, float] = option({}, "Added to the logit of a token, by token id.")
+    logit_bias: Biases = option({}, "Added to the logit of a token, by token id.")
     seed: int | None = option(
         None,
         "The same seed gives the same output for any draft length. Negative: a random seed, as if "
@@ -61,9 +60,7 @@ class SamplingParams(Declared):
     min_tokens: int = option(
         0, "Ignore ends of text and stop texts before this many tokens.", low=0, unit="tokens"
     )
-    stop: tuple[str, ...] = option(
-        (), "End the output before this text. May be given several times."
-    )
+    stop: Texts = option((), "End the output before this text. May be given several times.")
     logprobs: int | None = option(
         None,
         "Report the log-probability of each token, and of this many most likely ones, under the "

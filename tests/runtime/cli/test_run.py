@@ -257,7 +257,7 @@ def test_a_certified_arbiter_is_quiet(root, tmp_path):
     ("arguments", "message"),
     [
         (["--threshold", "1.5"], "threshold is 1.5, but must be from 0 to 1"),
-        (["--threshold", "x"], "'x' is not a number"),
+        (["--threshold", "x"], "threshold is 'x', but must be a number"),
         (["--drafter", "ngram"], "this session drafts without one"),
     ],
 )
@@ -294,7 +294,7 @@ def test_overrides_and_caps_in_words():
         (["--provider", "cuda", "x"], None, 2, "CPU build"),
         (["--top-p", "0", "x"], None, 2, "top_p is 0"),
         (["--timeout", "0", "x"], None, 2, "timeout is 0"),
-        (["--stop", "", "x"], None, 2, "stop: a text is empty"),
+        (["--stop", "", "x"], None, 2, "a text of length >= 1"),
         (["--logprobs", "1", "x"], None, 2, "--logprobs shows nothing without --json"),
         (["--raw", "--system", "s", "x"], None, 2, "does not go with --raw"),
     ],

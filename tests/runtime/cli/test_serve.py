@@ -72,10 +72,13 @@ def test_it_warns_where_others_reach_it_without_a_key(served, tiny_bundle, monke
         (["--max-body-bytes", "0"], "--max-body-bytes is 0"),
         (["--api-key", " "], "API key must be printable"),
         (["--api-key", "schlüssel"], "API key must be printable"),
-        (["--default-temperature", "-1"], "temperature is -1.0"),
+        (["--default-temperature", "-1"], "temperature is -1"),
         (["--mode", "collab"], "no arbiter"),
         (["--threshold", "0.5"], "works in the mode 'collab' only"),
-        (["--num-draft-tokens", "many"], "'many' is not an integer or 'auto'"),
+        (
+            ["--num-draft-tokens", "many"],
+            "num_draft_tokens is 'many', but must be an integer or auto",
+        ),
     ],
 )
 def test_what_no_server_could_keep_is_refused_at_the_start(served, tiny_bundle, arguments, part):

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from cospec.errors import UsageError
 from cospec.runtime.decoding.options import GenerationOptions
-from cospec.runtime.sampling.declaration import Declared, OptionError, option, options_of
+from cospec.runtime.sampling.declaration import (
+    Biases,
+    Declared,
+    OptionError,
+    Texts,
+    TokenIds,
+    option,
+    options_of,
+)
 from cospec.runtime.sampling.params import SamplingParams
 
 
@@ -27,9 +35,9 @@ class Every(Declared):
     sure: bool = option(False, "A switch.", flag="--certain")
     choice: Literal["a", "b"] = option("a", "A choice.")
     length: int | Literal["auto"] | None = option(None, "A length.", low=0)
-    texts: tuple[str, ...] = option((), "Texts.")
-    ids: tuple[int, ...] = option((), "Token ids.")
-    biases: Mapping[int, float] = option({}, "Biases.")
+    texts: Texts = option((), "Texts.")
+    ids: TokenIds = option((), "Token ids.")
+    biases: Biases = option({}, "Biases.")
     variables: Mapping[str, Any] = option({}, "Variables.")
 
 
@@ -38,7 +46,7 @@ class Every(Declared):
     [
         ({"count": 4.0}, 4),
         ({"count": np.int64(4)}, 4),
-        ({"share": 1}, 1),
+        ({"share": 1}, 1.0),
         ({"share": np.float32(0.5)}, 0.5),
         ({"share": None}, None),
         ({"sure": True}, True),
@@ -47,7 +55,7 @@ class Every(Declared):
         ({"length": 3.0}, 3),
         ({"texts": "x"}, ("x",)),
         ({"texts": ["x", "y"]}, ("x", "y")),
-        ({"ids": [1, 2.0]}, (1, 2)),
+        ({"ids": [1, 2]}, (1, 2)),
         ({"biases": {"7": 1, 8: -1.5}}, {7: 1.0, 8: -1.5}),
         ({"variables": {"enable_thinking": False}}, {"enable_thinking": False}),
     ],
@@ -62,33 +70,34 @@ def test_a_value_is_read_into_the_type_of_its_option(given, read):
     ("given", "message"),
     [
         ({"count": 10}, "count is 10, but must be from 0 to 9"),
-        ({"count": 4.5}, "count must be an integer, not 4.5"),
-        ({"count": True}, "count must be an integer, not True"),
-        ({"count": None}, "count must be an integer, not None"),
-        ({"count": "4"}, "count must be an integer, not '4'"),
-        ({"count": float("inf")}, "count must be an integer, not inf"),
+        ({"count": 4.5}, "count is 4.5, but must be an integer, got a number"),
+        ({"count": True}, "count is True, but must be an integer, got true or false"),
+        ({"count": None}, "count is None, but must be an integer, got nothing"),
+        ({"count": "4"}, "count is '4', but must be an integer, got a text"),
+        ({"count": float("inf")}, "count is inf, but must be an integer, got a number"),
         ({"share": 0}, "share is 0, but must be above 0 and at most 1"),
         ({"share": math.nan}, "share is nan, but must be above 0"),
-        ({"share": 10**400}, "share must be a number, not 1000"),
-        ({"share": "x" * 1000}, "share must be a number, not 'x{59}$"),
-        ({"sure": 1}, "sure must be true or false, not 1"),
+        ({"share": 10**400}, "share is 1000*, but the number is out of range"),
+        ({"share": "x" * 1000}, "share is 'x{59}, but must be a number, got a text"),
+        ({"sure": 1}, "sure is 1, but must be true or false, got an integer"),
         ({"choice": "c\ud800"}, r"unknown choice 'c\\ud800'"),
-        ({"choice": ["a"]}, "choice must be one of a, b"),
-        ({"length": "auto "}, "length must be an integer or 'auto', not 'auto '"),
+        ({"choice": ["a"]}, r"unknown choice \['a'\]"),
+        ({"length": "auto "}, "length is 'auto ', but must be an integer or auto"),
         ({"length": -1}, "length is -1, but must be at least 0"),
-        ({"texts": [1]}, "texts must be a text or a list of texts"),
-        ({"texts": {"x": 1}}, "texts must be a text or a list of texts"),
-        ({"texts": ["x", ""]}, "texts: a text is empty"),
-        ({"texts": ["x"] * 65}, "texts: there are 65 items, but at most 64 are accepted"),
-        ({"ids": "12"}, "ids must be a list of token ids"),
-        ({"ids": [True]}, "ids must be a list of token ids"),
-        ({"biases": [1]}, "biases must be an object that maps token ids to numbers"),
-        ({"biases": {"x": 1}}, "biases: 'x' is not a token id"),
-        ({"biases": {"9" * 5000: 1}}, "biases: '999.* is not a token id"),
-        ({"biases": {"1": "x"}}, "biases must be an object that maps token ids to numbers"),
-        ({"biases": {1: math.inf}}, "biases: the bias of 1 is not finite"),
-        ({"variables": [1]}, "variables must be an object"),
-        ({"variables": {1: 2}}, "variables must be an object"),
+        ({"texts": [1]}, r"texts is \[1\], but must be a text, got an integer"),
+        ({"texts": {"x": 1}}, "texts is {'x': 1}, but must be a list, got an object"),
+        ({"texts": ["x", ""]}, "but must be a text of length >= 1"),
+        ({"texts": ["x"] * 65}, "but must be a list of length <= 64"),
+        ({"ids": "12"}, "ids is '12', but must be an integer, got a text"),
+        ({"ids": [True]}, "but must be an integer, got true or false"),
+        ({"ids": [-1]}, "but must be an integer >= 0"),
+        ({"biases": [1]}, "but must be an object, got a list"),
+        ({"biases": {"x": 1}}, "but must be an integer, got a text"),
+        ({"biases": {"9" * 5000: 1}}, "but the number is out of range"),
+        ({"biases": {"1": "x"}}, "but must be a number, got a text"),
+        ({"biases": {1: math.inf}}, r"but must be a number <= 1e\+308"),
+        ({"variables": [1]}, "but must be an object, got a list"),
+        ({"variables": {1: 2}}, "but must be a text, got an integer"),
     ],
 )
 def test_another_value_is_refused_and_the_error_names_the_option(given, message):
@@ -127,7 +136,7 @@ def test_an_option_knows_its_flag_default_range_and_help():
     assert (options["sure"].flag, options["count"].flag) == ("--certain", "--count")
     assert options["count"].summary == "A number.  [from 0 to 9 things; default: 1]"
     assert options["share"].summary == "A share.  [above 0 and at most 1]"
-    assert options["choice"].kind.choices == ("a", "b")
+    assert options["choice"].choices == ("a", "b")
     assert options["biases"].default == {}
 
 

@@ -19,6 +19,7 @@ from ..runtime.cli.common import (
 )
 from .draft_vocabulary.cli import draft_vocabulary
 from .quality.cli import run_options
+from .tasks.isolation import Isolation
 
 EPILOG = """
 \b
@@ -116,6 +117,7 @@ def arbiter(
     processes: int | None,
     threads: int,
     cluster: str,
+    sandbox_level: Isolation,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     work: Path | None,
@@ -148,6 +150,7 @@ def arbiter(
         processes=processes,
         threads=threads,
         cluster=cluster,
+        sandbox_level=sandbox_level,
     )
     result = calibrate_arbiter(request, with_settings(config, settings), _progress)
     if as_json:
@@ -177,6 +180,7 @@ def certify(
     processes: int | None,
     threads: int,
     cluster: str,
+    sandbox_level: Isolation,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     as_json: bool,
@@ -206,6 +210,7 @@ def certify(
         processes=processes,
         threads=threads,
         cluster=cluster,
+        sandbox_level=sandbox_level,
     )
     result = certify_arbiter(folder, known, config, folder / "curve.jsonl", about)
     (folder / "curve.jsonl").unlink()  # a journal is useful only while it is incomplete

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def calibrate_arbiter(
 
     training, validation = split_tasks(request, config.seed)
     progress(f"training on {len(training)} tasks, choosing the threshold on {len(validation)}")
-    scale = Scale(processes=request.processes, threads=request.threads, cluster=request.cluster)
+    scale = Scale(**{each.name: getattr(request, each.name) for each in fields(Scale)})
     network = train_arbiter(request.bundle, training, config, request.work, scale, progress).network
     folder = request.work / "arbiter"
     folder.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from ...runtime.bundle.manifest import Manifest
 from ...runtime.bundle.reader import Bundle
 from ..journal import Journal, digest
 from ..quality.workers import Scale, Workers, run_missing
+from ..tasks.checkers import require_working
 from ..tasks.item import Task
 from .config import TrainingConfig
 from .install import measured_files
@@ -59,6 +60,7 @@ def train_arbiter(
         progress: called with a line per stage and update.
         branches: journal of the branches, which other trainings may share; None for one in `work`.
     """
+    require_working(tasks, scale.sandbox_level)
     opened = Bundle.open(bundle)  # hashed here, once for all workers
     shape = arbiter_shape(opened.manifest, config)
     log = RunLog(work / "log.json", config)

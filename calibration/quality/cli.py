@@ -17,6 +17,7 @@ from ...runtime.cli.common import (
     json_option,
     print_json,
 )
+from ..tasks.isolation import LEVELS, STRONGEST, Isolation
 from .speed import speed
 
 EPILOG = """
@@ -61,6 +62,14 @@ RUN_OPTIONS = (
         metavar="local|ADDRESS",
         help="Run the workers on this machine, or on the Ray cluster at ADDRESS (such as "
         "10.0.0.1:6379), whose nodes have the bundle at the same path.",
+    ),
+    click.option(
+        "--sandbox-level",
+        type=click.Choice(LEVELS),
+        default=STRONGEST,
+        show_default=True,
+        help="Weakest isolation that code written by a model may run in. `limits` keeps out accidents "
+        "only: for containers and virtual machines that may be lost.",
     ),
     click.option("--num-draft-tokens", type=int, help="Draft tokens per round."),
     click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
@@ -135,6 +144,7 @@ def quality(
     processes: int | None,
     threads: int,
     cluster: str,
+    sandbox_level: Isolation,
     num_draft_tokens: int | None,
     max_tokens: int | None,
     results: Path | None,
@@ -161,6 +171,7 @@ def quality(
         processes=processes,
         threads=threads,
         cluster=cluster,
+        sandbox_level=sandbox_level,
     )
     names = split_names(modes)
     if resample_control is not None:

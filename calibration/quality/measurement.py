@@ -16,6 +16,7 @@ from typing import Any
 from ...errors import UsageError
 from ...runtime.bundle.reader import Bundle, find_bundle
 from ..journal import Journal, digest
+from ..tasks.checkers import require_working
 from ..tasks.item import Task
 from .machine_facts import machine_facts
 from .mode_runner import ModeJob, ModeSetup, QualityConfig, run_modes_of
@@ -83,6 +84,7 @@ class _Run:
 
     def answers(self, tasks: Sequence[Task], modes: Sequence[Mode]) -> dict[str, list[Answer]]:
         """Generate the answers that the journal lacks; return all by mode, in the order of `tasks`."""
+        require_working(tasks, self._config.sandbox_level)
         keys = self._keys(tasks, modes)
         done = self._journal.done
         self._reused += sum(key in done for key in keys.values())

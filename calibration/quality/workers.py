@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ...errors import BackendError, CospecError, MissingExtraError, UsageError
 from ..journal import Journal
+from ..tasks.isolation import STRONGEST, Isolation
 
 LOCAL = "local"
 
@@ -44,11 +45,13 @@ class Scale:
             allow.
         threads: threads of each worker's engines.
         cluster: `local` for this machine, or the address of a Ray cluster, such as `10.0.0.1:6379`.
+        sandbox_level: the weakest isolation that code written by a model may run in.
     """
 
     processes: int | None = None
     threads: int = 1
     cluster: str = LOCAL
+    sandbox_level: Isolation = STRONGEST
 
     def __post_init__(self) -> None:
         for name in ("processes", "threads"):

@@ -6,8 +6,11 @@ jsonl.py       read and write task files; bad_lines.py: what to do about a bad l
 loaders.py     the benchmarks by name; benchmarks.py: a row to a task; rows.py: the file forms
 tiny.py        the tiny pair's generated problems
 checkers.py    the checkers by name: number.py, choice.py, text.py, expression.py (`math`),
-               python_code.py, judge.py; announced.py: where a text announces its answer
-sandbox.py     run generated code; sandbox_child.py: the program inside
+               python_code.py, judge.py; announced.py: which part of a text is its answer;
+               algebra.py: math-verify, in a process of its own
+sandbox.py     run generated code; isolation.py: what keeps it in; sandbox_child.py: the program
+               inside; sandbox_peer.py, sandbox_remote.py: calls between solution and tests;
+               names_used.py: what tests use of a solution
 """
 
 from .bad_lines import BadLine

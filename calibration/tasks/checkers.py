@@ -24,11 +24,12 @@ from ...errors import UsageError
 from .algebra import require_math_verify
 from .choice import ChoiceChecker
 from .expression import MathChecker
+from .isolation import STRONGEST, Isolation
 from .item import CheckerSpec, Task
 from .judge import JudgeChecker, JudgeServer
 from .number import NumberChecker
 from .python_code import PythonChecker
-from .sandbox import isolation
+from .sandbox import require_isolation
 from .text import TextChecker
 from .tiny import TinyChecker
 
@@ -87,13 +88,17 @@ def problem_with(task: Task) -> str | None:
     return make_checker(task.checker).problem_with(task.answer)
 
 
-def require_working(tasks: Iterable[Task]) -> None:
+def require_working(tasks: Iterable[Task], sandbox_level: Isolation = STRONGEST) -> None:
     """Find out before a long job, not in the middle, whether its checkers can work here.
+
+    Args:
+        tasks: the tasks of the job.
+        sandbox_level: the weakest isolation that generated code may run in.
 
     Raises:
         UsageError: a task needs a judge, and none is set.
-        BackendError: a task needs the sandbox, and it does not work on this system; or a package
-            that is not installed.
+        BackendError: a task runs generated code, and the sandbox does not work here or isolates less
+            than `sandbox_level`; or a package is not installed.
     """
     names = {task.checker.name for task in tasks}
     if "judge" in names:
@@ -101,7 +106,7 @@ def require_working(tasks: Iterable[Task]) -> None:
     if "math" in names:
         require_math_verify()
     if "python" in names:
-        isolation()
+        require_isolation(sandbox_level)
 
 
 def check(task: Task, text: str) -> bool:

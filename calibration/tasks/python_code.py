@@ -4,11 +4,13 @@ The answer of a task is an object:
 
 | key | value |
 |---|---|
-| test | code that raises where the solution is wrong; it runs after the solution |
+| test | code that raises where the solution is wrong; it calls the solution's functions |
 | entry_point | the function that the tests call; optional |
 | prefix | code that the prompt began, for models that continue it; optional |
 
-That is HumanEval (prefix = prompt, test = test + `check(entry_point)`) and MBPP (test = asserts).
+That is HumanEval (prefix = prompt, test = test + `check(entry_point)`) and MBPP (test = asserts). The
+tests run in a process of their own (sandbox.py). They may use the imports and functions that the prefix
+holds before the entry point: those of the task, whatever the solution made of them.
 """
 
 from __future__ import annotations
@@ -34,20 +36,30 @@ def solution_parts(answer: dict[str, Any], text: str) -> list[str]:
     begins indented) ends where a line begins that is not, as in HumanEval's own harness. Code that
     does define it runs after what the prefix holds before that function (imports and helpers).
     """
-    prefix, entry_point = answer.get("prefix", ""), answer.get("entry_point")
+    prefix, defines = answer.get("prefix", ""), _definition(answer)
     text = text[:MAX_CODE].replace("\r\n", "\n")
-    defines = re.compile(rf"^(?:async[ ]+)?def[ ]+{re.escape(entry_point or '')}\b", re.MULTILINE)
     blocks = [] if prefix and _CONTINUES.match(text) else _FENCE.findall(text)
     if blocks:
-        code = next((b for b in reversed(blocks) if entry_point and defines.search(b)), blocks[0])
+        code = next((b for b in reversed(blocks) if defines and defines.search(b)), blocks[0])
     else:
         code = re.sub(r"\A\s*\[BEGIN\]\n?|\[DONE\].*\Z", "", text, flags=re.DOTALL)
     if not prefix:
         return [code]
-    if entry_point and defines.search(code):
-        starts = [match.start() for match in defines.finditer(prefix)]
-        return [prefix[: starts[-1]] if starts else "", code]
+    if defines and defines.search(code):
+        return [helpers(answer), code]
     return [prefix + (code if blocks else _indented_part(code))]
+
+
+def helpers(answer: dict[str, Any]) -> str:
+    """What the prefix of a task holds before the function that it is about: imports and helpers."""
+    prefix, defines = answer.get("prefix", ""), _definition(answer)
+    starts = [match.start() for match in defines.finditer(prefix)] if defines else []
+    return prefix[: starts[-1]] if starts else ""
+
+
+def _definition(answer: dict[str, Any]) -> re.Pattern[str] | None:
+    name = answer.get("entry_point")
+    return re.compile(rf"^(?:async[ ]+)?def[ ]+{re.escape(name)}\b", re.MULTILINE) if name else None
 
 
 def _indented_part(code: str) -> str:
@@ -86,8 +98,13 @@ class PythonChecker:
 
     def run(self, answer: Any, text: str) -> Outcome:
         """Run the solution in `text` and its tests, and say how that ended."""
-        parts = [*solution_parts(answer, text), answer["test"]]
-        return run_python(parts, seconds=self.seconds, memory_bytes=self.memory_mb << 20)
+        return run_python(
+            [*solution_parts(answer, text), answer["test"]],
+            entry_point=answer.get("entry_point"),
+            helpers=helpers(answer),
+            seconds=self.seconds,
+            memory_bytes=self.memory_mb << 20,
+        )
 
     def check(self, answer: Any, text: str) -> bool:
         """Whether the solution in `text` passes the tests.

@@ -1,58 +1,67 @@
-"""Run Python code that a model wrote, so that its accidents stay its own.
+"""Run Python code that a model wrote, and tests of it that it cannot reach.
 
-This is a guard against accidents (endless loops, memory, deleted files, stray connections), not a
-security boundary: code that sets out to escape can. For code of an adversary use a container or a
-virtual machine around the whole program.
+A solution and its tests run in two processes (sandbox_child.py). The tests call the solution's
+functions through a pipe and get values of builtin types back (sandbox_peer.py), so that an object that
+equals everything, replaced builtins, or a walk through frames and memory find nothing to change.
 
-What every run gets, on every POSIX system:
-- its own Python process without site-packages, in an empty temporary folder, with an empty
-  environment, no input, and output that is thrown away;
-- limits on time (wall clock; the whole process group is killed), CPU time, address space, file size
-  and open files (macOS does not enforce the address space);
-- an audit hook inside the process that refuses new processes, signals, connections, and changes of
-  files outside the folder. It acts on Python's own calls: code that calls the C library through
-  ctypes passes it. Files can be read everywhere that the user can read.
+What keeps the code in is the isolation, from strong to weak:
 
-`Isolation` says what came on top:
-- "namespaces" (Linux, where unprivileged user namespaces are allowed, or for root): no network
-  interface exists, a limit on the number of processes (which the kernel does not apply to root), no
-  other process is visible, and every process that the code started dies with it.
-- "hooks": none of that. A process that code started past the hook, in a session of its own, outlives
-  the run.
+- "bubblewrap": namespaces of its own for users, processes, network, mounts and IPC, made by bwrap,
+  and a filter of system calls. The code is nobody, sees no other process, no network, and of the
+  files only /usr and the interpreter, all read-only. It can write 64 MiB into its own /tmp, and start
+  threads but no processes.
+- "limits": none of that, only an audit hook against accidents, which code can get around. For systems
+  without bwrap (macOS, containers that forbid namespaces), where a container or a virtual machine
+  around the whole program keeps the code in.
 
-Memory is limited per process; there is no limit on the sum over processes that the hook did not stop.
+On both: no site-packages, an empty environment, no input and output, and limits on time, memory for
+each process, size of a file (4 MiB), open files (32) and threads (32).
+
+Limits of tests. Objects of the solution's own classes reach the tests only where the tests make them
+(`Stack()`; see names_used.py), and a test that asks such an object is judged by its class. A function
+changes its arguments in the tests only if it returns None. Named tuples arrive as tuples, other derived
+types as their base types. Coroutines and context managers do not arrive.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import marshal
 import math
 import os
-import secrets
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from ...errors import BackendError, UsageError
-
-Isolation = Literal["namespaces", "hooks"]
+from .isolation import (
+    FILTER,
+    LEVELS,
+    TMP,
+    Isolation,
+    Method,
+    find_methods,
+    interpreter,
+    system_call_filter,
+)
+from .names_used import names_used
 
 DEFAULT_SECONDS = 10.0
 DEFAULT_MEMORY_BYTES = 512 << 20
 _REPORT_BYTES = 4096
-_CHILD = Path(__file__).with_name("sandbox_child.py")
 _START_SECONDS = 60.0
 _LEAST_MEMORY = 64 << 20
-_USE_NAMESPACES = True  # tests turn it off, to see what holds without
-_LEVELS: dict[bytes, Isolation] = {b"level namespaces": "namespaces", b"level hooks": "hooks"}
+_START = "import marshal, sys; stream = open(int(sys.argv[1]), 'rb'); exec(marshal.load(stream))"
+_SOURCES = ("sandbox_remote.py", "sandbox_peer.py", "sandbox_child.py")
 
 
 @dataclass(frozen=True)
@@ -73,19 +82,21 @@ class Outcome:
 def run_python(
     code: str | Sequence[str],
     *,
+    entry_point: str | None = None,
+    helpers: str = "",
     seconds: float = DEFAULT_SECONDS,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
 ) -> Outcome:
-    """Run code in the sandbox and say whether it ran to its end.
-
-    `sys.exit`, `os._exit` and the like before the end are failures, whatever the exit code: a run
-    passes only by a token that is reported after the last line.
+    """Run a solution and its tests in the sandbox, and return whether the tests ran to their end.
 
     Args:
-        code: a program, or several that run one after the other in one namespace. Each is compiled
-            on its own, so that an open quote in a solution cannot swallow the tests.
+        code: a program, or several. Of several the last one is the tests, which run apart from those
+            before; these run one after the other in one namespace. Each is compiled on its own. A
+            program alone has no tests, and is asked itself whether it ran to its end.
+        entry_point: the function that the tests are about; taken from the solution whatever its name.
+        helpers: code of the tests' author that the tests may use. The solution has no part in it.
         seconds: wall-clock time for the code.
-        memory_bytes: address space of the process; the interpreter itself takes about 30 MB.
+        memory_bytes: address space of each process; the interpreter itself takes about 30 MB.
 
     Raises:
         BackendError: the sandbox itself does not work on this system; never because of the code.
@@ -93,89 +104,195 @@ def run_python(
     """
     if not seconds > 0 or memory_bytes < _LEAST_MEMORY:
         raise UsageError(f"A sandbox with {seconds} s and {memory_bytes} bytes is too small.")
-    if os.name != "posix":
-        raise BackendError("The sandbox for generated code needs Linux or macOS.")
-    token = secrets.token_hex(16)
-    request = {
-        "parts": [code] if isinstance(code, str) else list(code),
-        "token": token,
-        "cpu_seconds": math.ceil(seconds) + 1,
-        "memory_bytes": memory_bytes,
-        "namespaces": _USE_NAMESPACES,
-    }
-    with tempfile.TemporaryDirectory(prefix="cospec-", ignore_cleanup_errors=True) as folder:
-        request_path = Path(folder, "request.json")
-        request_path.write_text(json.dumps(request), encoding="utf-8")
-        report, write_end = os.pipe()
-        try:
-            process = _start(folder, request_path, write_end)
-        except OSError as error:
-            raise BackendError(f"The sandbox cannot start a process ({error}).") from error
-        finally:
-            os.close(write_end)
-        try:
-            return _outcome(report, token, seconds)
-        finally:
-            os.close(report)
-            # Before the process is waited for: until then its group's number cannot be another's.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    parts = [code] if isinstance(code, str) else list(code)
+    tests = parts.pop() if len(parts) > 1 else ""
+    names, objects = names_used(tests, helpers, entry_point)
+    payload = {"entry_point": entry_point, "helpers": helpers, "tests": tests}
+    return _run(
+        _method(),
+        {"parts": parts},
+        {**payload, "names": names, "objects": objects},
+        {"cpu_seconds": math.ceil(seconds) + 1, "memory_bytes": memory_bytes},
+        seconds,
+    )
 
 
-@functools.cache
 def isolation() -> Isolation:
     """What keeps code in on this machine, found out by an empty run.
 
     Raises:
         BackendError: the sandbox does not work here.
     """
-    return run_python("").isolation
+    return _method().level
 
 
-def _start(folder: str, request_path: Path, report: int) -> subprocess.Popen[bytes]:
-    # Not -I, which would ignore the fixed hash seed: the order of sets must not decide a test.
-    command = [sys.executable, "-S", "-s", "-B", str(_CHILD), str(report), str(request_path)]
+def require_isolation(level: Isolation) -> None:
+    """Refuse a machine on which generated code is less isolated than `level`.
+
+    Raises:
+        BackendError: it is, or the sandbox does not work here.
+    """
+    found = isolation()
+    if LEVELS.index(found) > LEVELS.index(level):
+        raise BackendError(
+            f"Generated code would run with the isolation '{found}' on this machine, which keeps out "
+            f"accidents only; '{level}' is required.",
+            hint='On Linux: pip install "cospec[sandbox]", and allow user namespaces. Inside a '
+            f"container or a virtual machine that may be lost: --sandbox-level {found}.",
+        )
+
+
+@functools.cache
+def _method() -> Method:
+    """The first way that works.
+
+    Raises:
+        BackendError: none does.
+    """
+    if os.name != "posix":
+        raise BackendError("The sandbox for generated code needs Linux or macOS.")
+    problem = "no way to start it"
+    for method in find_methods():
+        try:
+            outcome = _run(method, {"parts": [_PROBE]}, _EMPTY, _LEAST_LIMITS, DEFAULT_SECONDS)
+        except BackendError as error:
+            problem = error.message
+            continue
+        if outcome.ok:
+            return method
+        problem = outcome.reason
+    raise BackendError(
+        f"The sandbox for generated code does not start: {problem}.",
+        hint=f"Try `{sys.executable} -S -c 'import json, resource'`.",
+    )
+
+
+# Another user may find the library of another Python.
+_PROBE = f"import json\nassert json.__file__ == {json.__file__!r}, json.__file__"
+_EMPTY: dict[str, Any] = {
+    "entry_point": None,
+    "helpers": "",
+    "tests": "",
+    "names": [],
+    "objects": False,
+}
+_LEAST_LIMITS = {"cpu_seconds": 10, "memory_bytes": DEFAULT_MEMORY_BYTES}
+
+
+@functools.cache
+def _program() -> bytes:
+    """The code of both processes, compiled: compiling takes as long as starting Python."""
+    folder = Path(__file__).parent
+    text = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _SOURCES)
+    return marshal.dumps(compile(text, "<sandbox>", "exec", dont_inherit=True))
+
+
+def _run(
+    method: Method,
+    solution: dict[str, Any],
+    tests: dict[str, Any],
+    limits: dict[str, Any],
+    seconds: float,
+) -> Outcome:
+    """Start both processes and wait for the report of the tests."""
+    with contextlib.ExitStack() as stack:
+        is_isolated = method.level == "bubblewrap"
+        folder = stack.enter_context(_folder(method))
+        (asked, asks), (answered, answers), (report, reports) = (os.pipe() for _ in range(3))
+        stack.callback(os.close, report)
+        roles: list[tuple[dict[str, Any], dict[str, int]]] = [
+            (tests, {"reader": answered, "writer": asks, "report": reports}),
+            (solution, {"reader": asked, "writer": answers}),
+        ]
+        with contextlib.ExitStack() as given:
+            for end in (asked, asks, answered, answers, reports):
+                given.callback(os.close, end)
+            for payload, descriptors in roles:
+                settings = {**limits, **payload, **descriptors, "guard": not is_isolated}
+                file = _temporary_file(given, _program() + json.dumps(settings).encode())
+                passed = [file, *descriptors.values()]
+                if is_isolated:
+                    passed.append(_temporary_file(given, system_call_filter()))
+                command = [str(passed[-1]) if word == FILTER else word for word in method.command]
+                try:
+                    process = _start(command, folder, passed, TMP if is_isolated else folder)
+                except OSError as error:
+                    raise BackendError(f"The sandbox cannot start a process ({error}).") from error
+                stack.callback(_end, process)
+        return _outcome(report, method.level, seconds)
+
+
+def _temporary_file(stack: contextlib.ExitStack, data: bytes) -> int:
+    """The descriptor of a file without a name that holds `data`."""
+    file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    file.write(data)
+    file.seek(0)
+    return file.fileno()
+
+
+def _start(
+    command: list[str], folder: str, descriptors: list[int], home: str
+) -> subprocess.Popen[bytes]:
+    """Start the program that the first descriptor holds."""
     environment = {
         "PATH": os.defpath,
-        "HOME": folder,
-        "TMPDIR": folder,
+        "HOME": home,
+        "TMPDIR": home,
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",
     }
+    # Not -I, which would ignore the fixed hash seed: the order of sets must not decide a test.
+    program = [interpreter(), "-S", "-s", "-B", "-c", _START, str(descriptors[0])]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and our own script
-        command,
+        [*command, *program],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        pass_fds=(report,),
+        pass_fds=descriptors,
         start_new_session=True,
     )
 
 
-def _outcome(report: int, token: str, seconds: float) -> Outcome:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Before the process is waited for: until then its group's number cannot be another's.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _folder(method: Method) -> Iterator[str]:
+    """The working directory of a run, emptied whatever is in it."""
+    if method.level == "bubblewrap":
+        yield "/"
+        return
+    folder = tempfile.mkdtemp(prefix="cospec-")
+    try:
+        if method.user is not None:
+            os.chown(folder, method.user, method.user)
+        yield folder
+    finally:
+        # Python's own removal recurses, which a thousand nested folders break.
+        for command in (["chmod", "-R", "u+rwx", "--"], ["rm", "-rf", "--"]):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+
+
+def _outcome(report: int, level: Isolation, seconds: float) -> Outcome:
     """Read the report until the code passed or failed, its process ended or its time is up."""
     received, _ = _read_line(report, b"", _START_SECONDS)
     first, _, rest = received.partition(b"\n")
-    level = _LEVELS.get(first)
-    if level is None:
-        raise BackendError(
-            "The sandbox for generated code did not start.",
-            hint=f"Try `{sys.executable} -S -c 'import ctypes, json, resource'`.",
-        )
+    if first != b"ready":
+        raise BackendError("the processes ended before they were ready")
     received, in_time = _read_line(report, rest, seconds)
-    line, whole, _ = received.partition(b"\n")
-    text = line.decode(errors="replace")
-    if text == f"passed {token}" and whole:
+    line, whole, _ = received.decode(errors="replace").partition("\n")
+    if line == "passed" and whole:
         return Outcome(True, "", level)
-    if text.startswith("failed "):
-        reason = text.removeprefix("failed ")
+    if line.startswith("failed "):
+        reason = line.removeprefix("failed ")
     elif not in_time:
         reason = f"took longer than {seconds:g} s"
-    elif received:
-        reason = "wrote to the sandbox's own report"
     else:
         reason = "ended its process before the end of the code"
     return Outcome(False, reason, level)

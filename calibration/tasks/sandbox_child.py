@@ -1,38 +1,58 @@
-"""The program inside the sandbox: limits and isolates itself, then runs the code it is given.
+"""The program in both processes of the sandbox: the one of the solution, and the one of its tests.
 
-Started by sandbox.py as a script, in a process of its own, with two arguments: the descriptor to
-report on and the file that holds the request. It imports nothing of ours. What it reports:
-
-    level LEVEL          before the code runs
-    passed TOKEN         the code ran to its end
-    failed REASON        it raised
+sandbox.py compiles it, with sandbox_remote.py and sandbox_peer.py before it in one text, and passes it
+on in `stream`, followed by its settings. It imports nothing of ours. The process of the tests reports
+"ready" before any of the solution's code is run, then "passed", or "failed REASON".
 """
 
 import sys
 
-if not getattr(sys.flags, "safe_path", False):
-    del sys.path[0]  # this file's folder, which holds modules with common names
+if __name__ == "__main__":
+    del sys.path[0]  # the working directory
 
-import ctypes
+import builtins
+import contextlib
+import importlib
 import json
+import math
 import os
 import resource
-import signal
 import types
-from typing import Any
 
-_NEW_USER, _NEW_NET, _NEW_PID, _NEW_IPC = 0x10000000, 0x40000000, 0x20000000, 0x08000000
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-_FILE_BYTES = 16 << 20
-_OPEN_FILES = 64
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    from .sandbox_peer import TESTS, Ended, NotPlainError, Peer
+    from .sandbox_remote import RemoteFunction
+
+    stream: BinaryIO
+
+_FILE_BYTES = 4 << 20
+_OPEN_FILES = 32
 _PROCESSES = 32
 _REASON_LENGTH = 300
+
+_MODULES = {
+    *("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools"),
+    *("heapq", "itertools", "json", "math", "numbers", "operator", "random", "re", "statistics"),
+    *("string", "time", "typing"),
+}
+"""Modules that the tests may use without an import of their own, as they do beside the solution."""
+_WELL_KNOWN = {
+    **dict.fromkeys(
+        ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"), "collections"
+    ),
+    **{"Decimal": "decimal", "Fraction": "fractions", "datetime": "datetime"},
+    **{name: "math" for name in vars(math) if name[0] != "_"},
+}
 
 _FORBIDDEN = {
     *("os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system"),
     *("subprocess.Popen", "pty.spawn", "os.kill", "os.killpg", "signal.pthread_kill"),
     *("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo"),
     *("socket.gethostbyname", "socket.gethostbyaddr", "socket.sethostname", "syslog.openlog"),
+    *("sqlite3.connect", "resource.prlimit"),
 }
 _CHANGES_FILES = {
     *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link"),
@@ -49,65 +69,43 @@ def _limit(seconds: int, memory_bytes: int) -> None:
         "RLIMIT_AS": memory_bytes,
         "RLIMIT_FSIZE": _FILE_BYTES,
         "RLIMIT_NOFILE": _OPEN_FILES,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_NPROC": _PROCESSES,
     }
     for name, value in wanted.items():
-        _set_limit(name, value)
-
-
-def _set_limit(name: str, value: int) -> None:
-    kind = getattr(resource, name, None)
-    if kind is None:
-        return
-    ceiling = resource.getrlimit(kind)[1]
-    if ceiling != resource.RLIM_INFINITY:
-        value = min(value, ceiling)
-    try:
-        resource.setrlimit(kind, (value, value))
-    except (ValueError, OSError):  # macOS refuses RLIMIT_AS
-        return
-
-
-def _isolate(report: int, *, wanted: bool) -> str:
-    """Move into namespaces without network and other processes, where the system lets us.
-
-    The new process namespace holds children only, so the code runs in one; when the process that
-    was started is killed, the namespace's first process is, and with it everything inside.
-    """
-    if not sys.platform.startswith("linux"):
-        return "hooks"
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if not wanted:
-        return "hooks"
-    separate = _NEW_NET | _NEW_PID | _NEW_IPC
-    # Without a user namespace it works for root only, and is tried because containers often
-    # forbid the user namespace alone.
-    if libc.unshare(_NEW_USER | separate) and libc.unshare(separate):
-        return "hooks"
-    # Twice: the first process of a process namespace ignores signals that would end any other.
-    for _ in range(2):
-        child = os.fork()
-        if child:
-            os.close(report)
-            os.waitpid(child, 0)
-            os._exit(0)
-        libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    # Per user and namespace: without a namespace of its own it would count what the user runs.
-    _set_limit("RLIMIT_NPROC", _PROCESSES)
-    return "namespaces"
+        kind = getattr(resource, name, None)
+        if kind is None:
+            continue
+        ceiling = resource.getrlimit(kind)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            value = min(value, ceiling)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (ValueError, OSError):  # macOS refuses RLIMIT_AS
+            continue
 
 
 def _guard(home: str) -> None:
-    """From here on, refuse processes, connections and changes of files outside `home`."""
+    """Refuse processes, connections and changes of files outside `home`: against accidents only.
+
+    For systems without bubblewrap. It acts on Python's own calls, and not on all of them.
+    """
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        die_with_parent, is_dumpable = 1, 4
+        libc = ctypes.CDLL(None)
+        libc.prctl(die_with_parent, 9)
+        libc.prctl(is_dumpable, 0)  # the process of the solution cannot read that of the tests
     allowed = (home + os.sep, os.devnull)
 
-    def outside(path: Any) -> bool:
+    def outside(path: "Any") -> bool:
         if not isinstance(path, str | bytes | os.PathLike):
             return False  # an open descriptor
         full = os.path.realpath(os.fsdecode(path))
         return full != home and not full.startswith(allowed)
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    def hook(event: str, arguments: "tuple[Any, ...]") -> None:
         if event in _FORBIDDEN:
             raise PermissionError(f"{event} is not allowed in the sandbox")
         if event == "socket.__new__" and arguments[1] != 1:  # AF_UNIX: asyncio talks to itself
@@ -120,44 +118,120 @@ def _guard(home: str) -> None:
     sys.addaudithook(hook)
 
 
-def _run(parts: list[str]) -> str | None:
-    """Run the parts in one namespace; returns why they failed, or None."""
+def _module(name: str) -> types.ModuleType:
     # Not "__main__", so that `if __name__ == "__main__":` stays asleep, and registered, because
     # dataclasses and pickle look their module up.
-    module = types.ModuleType("solution")
-    sys.modules["solution"] = module
+    return sys.modules.setdefault(name, types.ModuleType(name))
+
+
+def _run(code: str, module: types.ModuleType) -> None:
+    name = f"<{module.__name__}>"
+    exec(compile(code, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+
+
+def _solve(peer: "Peer", payload: "dict[str, Any]") -> None:
+    """Run the solution and serve what it defines."""
+    peer.send(["hello"])
+    module = _module("solution")
+
+    def lookup(name: str) -> "tuple[Any, ...] | None":
+        """What a name of the solution is: (kind, what kind of it, value)."""
+        value = vars(module).get(name, lookup)
+        if value is lookup:
+            return None
+        if isinstance(value, types.ModuleType):
+            return "module", value.__name__, None
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return "exception", [kind.__name__ for kind in value.__mro__], None
+        home = getattr(value, "__module__", None)
+        return ("library" if callable(value) else "value"), home, value
+
+    peer.exported.append(lookup)
     try:
-        for part in parts:
-            exec(compile(part, "<solution>", "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+        for part in payload["parts"]:
+            _run(part, module)
     except BaseException as error:  # noqa: BLE001 - SystemExit before the end is a failure as well
-        return _describe(error)
-    return None
+        peer.send(peer.describe(error))
+        return
+    peer.send(["done", None, []])
+    while True:
+        peer.answer(peer.receive())
+
+
+def _judge(peer: "Peer", payload: "dict[str, Any]", report: int) -> None:
+    """Run the tests against the solution's functions, and report how that ended."""
+    if peer.receive() != ["hello"]:
+        return
+    os.write(report, b"ready\n")
+    try:
+        peer.result(peer.receive())  # the solution ran to its end
+        module = _module(TESTS)
+        _run(payload["helpers"], module)
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__module__", None) == TESTS and isinstance(value, type):
+                delattr(module, name)  # the solution has this class too: its objects are used
+        for name in payload["names"]:
+            with contextlib.suppress(NotPlainError):
+                _fetch(name, payload["entry_point"], peer, vars(module))
+        _run(payload["tests"], module)
+        reason = peer.problem
+    except BaseException as error:  # noqa: BLE001 - SystemExit before the end is a failure as well
+        reason = peer.problem or _describe(error)
+    line = f"failed {reason}\n" if reason else "passed\n"
+    os.write(report, line.encode("utf-8", "backslashreplace"))
+
+
+def _fetch(name: str, entry_point: str | None, peer: "Peer", names: "dict[str, Any]") -> None:
+    """Define a name that the tests use and do not define."""
+    is_entry = name == entry_point
+    if not is_entry and (name in names or hasattr(builtins, name)):
+        return
+    found = peer.call(RemoteFunction(peer, 0, "lookup"), (name,), {})
+    kind, detail, value = found or ("", "", None)
+    home = detail if isinstance(detail, str) and detail in _MODULES else None
+    if is_entry and kind in ("library", "value"):
+        names[name] = value
+    elif kind == "module" and home:
+        names[name] = importlib.import_module(home)
+    elif kind == "library" and home and hasattr(importlib.import_module(home), name):
+        names[name] = getattr(importlib.import_module(home), name)
+    elif name in _MODULES:
+        names[name] = importlib.import_module(name)
+    elif name in _WELL_KNOWN:
+        names[name] = getattr(importlib.import_module(_WELL_KNOWN[name]), name)
+    elif kind == "exception":
+        names[name] = peer.exception_class([*detail])
+    elif kind in ("library", "value"):
+        names[name] = value
 
 
 def _describe(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = " ".join(str(error)[:_REASON_LENGTH].split())
-    except BaseException:  # noqa: BLE001 - the error is the code's own, and so is its __str__
+    except BaseException:  # noqa: BLE001 - the error may be the tests' own, and so its __str__
         text = ""
     return f"{name}: {text}"[:_REASON_LENGTH] if text else name
 
 
-def _main(report: int, request_path: str) -> None:
-    with open(request_path, encoding="utf-8") as stream:  # noqa: PTH123 - pathlib is slow to import
-        request = json.load(stream)
-    os.remove(request_path)  # noqa: PTH107
-    os.set_inheritable(report, False)
-    token = request["token"]
-    _limit(request["cpu_seconds"], request["memory_bytes"])
-    level = _isolate(report, wanted=request["namespaces"])
-    os.write(report, f"level {level}\n".encode())
-    _guard(os.path.realpath(os.getcwd()))  # noqa: PTH109
-    reason = _run(request["parts"])
-    message = f"passed {token}" if reason is None else f"failed {reason}"
-    os.write(report, (message + "\n").encode("utf-8", "backslashreplace"))
+def _main(settings: "dict[str, Any]") -> None:
+    descriptors = [settings[name] for name in ("reader", "writer", "report") if name in settings]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    _limit(settings["cpu_seconds"], settings["memory_bytes"])
+    if settings["guard"]:
+        _guard(os.path.realpath(os.getcwd()))  # noqa: PTH109
+    is_judge = "report" in settings
+    objects = not is_judge or settings["objects"]
+    peer = Peer(descriptors[0], descriptors[1], trusts=not is_judge, objects=objects)
+    if is_judge:
+        _judge(peer, settings, settings["report"])
+    else:
+        with contextlib.suppress(Ended):
+            _solve(peer, settings)
     os._exit(0)  # without waiting for threads that the code left behind
 
 
-if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2])
+with stream:  # noqa: F821 - opened by the line that started this program
+    _settings = json.load(stream)  # noqa: F821
+_main(_settings)

@@ -66,6 +66,42 @@ def test_wrong_solutions(text, reason):
     assert reason in outcome.reason
 
 
+HELPED = {
+    "prefix": "import math\n\ndef poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\n"
+    "def find_zero(xs):\n",
+    "test": "def check(f):\n    assert abs(poly([1, 2], f([1, 2]))) < 1e-4\ncheck(find_zero)",
+    "entry_point": "find_zero",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("    return -xs[0] / xs[1]\n", True),
+        ("def find_zero(xs):\n    return -xs[0] / xs[1]\n", True),
+        ("    return 0\n", False),
+        # The task's helper is not the solution's to define.
+        ("def poly(xs, x): return 0\ndef find_zero(xs): return 0\n", False),
+        ("    return 0\n\ndef poly(xs, x): return 0\n", False),
+    ],
+)
+def test_helpers_are_those_of_the_task(text, expected):
+    assert CHECKER.check(HELPED, text) is expected
+
+
+TREE = {
+    "prefix": "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\n"
+    "def last(n):\n",
+    "test": "a = Node(1, Node(2))\nassert last(a).v == 2\nassert last(Node(3)).next is None",
+    "entry_point": "last",
+}
+
+
+def test_classes_of_the_task_go_to_the_solution_and_back():
+    assert CHECKER.check(TREE, "    return last(n.next) if n.next else n\n")
+    assert not CHECKER.check(TREE, "    return n\n")
+
+
 MBPP = {"test": "assert add(1, 2) == 3\nassert add(2, 2) == 4", "entry_point": "add"}
 
 

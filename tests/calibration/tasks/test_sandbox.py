@@ -1,29 +1,34 @@
 import contextlib
+import marshal
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from attacks.sandbox_campaign import only
 
+from cospec.calibration.tasks import isolation as ways
 from cospec.calibration.tasks import sandbox
-from cospec.calibration.tasks.sandbox import isolation, run_python
+from cospec.calibration.tasks.checkers import require_working
+from cospec.calibration.tasks.isolation import LEVELS
+from cospec.calibration.tasks.item import CheckerSpec, Task
+from cospec.calibration.tasks.sandbox import isolation, require_isolation, run_python
 from cospec.errors import BackendError, UsageError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs POSIX")
-LEVELS = ["namespaces", "hooks"]
 
 
 @pytest.fixture(params=LEVELS)
-def level(request, monkeypatch):
+def level(request):
     """Each test on both levels: with namespaces where they are to be had, and without."""
-    if request.param == "hooks":
-        monkeypatch.setattr(sandbox, "_USE_NAMESPACES", False)
-    elif isolation() != "namespaces":
+    if LEVELS.index(isolation()) > LEVELS.index(request.param):
         pytest.skip("this system allows no namespaces")
-    return request.param
+    with only(request.param):
+        yield request.param
 
 
 def test_code_that_ends_passes(level):
@@ -66,8 +71,6 @@ def test_an_end_before_the_tests_is_no_pass(ending):
     "line",
     [
         "print('passed')",
-        "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'passed ' + b'0' * 32 + b'\\n')\n"
-        "  except OSError: pass",
         "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'passed \\n')\n"
         "  except OSError: pass",
         "import os\nfor fd in range(3, 64):\n  try: os.close(fd)\n  except OSError: pass",
@@ -81,6 +84,7 @@ def test_a_guessed_report_is_no_pass(line, level):
 
 def test_parts_share_names_and_not_syntax():
     assert run_python(["def f(): return 3", "assert f() == 3"]).ok
+    assert run_python(["x = 1", "def f(): return x + 2", "assert f() == 3"]).ok
     assert not run_python(["x = '''", "assert False"]).ok
     assert not run_python(["if False:\n  pass\n\\", "assert False"]).ok
 
@@ -100,10 +104,8 @@ def test_order_of_sets_is_the_same_in_every_run():
 
 def test_own_modules_do_not_hide_the_standard_library(tmp_path, monkeypatch):
     assert "ModuleNotFoundError" in run_python("import sandbox").reason
-    link = tmp_path / "linked"
-    link.symlink_to(Path(sandbox.__file__).parent)
-    monkeypatch.setattr(sandbox, "_CHILD", link / "sandbox_child.py")
-    assert "ModuleNotFoundError" in run_python("import sandbox").reason
+    (tmp_path / "math.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
     assert run_python("import math, numbers, code, token\nassert numbers.Number").ok
 
 
@@ -150,41 +152,30 @@ def test_file_size_is_limited():
     "call",
     [
         "os.fork()",
-        "os.system('true')",
         "subprocess.run(['true'])",
-        "os.execv('/bin/true', ['true'])",
         "os.posix_spawn('/bin/true', ['true'], {})",
-        "os.kill(os.getpid(), 9)",
-        "os.killpg(0, 9)",
+        "os.system('true') == 0 or os.fork()",
     ],
 )
-def test_processes_and_signals_are_refused(call, level):
+def test_processes_are_refused(call, level):
     outcome = run_python(f"import os, subprocess\n{call}")
     assert outcome.reason.startswith("PermissionError"), outcome
 
 
-def test_a_small_fork_bomb_ends(level):
-    code = "import os\nfor _ in range(20):\n  try: os.fork()\n  except OSError: pass\n"
-    assert run_python(code, seconds=5).ok  # every fork was refused
-
-
-def test_processes_past_the_hook_die_with_the_run(tmp_path):
-    if isolation() != "namespaces":
-        pytest.skip("this system allows no namespaces")
-    marker = tmp_path / "alive"
-    code = f"""
-import ctypes, time
-libc = ctypes.CDLL(None)
-if libc.fork() == 0:
-    libc.setsid()
-    libc.fork()
-    time.sleep(1.5)
-    libc.creat({str(marker).encode()!r}, 0o600)
-time.sleep(60)
-"""
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_of_a_run_outlives_it(level):
+    mark = f"x = {os.getpid()}"
+    code = f"{mark}\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass"
     assert "took longer" in run_python(code, seconds=0.5).reason
-    time.sleep(2)
-    assert not marker.exists()
+    time.sleep(1)
+    paths = Path("/proc").glob("[0-9]*/cmdline")
+    assert not any("import marshal, sys; stream" in text for text in map(_text, paths))
+
+
+def _text(path):
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
 
 
 def test_no_connection_arrives(level):
@@ -203,14 +194,6 @@ def test_no_connection_arrives(level):
         thread.join()
     assert outcome.reason.startswith("PermissionError")
     assert not arrived
-
-
-def test_namespaces_have_no_network_at_all():
-    if isolation() != "namespaces":
-        pytest.skip("this system allows no namespaces")
-    code = "names = open('/proc/net/dev').read()\nassert 'lo:' in names and names.count(':') == 1"
-    # /proc is that of the host; its net folder follows the process.
-    assert run_python(code.replace("/proc/net", "/proc/thread-self/net")).ok
 
 
 def test_asyncio_works(level):
@@ -234,7 +217,7 @@ def test_files_outside_are_not_changed(tmp_path, level):
         f"import pathlib; pathlib.Path({str(victim)!r}).write_text('gone')",
     ):
         outcome = run_python(line)
-        assert outcome.reason.startswith("PermissionError"), (line, outcome)
+        assert outcome.reason.startswith(("PermissionError", "FileNotFoundError")), (line, outcome)
     assert victim.read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["victim"]
 
@@ -249,8 +232,20 @@ open(os.devnull, "w").write("x")
 raise ValueError(os.getcwd())
 """
     outcome = run_python(code)
-    assert outcome.reason.startswith("ValueError: /"), outcome
-    assert not Path(outcome.reason.removeprefix("ValueError: ")).exists()
+    assert outcome.reason.startswith("ValueError: /tmp"), outcome
+    assert level == "bubblewrap" or not Path(outcome.reason.removeprefix("ValueError: ")).exists()
+
+
+def test_folders_in_folders_are_removed(level, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    code = "import os\nfor i in range(1200):\n    os.mkdir('d'); os.chdir('d')"
+    assert run_python(code, seconds=30).ok
+    locked = "import os\nos.mkdir('d'); open('d/x', 'w'); os.chmod('d', 0)"
+    assert run_python(locked).ok
+    assert not list(tmp_path.iterdir())
 
 
 def test_environment_is_empty():
@@ -274,13 +269,42 @@ def test_no_descriptor_leaks():
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_sandbox_that_cannot_start_is_not_the_code_s_fault(monkeypatch, tmp_path):
-    monkeypatch.setattr(sandbox, "_CHILD", tmp_path / "gone.py")
-    with pytest.raises(BackendError, match="did not start"):
-        run_python("pass")
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+@pytest.fixture
+def untried():
+    sandbox._method.cache_clear()
+    yield
+    sandbox._method.cache_clear()
+
+
+def test_a_sandbox_that_cannot_start_is_not_the_code_s_fault(monkeypatch, untried):
+    monkeypatch.setattr(sys, "executable", "/no/python")
     with pytest.raises(BackendError, match="cannot start a process"):
         run_python("pass")
+    monkeypatch.undo()
+    monkeypatch.setattr(sandbox, "_program", lambda: marshal.dumps(compile("1 / 0", "x", "exec")))
+    with pytest.raises(BackendError, match="does not start"):
+        run_python("pass")
+
+
+@pytest.mark.parametrize("missing", ["seccompy", "bwrap"])
+def test_a_machine_without_bubblewrap_is_refused_unless_told(missing, monkeypatch, untried):
+    if missing == "bwrap":
+        monkeypatch.setattr(ways.shutil, "which", lambda name: None)
+        monkeypatch.setattr(ways, "find_spec", lambda name: name == "seccompy" or None)
+    else:
+        monkeypatch.setattr(ways, "find_spec", lambda name: None)
+    assert isolation() == "limits"
+    tasks = [Task("t", "p", CheckerSpec("python"), {"test": "assert True"})]
+    with pytest.raises(BackendError, match="'bubblewrap' is required") as caught:
+        require_working(tasks)
+    assert "--sandbox-level limits" in str(caught.value)
+    require_working(tasks, "limits")
+    require_working([Task("t", "p", CheckerSpec("number"), 1)])
+
+
+def test_a_stronger_level_than_required_is_taken():
+    require_isolation("limits")
+    require_isolation(isolation())
 
 
 @pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": -1}, {"memory_bytes": 1000}])

@@ -1,0 +1,255 @@
+"""Programs that try to leave the sandbox: (name, program). One that ends without an exception got out.
+
+`folder` is a folder of the host that everybody may write, with a file `victim`; `port` one that the host
+listens on; `pid` a process of the host with the name of `secret` in its command line; `memory` and
+`disk` are bytes beyond what a run may have.
+"""
+
+WRITES = [
+    *(
+        (f"write: {line}", line)
+        for line in (
+            "open(folder + '/new', 'w')",
+            "open(folder + '/victim', 'a')",
+            "open(folder + '/victim', 'r+')",
+            "import os; os.open(folder + '/new', os.O_CREAT | os.O_WRONLY)",
+            "import os; d = os.open(folder, 0); os.open('x', os.O_CREAT | os.O_WRONLY, dir_fd=d)",
+            "import os; d = os.open(folder, 0); os.mkdir('x', dir_fd=d)",
+            "import os; d = os.open(folder, 0); open('y', 'w'); os.link('y', 'x', dst_dir_fd=d)",
+            "import os; d = os.open(folder, 0); open('y', 'w'); os.rename('y', 'x', dst_dir_fd=d)",
+            "import os; d = os.open(folder, 0); os.symlink('y', 'x', dir_fd=d)",
+            "import os; d = os.open(folder, 0); os.unlink('victim', dir_fd=d)",
+            "import os; os.mkdir(folder + '/new')",
+            "import os; os.mkfifo(folder + '/new')",
+            "import os; os.mknod(folder + '/new')",
+            "import os; os.remove(folder + '/victim')",
+            "import os; os.rename(folder + '/victim', folder + '/new')",
+            "import os; os.rename(folder + '/victim', 'here')",
+            "import os; os.link(folder + '/victim', 'here'); open('here', 'w')",
+            "import os; os.symlink(folder + '/victim', 'link'); open('link', 'w')",
+            "import os; os.symlink(folder, 'link'); open('link/new', 'w')",
+            "import os; os.truncate(folder + '/victim', 0)",
+            "import os; os.chmod(folder + '/victim', 0)",
+            "import os; os.chown(folder + '/victim', 0, 0)",
+            "import os; os.utime(folder + '/victim', (1, 1))",
+            "import os; os.setxattr(folder + '/victim', 'user.x', b'x')",
+            "import shutil; shutil.rmtree(folder)",
+            "import shutil; shutil.copy('/usr/bin/env', folder + '/new')",
+            "import pathlib; pathlib.Path(folder, 'victim').write_text('gone')",
+            "import tempfile; tempfile.mkstemp(dir=folder)",
+            "import sqlite3; sqlite3.connect(folder + '/x.db').execute('create table t(a)')",
+            "import dbm.dumb; dbm.dumb.open(folder + '/x', 'n')['a'] = 'b'",
+            "import shelve; shelve.open(folder + '/x')['a'] = 1",
+            "import zipfile; zipfile.ZipFile(folder + '/x', 'w')",
+            "import logging; logging.FileHandler(folder + '/x')",
+            "import socket; socket.socket(socket.AF_UNIX).bind(folder + '/x')",
+            "import mmap; f = open(folder + '/victim', 'r+b'); mmap.mmap(f.fileno(), 0)[0] = 0",
+            "import os; os.chroot(folder)",
+            "import os; os.chdir(folder)",
+            "import os; os.listdir(folder)",
+            "open(folder + '/victim').read()",
+            "import os; os.open(folder, os.O_TMPFILE | os.O_RDWR)",
+            "open('/usr/x', 'w')",
+            "open('/usr/lib/x.py', 'w')",
+            "open('/x', 'w')",
+            "open('/etc/x', 'w')",
+            "open('/dev/x', 'w')",
+            "open('/dev/shm/x', 'w')",
+            "import os; open(os.__file__, 'a')",
+            "import json; open(json.__file__ + 'x', 'w')",
+            "import os; os.remove(os.__file__)",
+            "open('/proc/sys/kernel/hostname', 'wb', 0).write(b'x')",
+            "open('/proc/sysrq-trigger', 'wb', 0).write(b'h')",
+            "open('/proc/self/oom_score_adj', 'wb', 0).write(b'-1000')",
+            "open('/sys/power/state', 'w')",
+            "open('/proc/self/uid_map', 'wb', 0).write(b'0 0 1')",
+            "open('/proc/1/root' + folder + '/new', 'w')",
+            "open('/proc/self/root/../..' + folder + '/new', 'w')",
+            "open('/../..' + folder + '/new', 'w')",
+            "open('/proc/self/cwd/../..' + folder + '/new', 'w')",
+            "open('/dev/mem', 'rb')",
+            "open('/dev/kmsg', 'w')",
+            "import os, stat; os.mknod('d', stat.S_IFBLK | 0o600, os.makedev(254, 0)); open('d', 'rb')",
+        )
+    ),
+    (
+        "write: by the C library",
+        "import ctypes\nassert ctypes.CDLL(None).creat((folder + '/new').encode(), 0o600) >= 0",
+    ),
+    (
+        "write: by a system call",
+        "import ctypes\nassert ctypes.CDLL(None).syscall(257, -100, (folder + '/new').encode(), 0o101, 0o600) >= 0",
+    ),
+    (
+        "write: by a shell",
+        "import _posixsubprocess, os\nr, w = os.pipe()\nc = _posixsubprocess.fork_exec("
+        "[b'sh', b'-c', f'touch {folder}/new'.encode()], [b'/bin/sh'], True, (), None, None, -1, -1, -1, -1, -1, -1, r, w,"
+        " False, False, 0, None, None, None, -1, None, *(() if __import__('sys').version_info < (3, 11) else (False,)))\n"
+        "assert c > 0",
+    ),
+]
+
+_LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+PROCESSES = [
+    *(
+        (f"process: {line}", line)
+        for line in (
+            "import os; os.fork()",
+            "import subprocess; subprocess.run(['true'])",
+            "import os; assert os.system('true') == 0",
+            "import os; assert os.popen('echo x').read() == 'x\\n'",
+            "import os; os.posix_spawn('/bin/true', ['true'], {})",
+            "import pty; pty.fork()",
+            "import multiprocessing as m; p = m.get_context('fork').Process(target=print); p.start()",
+            "import os; os.kill(pid, 0)",
+            "import os; os.kill(pid, 9)",
+            "import os; os.kill(-1, 9); assert os.getpid() == 1",
+            "import os; os.kill(os.getppid(), 9); assert os.getppid() > 1",
+            "import os; os.killpg(os.getpgid(pid), 9)",
+            "import os; os.pidfd_open(pid)",
+            "import os; os.pidfd_open(1)",
+            "import resource; resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, 3))",
+            "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
+            "import resource; resource.setrlimit(resource.RLIMIT_CPU, (9999, 9999))",
+            "import os; os.setpriority(os.PRIO_PROCESS, pid, 5)",
+            "import os; os.nice(-5)",
+            "import os; os.getpgid(pid)",
+            "import os; os.sched_setaffinity(pid, {0})",
+            "import os; os.setuid(0)",
+            "import os; os.setgroups([0])",
+            "import os; os.seteuid(0)",
+            "import os; assert os.getuid() == 0",
+            "import os; assert os.geteuid() == 0",
+            "import socket; socket.sethostname('x')",
+            "import time; time.clock_settime(0, 0)",
+            "open('/proc/1/mem', 'rb').read(1)",
+            "assert 'COSPEC_SECRET' in open('/proc/1/environ').read()",
+            "assert secret in open(f'/proc/{pid}/cmdline').read()",
+            "import os; assert any(secret in open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdecimal())",
+            "import os; assert len([p for p in os.listdir('/proc') if p.isdecimal()]) > 3",
+            "import os; assert 'COSPEC_SECRET' in os.environ",
+            "open('/root/.bashrc')",
+            "open('/etc/passwd')",
+            "open('/etc/shadow')",
+            "open('/etc/hostname')",
+            "import os; os.listdir('/home')",
+            "import os; assert os.listdir('/var')",
+            "import os; assert os.listdir('/tmp')",
+            "import os; os.listdir('/sys')",
+            "import os; assert os.readlink('/proc/1/ns/pid') != os.readlink('/proc/self/ns/pid')",
+            "import os; assert [fd for fd in os.listdir('/proc/self/fd') if int(fd) > 2 and 'pipe' not in os.readlink(f'/proc/self/fd/{fd}')]",
+            "import os; assert 'passwd' in open('/proc/self/mountinfo').read()",
+        )
+    ),
+    *(
+        (f"system call {name}", _LIBC + f"assert libc.{call} >= 0, os.strerror(ctypes.get_errno())")
+        for name, call in (
+            ("fork", "fork()"),
+            ("vfork", "vfork()"),
+            ("unshare user", "unshare(0x10000000)"),
+            ("unshare net", "unshare(0x40000000)"),
+            ("mount", "mount(b'x', b'/tmp', b'tmpfs', 0, None)"),
+            ("remount", "mount(None, b'/usr', None, 0x1020, None)"),
+            ("umount", "umount2(b'/usr', 2)"),
+            ("umount /", "umount2(b'/', 2)"),
+            ("chroot", "chroot(b'/tmp')"),
+            ("ptrace", "ptrace(16, 1, 0, 0)"),
+            ("setns", "setns(os.open('/proc/1/ns/net', 0), 0)"),
+            ("setresuid", "setresuid(0, 0, 0)"),
+            ("reboot", "reboot(0x89ABCDEF)"),
+            ("swapoff", "swapoff(b'/dev/vda')"),
+            ("acct", "acct(b'/tmp/x')"),
+            ("capabilities", "prctl(23, 21) - 1"),
+            ("new privileges", "prctl(38, 0, 0, 0, 0)"),
+            ("memfd_create", "memfd_create(b'x', 0)"),
+            ("shmget", "shmget(0, 1 << 20, 0o1600)"),
+            ("semget", "semget(0, 1, 0o1600)"),
+            ("msgget", "msgget(0, 0o1600)"),
+            ("bpf", "syscall(321, 5, 0, 0)"),
+            ("perf_event_open", "syscall(298, 0, 0, -1, -1, 0)"),
+            ("keyctl", "syscall(250, 0, -3, 1)"),
+            ("io_uring_setup", "syscall(425, 8, bytes(120))"),
+            ("userfaultfd", "syscall(323, 0)"),
+            ("clone3", "syscall(435, bytes(88), 88)"),
+            ("pidfd_open", "syscall(434, 1, 0)"),
+            ("process_vm_readv", "syscall(310, 1, 0, 0, 0, 0, 0)"),
+            ("init_module", "syscall(175, 0, 0, b'')"),
+            ("open_by_handle_at", "syscall(304, -100, bytes(16), 0)"),
+            ("move_mount", "syscall(429, -100, b'/usr', -100, b'/tmp', 0)"),
+        )
+    ),
+]
+
+NETWORK = [
+    *(
+        (f"network: {line}", "import socket\n" + line)
+        for line in (
+            "socket.create_connection(('127.0.0.1', port), 1)",
+            "socket.create_connection(('::1', port), 1)",
+            "socket.create_connection(('localhost', port), 1)",
+            "socket.socket()",
+            "socket.socket(socket.AF_INET6)",
+            "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', port))",
+            "socket.create_server(('127.0.0.1', 0))",
+            "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+            "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+            "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)",
+            "socket.socket(40, socket.SOCK_STREAM)",
+            "socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)",
+            "socket.getaddrinfo('example.com', 80)",
+            "socket.socket(socket.AF_UNIX).connect('\\0' + secret)",
+            "socket.socket(socket.AF_UNIX).connect(folder + '/socket')",
+            "socket.socket(socket.AF_UNIX).connect('/dev/log')",
+            "import urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{port}', timeout=1)",
+            "import asyncio; asyncio.run(asyncio.open_connection('127.0.0.1', port))",
+            "assert len(open('/proc/self/net/dev').read().splitlines()) > 3",
+            "assert socket.if_nameindex()[1:]",
+            "assert secret in open('/proc/self/net/unix').read()",
+            "assert socket.gethostname() != 'sandbox'",
+        )
+    ),
+    ("network: by the C library", _LIBC + "s = libc.socket(2, 1, 0)\nassert s >= 0"),
+]
+
+RESOURCES = [
+    ("memory", "x = bytearray(memory)"),
+    ("memory in pieces", "x = []\nwhile len(x) < memory >> 20: x.append(bytes(1 << 20))"),
+    (
+        "shared memory",
+        "import mmap; m = mmap.mmap(-1, memory)\nfor i in range(0, memory, 4096): m[i] = 1",
+    ),
+    (
+        "shared memory by name",
+        "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=memory)",
+    ),
+    (
+        "memory in pipes",
+        "import os, fcntl\nn = 0\nwhile n < memory:\n    r, w = os.pipe()\n"
+        "    fcntl.fcntl(w, 1031, 1 << 20); n += os.write(w, bytes(1 << 20))",
+    ),
+    ("disk", "n = 0\nwhile n < disk:\n    n += open(f'f{n}', 'wb').write(bytes(1 << 20))"),
+    (
+        "disk, sparse",
+        "import os\nwith open('f', 'wb') as f: os.posix_fallocate(f.fileno(), 0, disk)",
+    ),
+    ("a large file", "open('f', 'wb').write(bytes(32 << 20))"),
+    (
+        "disk in /dev",
+        "n = 0\nwhile n < disk:\n    n += open(f'/dev/shm/f{n}', 'wb').write(bytes(1 << 20))",
+    ),
+    ("open files", "import os\nx = [os.open('/dev/null', 0) for _ in range(64)]"),
+    (
+        "threads",
+        "import threading, time\nfor _ in range(64): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    ),
+    ("a fork bomb", "import os\nfor _ in range(64): os.fork()"),
+    ("a daemon", "import os\nif os.fork() == 0:\n    os.setsid()\n    os.fork()"),
+    ("time", "while True: pass"),
+    (
+        "time without signals",
+        "import signal, time\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+        "    except OSError: pass\ntime.sleep(99)",
+    ),
+    ("time in C", "9 ** 9 ** 9"),
+    ("the stack", "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()"),
+]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from ..bundle.certificate import kept_weights, read_certificate
 from ..bundle.files import format_bytes
 from ..bundle.manifest import GenerationDefaults, Manifest, ModelEntry, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
@@ -49,6 +50,7 @@ def _as_dict(bundle: Bundle) -> dict[str, Any]:
         "kv_cache_bytes": {
             role: model.cache_bytes(manifest.capacity) for role, model in _models(manifest).items()
         },
+        "models": {role: _sizes(bundle, role, entry) for role, entry in _models(manifest).items()},
         "manifest": msgspec.to_builtins(manifest),
         "plans": [asdict(plan) for plan in PlanStore(bundle.root).stored(manifest)],
     }
@@ -75,7 +77,7 @@ def _summary(bundle: Bundle) -> list[str]:
         *(
             line
             for role, model in _models(manifest).items()
-            for line in _model_lines(manifest, role, model)
+            for line in _model_lines(bundle, role, model)
         ),
         *_arbiter_lines(manifest),
         *_engine_lines(bundle),
@@ -118,12 +120,12 @@ def _engine_lines(bundle: Bundle) -> list[str]:
     return ["engines", f"  exported for {made_for}", *(lines or ["  none built yet"])]
 
 
-def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
+def _model_lines(bundle: Bundle, role: str, model: ModelEntry) -> list[str]:
+    manifest = bundle.manifest
     shapes = sorted(set(model.kv_shapes))
     heads = ", ".join(f"{count} KV heads of {size}" for count, size in shapes)
-    weights = model.weights or manifest.precision
-    on_disk = format_bytes(folder_bytes(manifest, model.graph))
-    cache = format_bytes(model.cache_bytes(manifest.capacity))
+    sizes = _sizes(bundle, role, model)
+    cache = format_bytes(sizes["kv_cache_bytes"])
     kept = []
     if model.kept_tokens is not None:
         kept = [f"  proposes    {model.kept_tokens} of the {manifest.vocab_size} tokens"]
@@ -131,10 +133,43 @@ def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
         kept.append(f"  {'' if i else 'leaves out':<10}  {token}")
     return [
         f"{role}  {model.architecture} from {model.source}",
-        f"  parameters  {model.parameters:,}; {on_disk} on disk; weights {weights}",
+        f"  parameters  {model.parameters:,}; {format_bytes(sizes['disk_bytes'])} on disk, "
+        f"{sizes['bits_per_weight']:.3g} bits per weight",
+        *(
+            f"  {'' if i else 'weights':<10}  {line}"
+            for i, line in enumerate(_kinds(sizes["weights"]))
+        ),
         f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
         f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
+        f"  memory      at least {format_bytes(sizes['memory_bytes'])}: weights and KV cache",
         *kept,
+    ]
+
+
+def _sizes(bundle: Bundle, role: str, model: ModelEntry) -> dict[str, Any]:
+    """Return what a model takes on disk and in memory, and the kinds of its weights."""
+    manifest = bundle.manifest
+    disk = folder_bytes(manifest, model.graph)
+    cache = model.cache_bytes(manifest.capacity)
+    kinds = kept_weights(read_certificate(bundle.root, manifest)).get(role)
+    return {
+        "disk_bytes": disk,
+        "bits_per_weight": round(8 * disk / max(model.parameters, 1), 3),
+        "weights": msgspec.to_builtins(kinds) if kinds else model.weights or manifest.precision,
+        "kv_cache_bytes": cache,
+        "memory_bytes": disk + cache,
+    }
+
+
+def _kinds(weights: Any) -> list[str]:
+    """Describe the weights: one format, or a line for each kind that keeps the checkpoint's numbers."""
+    if isinstance(weights, str):
+        return [weights]
+    return [
+        f"{kind}: {facts['tensors']} tensors, {facts['weights']:,} weights of "
+        f"{facts['bits_per_weight']:g} bits, "
+        + (f"off by up to {facts['max_error']:.2g}" if facts["max_error"] else "exact")
+        for kind, facts in weights.items()
     ]
 
 

@@ -41,7 +41,7 @@ def loaded(tiny_bundle: Any) -> Session:
 def session(loaded: Session) -> Session:
     """A session whose engines nobody has measured yet."""
     made = loaded.new_session()
-    made._costs = type(loaded._costs)(*loaded._engines)
+    made._costs = type(loaded._costs)(*loaded.engines)
     return made
 
 

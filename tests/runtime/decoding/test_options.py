@@ -20,7 +20,7 @@ from cospec.runtime.cli.run import main
 from cospec.runtime.sampling.declaration import options_of
 
 ROOT = Path(cospec.__file__).resolve().parent
-LINE = '    verbosity: int = option(7, "How verbose the output is.", low=0, high=9)\n'
+LINE = '    loudness: int = option(7, "How loud the output is.", low=0, high=9)\n'
 USES = """
 import json, sys
 from click.testing import CliRunner
@@ -32,32 +32,39 @@ seen = []
 import cospec.runtime.decoding.session as module
 plan_generation = module.plan_generation
 def recorded(tokens, options, *rest, **named):
-    seen.append(options.verbosity)
+    seen.append(options.loudness)
     return plan_generation(tokens, options, *rest, **named)
 module.plan_generation = recorded
 
 session = cospec.load(bundle)
-assert session.plan("x").options.verbosity == 7
-session.generate("x", max_tokens=1, verbosity=1)
-list(session.stream("x", max_tokens=1, verbosity=2))
-list(cospec.Chat(session).send("x", max_tokens=1, verbosity=3))
+assert session.plan("x").options.loudness == 7
+session.generate("x", max_tokens=1, loudness=1)
+list(session.stream("x", max_tokens=1, loudness=2))
+list(cospec.Chat(session).send("x", max_tokens=1, loudness=3))
 help_text = CliRunner().invoke(main, ["--help"]).output
-assert "--verbosity N" in help_text and "How verbose the output is." in help_text, help_text
+assert "--loudness N" in help_text and "How loud the output is." in help_text, help_text
 run = ["--engine-dir", bundle, "--max-tokens", "1"]
-assert CliRunner().invoke(main, [*run, "--verbosity", "4", "x"]).exit_code == 0
-refused = CliRunner().invoke(main, [*run, "--verbosity", "10", "x"])
-assert "verbosity is 10, but must be from 0 to 9" in refused.stderr, refused.output
-lines = [{"prompt": "x", "verbosity": 5}, {"prompt": "y"}]
+assert CliRunner().invoke(main, [*run, "--loudness", "4", "x"]).exit_code == 0
+refused = CliRunner().invoke(main, [*run, "--loudness", "10", "x"])
+assert "loudness is 10, but must be from 0 to 9" in refused.stderr, refused.output
+lines = [{"prompt": "x", "loudness": 5}, {"prompt": "y"}]
 open(folder + "/in.jsonl", "w").write("".join(json.dumps(line) + "\\n" for line in lines))
 files = ["--batch", folder + "/in.jsonl", "--output", folder + "/out.jsonl"]
-done = CliRunner().invoke(main, [*run, "--verbosity", "6", *files])
+done = CliRunner().invoke(main, [*run, "--loudness", "6", *files])
 assert done.exit_code == 0, done.output
+from cospec.runtime.serve.requests import Defaults, chat_request, completion_request
+body = {"prompt": "x", "loudness": 8}
+request = completion_request(json.dumps(body).encode(), Defaults("tiny"))
+session.plan(request.prompt, **vars(request.options))
+body = {"messages": [{"role": "user", "content": "x"}], "loudness": 9}
+request = chat_request(json.dumps(body).encode(), Defaults("tiny"))
+session.plan(request.prompt, **vars(request.options))
 print(json.dumps(sorted(set(seen))))
 """
 
 
 @pytest.mark.parametrize("declaration", ["decoding/options.py", "sampling/params.py"])
-def test_one_new_line_reaches_library_chat_command_line_and_batch(
+def test_one_new_line_reaches_library_chat_command_line_batch_and_http(
     tiny_bundle, tmp_path, declaration
 ):
     package = tmp_path / "changed" / "cospec"
@@ -81,7 +88,7 @@ def test_one_new_line_reaches_library_chat_command_line_and_batch(
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [1, 2, 3, 4, 5, 6, 7]
+    assert json.loads(done.stdout) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_every_entry_takes_the_declared_options_and_no_others():

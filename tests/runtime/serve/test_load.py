@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -216,28 +213,6 @@ def test_stopping_finishes_what_runs_and_refuses_what_waits(serving, gated, sess
             httpx.get(f"{served.root}/health")
         gated.permits.release(1000)
         assert running.result(30).json()["choices"][0]["text"] == expected
-
-
-def test_sigterm_ends_the_command_in_order(tiny_pair_bundle, session):
-    code = "from cospec.runtime.cli.serve import main; main()"
-    command = [sys.executable, "-c", code, "--engine-dir", str(tiny_pair_bundle), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.stderr.readline()
-        assert said.startswith("serving tiny on http://127.0.0.1:")
-        url = said.split()[-1]
-        body = LONG | {"stream": True, "max_tokens": 120, "min_tokens": 0, "temperature": 0}
-        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as response:
-            received = events(response)
-            texts = [json.loads(next(received))["choices"][0]["text"]]
-            process.send_signal(signal.SIGTERM)
-            texts += [json.loads(e)["choices"][0]["text"] for e in received if e != "[DONE]"]
-        assert "".join(texts) == session.generate(LONG["prompt"], max_tokens=120).text
-        assert process.wait(30) == 0
-        assert process.stderr.read() == ""
-    finally:
-        process.kill()
-        process.stderr.close()
 
 
 def test_addresses_that_cannot_be_had_are_errors_with_a_hint():

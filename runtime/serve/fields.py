@@ -15,6 +15,8 @@ from msgspec import Raw
 
 from .refusals import RefusedError
 
+NULL = b"null"
+
 LONGEST_NEUTRAL = 100
 """Bytes of the longest value that can be one of those at which a field has no effect."""
 
@@ -72,7 +74,7 @@ class Fields:
             if name.text in seen:
                 raise RefusedError(f"the field {self._path(name.text)!a} appears twice")
             seen.add(name.text)
-            if bytes(value) != b"null":
+            if len(value) != len(NULL) or bytes(value) != NULL:
                 self._left[name.text] = value
 
     def take(self, name: str, kind: Any = Any) -> Any:
@@ -90,15 +92,15 @@ class Fields:
         if value is None:
             return None
         path = self._path(name)
-        if kind is Any and len(bytes(value)) > LONGEST_UNTYPED:
+        if kind is Any and len(value) > LONGEST_UNTYPED:
             raise RefusedError(f"{path} is longer than {LONGEST_UNTYPED} bytes", param=path)
         try:
-            if kind is int and len(bytes(value)) > LONGEST_INTEGER:
+            if kind is int and len(value) > LONGEST_INTEGER:
                 raise msgspec.ValidationError("out of range")
             decoded = _decoder(kind).decode(value)
         except msgspec.ValidationError as error:
             wanted = _wanted(kind)
-            shown = bytes(value)[:40].decode("utf-8", "replace")
+            shown = bytes(memoryview(value)[:40]).decode("utf-8", "replace")
             what = f"must be {wanted}, not {shown}" if wanted else f"is wrong: {error}"
             raise RefusedError(f"{path} {what}", param=path) from None
         except (msgspec.DecodeError, RecursionError) as error:
@@ -161,7 +163,7 @@ def _wanted(kind: Any) -> str | None:
 
 
 def _is(value: Raw, neutral: object) -> bool:
-    if len(bytes(value)) > LONGEST_NEUTRAL:
+    if len(value) > LONGEST_NEUTRAL:
         return False
     try:
         decoded = msgspec.json.decode(value)

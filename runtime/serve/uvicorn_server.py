@@ -38,24 +38,29 @@ class Protocol(H11Protocol):
         our side is closed at first. In the middle of an answer there is nothing to send.
         """
         self._is_refused = True
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.cycle is not None:  # the request that is being read: to the application it has left
+            self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.message_event.set()
+        state = self.conn.our_state
+        if state in (h11.IDLE, h11.SEND_RESPONSE):
             body = RefusedError("this is not an HTTP/1.1 request").to_json()
             headers = [
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(body))),
                 ("Connection", "close"),
             ]
-            events = (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            )
-            for event in events:
-                self.transport.write(self.conn.send(event) or b"")
+            self._send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request"))
+            if state is h11.IDLE or self.scope["method"] != "HEAD":
+                self._send(h11.Data(data=body))
+            self._send(h11.EndOfMessage())
             self.transport.write_eof()
             self.loop.call_later(LINGER, self.transport.close)
         else:
             self.transport.close()
+
+    def _send(self, event: h11.Event) -> None:
+        self.transport.write(self.conn.send(event) or b"")
 
 
 class Server(uvicorn.Server):

@@ -60,8 +60,11 @@ def test_what_is_not_http_is_refused_in_openais_form(served, data, caplog):
     "garbage", [b"zz\r\n", b"5\r\nabc", b"5\r\nabcdefgh\r\n", b"ffffffffffffffffffffffff\r\n"]
 )
 @pytest.mark.parametrize("kind", [b"application/json", b"text/plain"])
-def test_garbage_in_a_chunked_body_only_closes_the_connection(served, garbage, kind, caplog):
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+def test_garbage_in_a_chunked_body_ends_the_request(served, garbage, kind, method, expect, caplog):
+    head = method + b" /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + expect
+    head += b"Transfer-Encoding: chunked\r\n"
     head += b"Content-Type: " + kind + b"\r\n\r\n"
     with silence(caplog):
         answer = served.exchange(head + garbage, close=True)

@@ -1,0 +1,14 @@
+"""A bounded part of `tests/attacks/http_requests.py`."""
+
+from __future__ import annotations
+
+from attacks.http_requests import attack
+from test_hostile import silence
+
+
+def test_no_request_gets_a_5xx_or_a_traceback(served, caplog):
+    with silence(caplog):
+        outcome = attack(served.address, 400, seed=7)
+    assert outcome.failures == []
+    assert sum(outcome.statuses.values()) >= 400
+    assert {"200", "400", "404", "405", "415"} <= set(outcome.statuses)

@@ -1,4 +1,4 @@
-"""Load a benchmark from a local file, or from the Hugging Face hub.
+"""Load a benchmark from a local file, or from the Hugging Face hub through `datasets`.
 
 | name | file of the original | checker |
 |---|---|---|
@@ -11,79 +11,76 @@
 | gpqa | gpqa_diamond.csv: Question, Correct Answer, Incorrect Answer 1 to 3 | choice |
 | mtbench, specbench | question.jsonl: turns, category, reference | judge; number |
 
-A local file is whole whatever the split; `split` chooses the hub's file, and of MBPP's one file the
-items by their published ids.
+A local file is used whole; of MBPP's single file `split` chooses the items by their published ids.
+Local files are read by rows.py and not by `datasets`, which names no line, gives up a whole file for one
+bad line, turns texts into numbers where others in the column are ("4" into 4), fills missing keys with
+None, and copies each file into its cache.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...errors import MissingExtraError, UsageError
 from . import benchmarks
 from .bad_lines import BadLines, OnBadLine, Report
 from .checkers import problem_with
 from .item import Task, task_to_row
-from .rows import read_rows
-
-HUB_TIMEOUT_S = 5.0
-"""How long the hub may take for its first answer before it counts as unreachable."""
+from .rows import Row, read_rows
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How one benchmark is had.
+    """Where one benchmark comes from.
 
     Attributes:
         to_task: from a row and its number to a task.
-        hub_id: the data set on the hub; None where there is none in a form that is read here.
-        files: the hub's file of each split.
+        hub_id: the data set on the hub; None if there is none.
+        config: the data set's configuration on the hub.
+        splits: the splits by the names that we use, and what the hub calls them.
         gated: the hub hands it out only after its terms were accepted.
-        splits: of a file that holds all splits, the `task_id`s of each (first, last).
+        ids: of a local file that holds all splits, the `task_id`s of each (first, last).
     """
 
-    to_task: Callable[[Mapping[str, Any], int], Task]
+    to_task: Callable[[Row, int], Task]
     hub_id: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    config: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
     gated: bool = False
-    splits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-_PARQUET = "{}-00000-of-00001.parquet"
-_TRAIN_TEST_JSON = {"train": "train.json", "test": "test.json"}
-
-
-def _parquet_files(folder: str, *splits: str) -> dict[str, str]:
-    return {split: f"{folder}/{_PARQUET.format(split)}" for split in splits}
-
+_TEST = {"test": "test"}
+_TRAIN_TEST = {"train": "train", **_TEST}
+_MBPP_IDS = {"test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "gsm8k": Benchmark(benchmarks.gsm8k, "openai/gsm8k", _parquet_files("main", "train", "test")),
-    "svamp": Benchmark(benchmarks.arithmetic, "ChilleD/SVAMP", _TRAIN_TEST_JSON),
-    "multiarith": Benchmark(benchmarks.arithmetic, "ChilleD/MultiArith", _TRAIN_TEST_JSON),
-    "humaneval": Benchmark(
-        benchmarks.humaneval, "openai/openai_humaneval", _parquet_files("openai_humaneval", "test")
-    ),
+    "gsm8k": Benchmark(benchmarks.gsm8k, "openai/gsm8k", "main", _TRAIN_TEST),
+    "svamp": Benchmark(benchmarks.arithmetic, "ChilleD/SVAMP", None, _TRAIN_TEST),
+    "multiarith": Benchmark(benchmarks.arithmetic, "ChilleD/MultiArith", None, _TRAIN_TEST),
+    "humaneval": Benchmark(benchmarks.humaneval, "openai/openai_humaneval", None, _TEST),
     "mbpp": Benchmark(
         benchmarks.mbpp,
         "google-research-datasets/mbpp",
-        _parquet_files("full", "train", "validation", "test"),
-        splits={"test": (11, 510), "validation": (511, 600), "train": (601, 974)},
+        "full",
+        {**_TRAIN_TEST, "validation": "validation"},
+        ids=_MBPP_IDS,
     ),
-    "math500": Benchmark(benchmarks.math500, "HuggingFaceH4/MATH-500", {"test": "test.jsonl"}),
+    "math500": Benchmark(benchmarks.math500, "HuggingFaceH4/MATH-500", None, _TEST),
     "triviaqa": Benchmark(
         benchmarks.triviaqa,
         "mandarjoshi/trivia_qa",
-        _parquet_files("rc.nocontext", "validation"),
+        "rc.nocontext",
+        {"validation": "validation"},
     ),
-    "gpqa": Benchmark(benchmarks.gpqa, "Idavidrein/gpqa", {"test": "gpqa_diamond.csv"}, gated=True),
+    "gpqa": Benchmark(
+        benchmarks.gpqa, "Idavidrein/gpqa", "gpqa_diamond", {"test": "train"}, gated=True
+    ),
     "mtbench": Benchmark(
-        benchmarks.questions, "HuggingFaceH4/mt_bench_prompts", {"test": "raw/question.jsonl"}
+        benchmarks.questions, "HuggingFaceH4/mt_bench_prompts", None, {"test": "train"}
     ),
     "specbench": Benchmark(benchmarks.questions),
 }
@@ -101,7 +98,7 @@ def load_benchmark(
 
     Args:
         name: a key of `BENCHMARKS`.
-        source: a local file; None downloads from the hub (into its cache, HF_HOME).
+        source: a local file; None loads from the hub (cached in HF_HOME).
         split: "test" and the like; None is "test", or the only split that the hub has; of a
             local file None is the whole.
         on_bad_line: "stop" raises at the first row that cannot be used; "skip" leaves them out.
@@ -109,22 +106,25 @@ def load_benchmark(
 
     Raises:
         UsageError: no such benchmark or split, or the file cannot be had, read or used.
-        MissingExtraError: the hub is needed and huggingface_hub is not installed.
+        MissingExtraError: the hub is needed and `datasets` is not installed.
     """
     benchmark = BENCHMARKS.get(name)
     if benchmark is None:
         raise UsageError(
             f"There is no benchmark {name!r}.", hint=f"There are {', '.join(BENCHMARKS)}."
         )
+    keep: Callable[[Row], bool] = lambda row: True  # noqa: E731
+    rows: Iterable[tuple[int, str, Row]]
     if source is None:
-        path = _download(name, benchmark, split)
-        split = None
+        rows = _hub_rows(name, benchmark, split)
+        bad = BadLines(Path(benchmark.hub_id or name), on_bad_line, report)
     else:
+        keep = _split_filter(name, benchmark, split)
         path = Path(source).expanduser()
-    keep = _split_filter(name, benchmark, split)
-    bad = BadLines(path, on_bad_line, report)
+        bad = BadLines(path, on_bad_line, report)
+        rows = read_rows(path, bad)
     tasks: dict[str, Task] = {}
-    for number, unit, row in read_rows(path, bad):
+    for number, unit, row in rows:
         if not keep(row):
             continue
         try:
@@ -146,53 +146,38 @@ def load_benchmark(
     return list(tasks.values())
 
 
-def _split_filter(
-    name: str, benchmark: Benchmark, split: str | None
-) -> Callable[[Mapping[str, Any]], bool]:
-    if split is None or not benchmark.splits:
+def _split_filter(name: str, benchmark: Benchmark, split: str | None) -> Callable[[Row], bool]:
+    if split is None or not benchmark.ids:
         return lambda row: True
-    if split not in benchmark.splits:
-        raise UsageError(f"{name} has no split {split!r}; it has {', '.join(benchmark.splits)}.")
-    first, last = benchmark.splits[split]
+    first, last = benchmark.ids[_known(name, benchmark.ids, split)]
     return lambda row: isinstance(row.get("task_id"), int) and first <= row["task_id"] <= last
 
 
-def _download(name: str, benchmark: Benchmark, split: str | None) -> Path:
-    """The local path of the hub's file of a split."""
+def _known(name: str, splits: Iterable[str], split: str) -> str:
+    if split not in splits:
+        raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+    return split
+
+
+def _hub_rows(name: str, benchmark: Benchmark, split: str | None) -> Iterable[tuple[int, str, Row]]:
+    """The rows of a split from the hub, or from the cache of an earlier download."""
     if benchmark.hub_id is None:
         raise UsageError(f"{name} is not on the hub.", hint=_hint(name, benchmark))
-    if split is None:
-        split = "test" if "test" in benchmark.files else next(iter(benchmark.files))
-    if split not in benchmark.files:
-        raise UsageError(f"{name} has no split {split!r}; it has {', '.join(benchmark.files)}.")
+    split = split or ("test" if "test" in benchmark.splits else next(iter(benchmark.splits)))
+    theirs = benchmark.splits[_known(name, benchmark.splits, split)]
     try:
-        import huggingface_hub  # noqa: F401
+        from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "export", "Downloading a benchmark") from error
-    file = benchmark.files[split]
+        raise MissingExtraError("datasets", "hub", "Downloading a benchmark") from error
     try:
-        return _from_hub(benchmark.hub_id, file)
+        rows = load_dataset(benchmark.hub_id, benchmark.config, split=theirs)
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UsageError(
-            f"Cannot get {name} ({file} of {benchmark.hub_id}) from the hub: {reason}",
+            f"Cannot get {name} ({split} of {benchmark.hub_id}) from the hub: {reason}",
             hint=_hint(name, benchmark),
         ) from error
-
-
-def _from_hub(hub_id: str, file: str) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-
-    try:
-        # Asked only for its timeout: a download from a silent hub is tried again for long.
-        HfApi().dataset_info(hub_id, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001 - raised below, unless the cache makes up for it
-        trouble = error
-    else:
-        return Path(hf_hub_download(hub_id, file, repo_type="dataset"))
-    with contextlib.suppress(OSError):
-        return Path(hf_hub_download(hub_id, file, repo_type="dataset", local_files_only=True))
-    raise trouble
+    return ((number, "item", dict(row)) for number, row in enumerate(rows, 1))
 
 
 def _hint(name: str, benchmark: Benchmark) -> str:
@@ -202,4 +187,4 @@ def _hint(name: str, benchmark: Benchmark) -> str:
             f"This data set is gated: accept its terms at "
             f"https://huggingface.co/datasets/{benchmark.hub_id}, then `hf auth login`. "
         )
-    return f"{gate}A local copy does as well: --tasks {name}:PATH (the forms are in loaders.py)."
+    return f"{gate}A local copy does as well: --tasks {name}:PATH (see docs/tasks.md)."

@@ -82,7 +82,7 @@ def _tiny(split: str, items: int | None, seed: int, kinds: Sequence[str] | None)
 
 
 def _benchmark(name: str, rest: str, on_bad_line: OnBadLine, report: Report | None) -> list[Task]:
-    is_split = rest in {*BENCHMARKS[name].files} and not Path(rest).is_file()
+    is_split = rest in BENCHMARKS[name].splits and not Path(rest).is_file()
     source, split = (None, rest or None) if is_split or not rest else (rest, None)
     return load_benchmark(name, source, split, on_bad_line=on_bad_line, report=report)
 

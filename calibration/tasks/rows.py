@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import UsageError
+from ...errors import MissingExtraError, UsageError
 from ...runtime.bundle.files import format_bytes
 from .bad_lines import BadLines
 from .jsonl import json_rows, opened
@@ -27,10 +26,11 @@ def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[int, str, Row]]:
     """The rows of a file as (number from 1, "line" or "item", row).
 
     A JSON file is a list of objects, or an object that holds one under "Data" (TriviaQA), "data",
-    "examples" or "rows"; a CSV file has a header. Parquet needs the package pyarrow.
+    "examples" or "rows"; a CSV file has a header. Parquet needs pyarrow (the extra `hub`).
 
     Raises:
         UsageError: the file is missing, damaged or of another form.
+        MissingExtraError: a Parquet file, and pyarrow is not installed.
     """
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
@@ -91,12 +91,9 @@ def _whole(path: Path, stream: IO[bytes]) -> bytes:
 
 def _parquet(path: Path) -> Iterator[tuple[int, str, Row]]:
     try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
+        from pyarrow import parquet
     except ImportError:
-        raise UsageError(
-            f"{path} is a Parquet file, which needs the package 'pyarrow'.",
-            hint="pip install pyarrow, or name a JSONL copy of the file.",
-        ) from None
+        raise MissingExtraError("pyarrow", "hub", f"Reading {path}") from None
     if not path.is_file():
         raise UsageError(f"{path}: no such file.")
     try:

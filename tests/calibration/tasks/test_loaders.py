@@ -1,13 +1,16 @@
 import csv
 import gzip
 import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.jsonl import read_tasks, write_tasks
 from cospec.calibration.tasks.loaders import BENCHMARKS, load_benchmark
-from cospec.errors import UsageError
+from cospec.errors import MissingExtraError, UsageError
 
 
 def jsonl(path, *rows):
@@ -257,38 +260,61 @@ def test_damaged_files(tmp_path, file, content, message):
         load_benchmark("svamp", tmp_path / file)
 
 
-def test_parquet_says_what_it_needs(tmp_path):
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        with pytest.raises(UsageError, match="pyarrow"):
-            load_benchmark("gsm8k", tmp_path / "x.parquet")
-        return
+def test_parquet(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "x.parquet")
     assert one("gsm8k", tmp_path / "x.parquet").answer == "4"
+    (tmp_path / "y.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="not a readable Parquet file"):
+        load_benchmark("gsm8k", tmp_path / "y.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pyarrow") as caught:
+        load_benchmark("gsm8k", tmp_path / "x.parquet")
+    assert "cospec[hub]" in str(caught.value)
 
 
-def test_hub_file_is_asked_for(tmp_path, monkeypatch):
-    import huggingface_hub
+def test_splits_of_the_hub(monkeypatch):
+    """Each benchmark asks for its data set, configuration and split, and reads the rows it gets."""
+    asked = []
 
-    path = jsonl(tmp_path / "test.jsonl", {"problem": "1?", "answer": "1"})
-    calls = []
+    def load_dataset(hub_id, config, *, split):
+        asked.append((hub_id, config, split))
+        return [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": "2"}]
 
-    def hf_hub_download(*args, **settings):
-        calls.append((*args, settings["repo_type"], settings.get("local_files_only", False)))
-        return str(path)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert [task.answer for task in load_benchmark("math500")] == ["1", "2"]
+    assert asked == [("HuggingFaceH4/MATH-500", None, "test")]
+    for name, split, expected in (
+        ("gsm8k", "train", ("openai/gsm8k", "main", "train")),
+        ("gpqa", None, ("Idavidrein/gpqa", "gpqa_diamond", "train")),
+        ("triviaqa", None, ("mandarjoshi/trivia_qa", "rc.nocontext", "validation")),
+        ("mbpp", "validation", ("google-research-datasets/mbpp", "full", "validation")),
+    ):
+        with pytest.raises(UsageError, match=rf"{expected[0]}, item 1"):  # not rows of its form
+            load_benchmark(name, split=split)
+        assert asked[-1] == expected
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert one("math500", None).answer == "1"  # no hub here, so from the cache
-    assert calls == [("HuggingFaceH4/MATH-500", "test.jsonl", "dataset", True)]
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *a, **k: None)
-    assert one("math500", None, split="test").answer == "1"
-    assert calls[1] == ("HuggingFaceH4/MATH-500", "test.jsonl", "dataset", False)
+
+def test_rows_come_through_datasets_itself(tmp_path, monkeypatch):
+    """The library, on a data set that is a folder here: on the hub it would be the same call."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "gsm8k").mkdir()
+    for split in ("train", "test"):
+        jsonl(tmp_path / "gsm8k" / f"{split}.jsonl", {**GOOD, "question": split})
+    known = replace(BENCHMARKS["gsm8k"], hub_id=str(tmp_path / "gsm8k"), config=None)
+    monkeypatch.setitem(BENCHMARKS, "gsm8k", known)
+    for split in ("train", "test"):
+        assert split in asked(one("gsm8k", None, split=split))
 
 
-def test_without_the_hub_the_way_round_is_named():
-    with pytest.raises(UsageError, match=r"Cannot get gpqa") as caught:  # the suite is offline
+def test_without_the_hub_the_way_round_is_named(monkeypatch):
+    def load_dataset(*args, **settings):
+        raise ConnectionError("the hub is away")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(UsageError, match=r"Cannot get gpqa .*the hub is away") as caught:
         load_benchmark("gpqa")
     assert "--tasks gpqa:PATH" in str(caught.value)
     assert "accept its terms" in str(caught.value)
@@ -298,11 +324,15 @@ def test_without_the_hub_the_way_round_is_named():
         load_benchmark("gsm8k", split="dev")
     with pytest.raises(UsageError, match="There are gsm8k"):
         load_benchmark("gsm9k")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match="datasets") as caught:
+        load_benchmark("gsm8k")
+    assert "cospec[hub]" in str(caught.value)
 
 
 def test_table_is_consistent():
     for benchmark in BENCHMARKS.values():
-        assert (benchmark.hub_id is None) == (not benchmark.files)
+        assert (benchmark.hub_id is None) == (not benchmark.splits)
         assert benchmark.hub_id is None or benchmark.hub_id.count("/") == 1
 
 

@@ -12,9 +12,9 @@
 | mtbench, specbench | question.jsonl: turns, category, reference | judge; number |
 
 A local file is used whole; of MBPP's single file `split` chooses the items by their published ids.
-Local files are read by rows.py and not by `datasets`, which names no line, gives up a whole file for one
-bad line, turns texts into numbers where others in the column are ("4" into 4), fills missing keys with
-None, and copies each file into its cache.
+Local files are read by rows.py and not by `datasets`, which names no line, gives up a whole file for
+one bad line, turns texts into numbers where others in the column are ("4" into 4), fills missing keys
+with None, and copies each file into its cache.
 """
 
 from __future__ import annotations

@@ -20,17 +20,17 @@ FINISH_REASONS: dict[FinishReason, str] = {
     "length": "length",
     "capacity": "length",
 }
-"""OpenAI's words for why an answer ends. One that was cancelled or timed out is no answer."""
+"""OpenAI's finish reasons. Cancelled and timed-out generations have none: they are errors."""
 
 
 class Answer(ABC):
-    """One answer on its way out.
+    """Forms the answer of one request.
 
     Args:
         model: name of the model.
-        fingerprint: of the bundle, for those who compare answers for a seed.
-        texts: spells tokens.
-        logprobs: whether log-probabilities were asked for.
+        fingerprint: of the bundle; the same seed gives the same answer only with the same bundle.
+        texts: text and bytes of single tokens.
+        logprobs: whether the request asks for log-probabilities.
         include_usage: whether a stream ends with the usage.
         show_cached: whether the usage says how much of the prompt was found in a cache.
     """
@@ -80,7 +80,7 @@ class Answer(ABC):
         return []
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        """Return the chunks of a piece: none where it has nothing to tell."""
+        """Return the chunks of a piece; none if it has neither text nor log-probabilities."""
         if not piece.text and not (self._logprobs and piece.tokens):
             return []
         logprobs = self._reported(piece.tokens, piece.logprobs)
@@ -133,18 +133,18 @@ class Answer(ABC):
     def _logprobs_of(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
     ) -> dict[str, Any]:
-        """Return log-probabilities of the next tokens; called in their order."""
+        """Return the log-probabilities of the next tokens; called in the order of the output."""
 
 
 class ChatAnswer(Answer):
-    """Of `/v1/chat/completions`."""
+    """Answer of `/v1/chat/completions`."""
 
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl"
 
     def opening(self) -> list[dict[str, Any]]:
-        """Return the chunk that says who speaks."""
+        """Return the chunk with the role."""
         return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
 
     def _message(self, text: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class ChatAnswer(Answer):
 
 
 class TextAnswer(Answer):
-    """Of `/v1/completions`."""
+    """Answer of `/v1/completions`."""
 
     whole_object = "text_completion"
     chunk_object = "text_completion"

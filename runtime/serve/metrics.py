@@ -1,6 +1,6 @@
-"""Figures for Prometheus, under vLLM's names where vLLM has one, so that its dashboards show them.
+"""Metrics for Prometheus, under vLLM's names where vLLM has them, so that its dashboards work.
 
-vLLM's carry its prefix `vllm:` and its labels `model_name` and `engine`; what it lacks is `cospec:`.
+They have its prefix `vllm:` and its labels `model_name` and `engine`; our own have `cospec:`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _ROUNDS = (0, 1, 2, 4, 8)
 
 
 class Metrics:
-    """The figures of one server, in a registry of their own.
+    """The metrics of one server, in their own registry.
 
     Args:
-        model: the label `model_name`.
+        model: value of the label `model_name`.
         hide_hits: do not count the prompt tokens that a cache held.
 
     Raises:
@@ -42,66 +42,68 @@ class Metrics:
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of the requests.")
         self._generated = counter("vllm:generation_tokens", "Tokens generated.")
         self._queries = counter("vllm:prefix_cache_queries", "Prompt tokens looked up in a cache.")
-        self._hits = counter("vllm:prefix_cache_hits", "Prompt tokens that a cache held.")
-        self._drafts = counter("vllm:spec_decode_num_drafts", "Passes with drafted tokens.")
-        self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.")
-        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens kept.")
+        self._hits = counter("vllm:prefix_cache_hits", "Prompt tokens found in a cache.")
+        self._drafts = counter("vllm:spec_decode_num_drafts", "Forward passes with draft tokens.")
+        self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Draft tokens.")
+        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Accepted draft tokens.")
         self._accepted_at = counter(
-            "vllm:spec_decode_num_accepted_tokens_per_pos", "The same by place.", "position"
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted draft tokens by position.",
+            "position",
         )
-        self._success = counter("vllm:request_success", "Requests that ended.", "finished_reason")
+        self._success = counter("vllm:request_success", "Finished requests.", "finished_reason")
         self._ttft = histogram(
             "vllm:time_to_first_token_seconds", "From arrival to the first tokens.", _SECONDS
         )
         self._tpot = histogram(
             "vllm:request_time_per_output_token_seconds",
-            "Seconds a token after the first round.",
+            "Seconds per token after the first round.",
             _SECONDS_A_TOKEN,
         )
         self._latency = histogram(
-            "vllm:e2e_request_latency_seconds", "From arrival to the end.", _SECONDS
+            "vllm:e2e_request_latency_seconds", "From arrival to the end of the answer.", _SECONDS
         )
-        self._queued = histogram("vllm:request_queue_time_seconds", "Waiting for a slot.", _SECONDS)
-        self._passes = counter("cospec:target_passes", "Verify and decoding passes of the target.")
-        self._mismatches = counter("cospec:mismatches", "Places where the models disagreed.")
-        self._overrides = counter("cospec:overrides", "Mismatches at which the draft was kept.")
-        self._refused = counter("cospec:requests_refused", "Requests without answer.", "reason")
+        self._queued = histogram("vllm:request_queue_time_seconds", "Time in the queue.", _SECONDS)
+        self._passes = counter("cospec:target_passes", "Forward passes of the target.")
+        self._mismatches = counter("cospec:mismatches", "Positions where the models disagreed.")
+        self._overrides = counter("cospec:overrides", "Mismatches where the draft token was kept.")
+        self._refused = counter("cospec:requests_refused", "Requests that were refused.", "reason")
         self._rounds_after_cancel = histogram(
-            "cospec:rounds_after_cancel", "Rounds that ran on after the client had left.", _ROUNDS
+            "cospec:rounds_after_cancel", "Rounds computed after the client had left.", _ROUNDS
         )
 
     @property
     def content_type(self) -> str:
-        """Of what `render` returns."""
+        """Content type of what `render` returns."""
         return str(self._client.CONTENT_TYPE_LATEST)
 
     def render(self) -> bytes:
-        """Return all figures in Prometheus' text form."""
+        """Return all metrics in Prometheus' text format."""
         return bytes(self._client.generate_latest(self._registry))
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Add a gauge that is read when it is asked for."""
+        """Add a gauge whose value is read when the metrics are rendered."""
         gauge = self._client.Gauge(name, text, list(self._labels), registry=self._registry)
         gauge.labels(**self._labels).set_function(read)
 
     def refused(self, reason: str) -> None:
-        """Count a request that got no answer."""
+        """Count a refused request."""
         self._refused.labels(**self._labels, reason=reason).inc()
 
     def waited(self, seconds: float) -> None:
-        """Count the time that a request waited for its slot."""
+        """Record the time that a request waited for a slot."""
         self._queued.observe(seconds)
 
     def first_tokens(self, seconds: float) -> None:
-        """Count the time from arrival to the first tokens."""
+        """Record the time from arrival to the first tokens."""
         self._ttft.observe(seconds)
 
     def cancelled(self, rounds: int) -> None:
-        """Count the rounds that ran on after a client had left."""
+        """Record the rounds that were computed after a client had left."""
         self._rounds_after_cancel.observe(rounds)
 
     def ended(self, stats: GenerationStats, finish: FinishReason | None, seconds: float) -> None:
-        """Count a generation that was given a slot, however it ended; None is an error."""
+        """Record a generation that had a slot; a finish reason of None is an error."""
         self._prompt.inc(stats.num_prompt_tokens)
         self._queries.inc(stats.num_prompt_tokens)
         if not self._hide_hits:

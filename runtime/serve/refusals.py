@@ -1,4 +1,4 @@
-"""Why a request gets no answer, in OpenAI's form."""
+"""Refusals: errors in OpenAI's form, each with its HTTP status."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ LONGEST_MESSAGE = 2000
 
 
 class RefusedError(UsageError):
-    """A request that is not answered.
+    """A request that is refused.
 
     Args:
-        message: what is wrong with it, or with the moment.
+        message: why.
         status: of the HTTP response.
         kind: OpenAI's `type` of the error.
-        param: the field that is at fault, if it is one.
+        param: the field that caused it, if there is one.
         code: OpenAI's `code`, for programs.
         headers: of the HTTP response.
-        reason: under which the metrics count it.
+        reason: label under which the metrics count it.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ def unknown_model(name: str, served: str) -> RefusedError:
 
 
 def queue_full(waiting: int, retry_after: int) -> RefusedError:
-    """Too many requests wait already."""
+    """Return the refusal of a request for which the queue has no room."""
     return RefusedError(
-        f"{waiting} requests are waiting already; try again later",
+        f"the queue is full: {waiting} requests are waiting; try again later",
         status=429,
         kind="rate_limit_error",
         code="queue_full",
@@ -107,7 +107,7 @@ def queue_full(waiting: int, retry_after: int) -> RefusedError:
 
 
 def shutting_down() -> RefusedError:
-    """The server is about to end."""
+    """Return the refusal of a request while the server is shutting down."""
     return RefusedError(
         "the server is shutting down",
         status=503,
@@ -119,15 +119,15 @@ def shutting_down() -> RefusedError:
 
 
 def timed_out(seconds: float, *, queued: bool) -> RefusedError:
-    """The answer was not there in time."""
-    where = "the request waited for its turn" if queued else "the answer took"
+    """Return the refusal of a request that took too long."""
+    where = "the request waited in the queue" if queued else "the answer took"
     return RefusedError(
         f"{where} longer than the {seconds:g} seconds that a request may take here; "
         "ask for fewer tokens, or later",
         status=504,
         kind="timeout",
         code="timeout",
-        # The same request would time out again, so clients are told not to repeat it by themselves.
+        # The same request would time out again, so clients should not repeat it automatically.
         headers={"x-should-retry": "false"},
         reason="timeout",
     )

@@ -1,4 +1,4 @@
-"""An answer on its way between the scheduler and a client that may leave at any moment."""
+"""Connects an order in the scheduler with its client, which may leave at any moment."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .scheduler import Order, Scheduler
 
 
 class ClientLeftError(Exception):
-    """The client closed the connection, so nobody waits for the answer."""
+    """The client closed the connection."""
 
 
 class Running:
-    """An order under way, which ends when its client leaves.
+    """An order that is being processed; it ends when its client leaves.
 
-    Its pieces are kept here until they are sent: a client that reads slowly keeps no slot.
+    Its pieces wait here until they are sent, so a client that reads slowly keeps no slot busy.
 
     Args:
         scheduler: decodes it.
         order: what to decode.
         http: the client's request, whose body has been read.
-        group: contains all orders that are under way.
+        group: all orders that are being processed.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Running:
         await self.end()
 
     async def end(self) -> Stream:
-        """Wait for the end.
+        """Wait for the end of the generation and return its stream.
 
         Raises:
-            ClientLeftError: the client left before.
+            ClientLeftError: the client closed the connection before.
             CospecError: the order was refused, cut off or failed.
         """
         try:
@@ -80,7 +80,7 @@ class Running:
         self.cancel()
 
     def cancel(self) -> None:
-        """End the order, if it has not ended."""
+        """End the order if it has not ended yet."""
         self._work.cancel()
 
     def _ended(self, work: asyncio.Future[Stream]) -> None:
@@ -88,14 +88,14 @@ class Running:
         self._gone.cancel()
         self._pieces.put_nowait(None)
         if not work.cancelled():
-            work.exception()  # marked as seen: if the client is gone too, nobody asks again
+            work.exception()  # marks it as seen: if the client has left too, nobody reads it
 
 
 class EventStream(Response):
     """Server-sent events.
 
-    Unlike Starlette's own streaming response it does not listen for the client to leave: `Running`
-    does so already, while the request waits in the queue too.
+    Unlike Starlette's own streaming response it does not watch for the client to leave: `Running` does,
+    also while the request waits in the queue.
 
     Args:
         events: the data of each.
@@ -115,8 +115,8 @@ class EventStream(Response):
         async for data in self._events:
             body = b"data: " + data + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            # Pieces that have piled up would be sent without a turn for the event loop in between,
-            # and so without hearing that the client has left.
+            # Without this, pieces that are ready would be sent without a turn for the event loop, and
+            # nobody would notice that the client has left.
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

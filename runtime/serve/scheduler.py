@@ -1,4 +1,4 @@
-"""Who decodes when: a few sessions, and a queue of bounded length in front of them."""
+"""Decides when each request is decoded: a few slots, and a bounded queue in front of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .metrics import Metrics
 from .refusals import queue_full, shutting_down, timed_out
 
 _LONGEST_RETRY_AFTER = 60
-"""Seconds. Clients wait no longer anyway: OpenAI's takes its own, shorter, pause then."""
+"""Seconds. OpenAI's client ignores longer values and uses its own, shorter pause."""
 _MEMORY = 0.8
-"""Share of the running mean that stays when another answer's time is added."""
+"""Weight of the running mean of answer times when the next one is added."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A request that can be decoded.
+    """A request that is ready to be decoded.
 
     Attributes:
         plan: of its generation. Its timeout includes the time in the queue.
@@ -63,13 +63,13 @@ class Slot:
 
 
 class Scheduler:
-    """Gives each order a session, first come, first served. Belongs to one event loop.
+    """Gives each order a slot, in the order of arrival. Belongs to one event loop.
 
     Args:
-        sessions: the decoding slots, on the same engines.
-        max_queue: orders that may wait.
+        sessions: one for each slot, on the same engines.
+        max_queue: number of orders that may wait.
         timeout: seconds that an order may take, waiting included.
-        metrics: counts.
+        metrics: where figures are recorded.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Scheduler:
 
     @property
     def closed(self) -> bool:
-        """Whether no more orders are taken."""
+        """Whether new orders are refused."""
         return self._closed
 
     def close(self) -> None:
-        """Take no more orders and refuse those that wait; those that have a slot go on."""
+        """Refuse new and waiting orders; those that have a slot continue."""
         self._closed = True
         while self._waiting:
             turn = self._waiting.popleft()
@@ -112,10 +112,10 @@ class Scheduler:
                 turn.set_exception(shutting_down())
 
     def ensure_room(self) -> None:
-        """Refuse an order that would have no place.
+        """Refuse an order for which there is no room.
 
         Raises:
-            RefusedError: the queue is full, or the server shuts down.
+            RefusedError: the queue is full, or the server is shutting down.
         """
         if self._closed:
             raise shutting_down()
@@ -124,10 +124,10 @@ class Scheduler:
             raise queue_full(self.waiting, min(_LONGEST_RETRY_AFTER, max(1, math.ceil(seconds))))
 
     async def generate(self, order: Order, put: Callable[[Piece], None]) -> Stream:
-        """Decode an order to its end, when it is its turn.
+        """Wait for a slot and decode an order to its end.
 
-        Cancel the task that runs this, and the order leaves the queue or ends with the round that is
-        being decoded; its slot is free when that round is over.
+        When the task that runs this is cancelled, the order leaves the queue, or ends after the round
+        that is being computed; its slot is free after that round.
 
         Args:
             order: what to decode.
@@ -137,7 +137,7 @@ class Scheduler:
             The stream, which has ended.
 
         Raises:
-            RefusedError: no room, no time, or the server shuts down.
+            RefusedError: no room, out of time, or the server is shutting down.
             CospecError: what the generation raised.
         """
         slot = await self._turn(order)

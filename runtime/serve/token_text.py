@@ -10,11 +10,11 @@ from ..text.codec import TextCodec
 from ..text.detokenizer import BYTE_TOKEN
 
 _KEPT = 4096
-"""Tokens whose texts are remembered: the most likely ones are mostly the same few."""
+"""Number of tokens whose texts are cached: the most likely tokens are mostly the same few."""
 
 
 class TokenTexts:
-    """Spells tokens out one at a time, which a decoder of whole texts does not.
+    """Returns the text of single tokens, which a tokenizer's decoder of whole texts does not.
 
     Args:
         codec: of the bundle.
@@ -29,8 +29,9 @@ class TokenTexts:
     def _spell(self, token: int) -> tuple[str, tuple[int, ...]]:
         r"""Return a token's text and its bytes in UTF-8.
 
-        A token that is part of a character has its bytes for a text, as `\xe2\x82`, which is OpenAI's
-        form. A special token is spelled as in the vocabulary; a row that pads the vocabulary is empty.
+        A token that is a part of a character has its bytes as its text, such as `\xe2\x82`; this is
+        OpenAI's form. A special token has its spelling in the vocabulary; a token id without an entry
+        in the vocabulary has an empty text.
         """
         data = self._data(token)
         try:
@@ -49,13 +50,13 @@ class TokenTexts:
             return bytes([int(spelling[3:5], 16)])
         if self._bytes_of is not None and all(one in self._bytes_of for one in spelling):
             return bytes(self._bytes_of[one] for one in spelling)
-        # Decoders drop a space in front of a text: what the second of two adds has its own.
+        # Decoders drop a space at the beginning of a text, so the token is decoded after itself.
         once = str(self._tokenizer.decode([token]))
         return str(self._tokenizer.decode([token, token]))[len(once) :].encode()
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
-    """Say whether the vocabulary spells bytes as printable characters, as GPT-2's does."""
+    """Return whether the vocabulary spells bytes as printable characters, as GPT-2's does."""
     if tokenizer.decoder is None:
         return False
     decoder = json.loads(tokenizer.decoder.__getstate__())
@@ -64,7 +65,7 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """Return GPT-2's spelling of bytes: the printable ones as they are, the others from U+0100 on."""
+    """Return GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     spelled = {chr(byte): byte for byte in printable}

@@ -134,7 +134,7 @@ def test_time_runs_out_in_the_slot_and_in_the_queue(serving, gated):
         until(lambda: served.service.scheduler.running == 1)
         asked.append(pool.submit(ask, served))
         assert asked[1].result(60).status_code == 504
-        assert "waited for its turn" in asked[1].result().json()["error"]["message"]
+        assert "waited in the queue" in asked[1].result().json()["error"]["message"]
         gated.permits.release(1000)
         late = asked[0].result(60)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")

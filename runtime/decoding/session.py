@@ -21,6 +21,7 @@ from ..engines.onnxruntime import OrtOptions
 from ..engines.protocol import Engine
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.params import SamplingParams
+from ..sampling.sampler import TokenLogprob
 from ..text.codec import TextCodec
 from ..text.messages import Message
 from .caches import Caches
@@ -28,6 +29,8 @@ from .completion import Completion, Piece, Stream
 from .generation import Detokenizer, Plan, choose_referee, plan_generation, rounds
 from .options import DraftLength, GenerationOptions, Mode, Overflow, takes_options
 from .placement import Backend, place
+from .scoring import score_tokens
+from .stopping import Interrupt
 
 __all__ = ["DraftLength", "Mode", "Overflow", "Prompt", "Session", "load"]
 
@@ -150,6 +153,32 @@ class Session:
                 tokens, options, self.manifest, referee, self._grammars, reuses_cache=False
             )
         )
+
+    def score(
+        self, prompt: Prompt, *, top: int = 0, interrupt: Interrupt | None = None
+    ) -> list[TokenLogprob]:
+        """Return the log-probability of each token of a prompt but the first, under the target.
+
+        All tokens are read again; a generation after the same prompt finds them in the cache.
+
+        Args:
+            prompt: as in `generate`.
+            top: number of most likely tokens to report at each position.
+            interrupt: ends the scoring early, before the next pass.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit the capacity.
+            BackendError: the backend failed.
+        """
+        tokens = self.encode(prompt)
+        chunk = max(2, self.manifest.generation.prefill_chunk)
+        reason = (lambda: None) if interrupt is None else interrupt.reason
+        with self._lock:
+            self._running = None
+            self.caches.clear()
+            self.caches.begin(tokens)
+            with self.caches.consistent():
+                return score_tokens(self.caches.target, tokens, top, chunk, reason)
 
     def forget(self) -> None:
         """Empty the caches: the next prompt is read from its first token."""

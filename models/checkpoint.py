@@ -102,7 +102,7 @@ class Checkpoint:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of transformers, loaded on first use; errors as in `load_tokenizer`."""
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, self.config)
 
     @functools.cached_property
     def ends(self) -> tuple[EndToken, ...]:

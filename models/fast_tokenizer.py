@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import CheckpointError, MissingExtraError
 from . import gguf
@@ -20,9 +20,38 @@ from .metadata import read_json
 SENTENCEPIECE = "tokenizer.model"
 _NOT_IN_JSON = "which tokenizer.json cannot hold"
 
+_TOKENIZER = "tokenizer.ggml."
+# What llama.cpp does and transformers' conversion leaves out: refused unless absent, false or empty.
+_TOKENIZER_EXTRAS = (
+    "remove_extra_whitespaces",
+    "add_sep_token",
+    "precompiled_charsmap",
+    "normalizer.lowercase",
+    "normalizer.strip_accents",
+    "suppress_tokens",
+)
+# Values of `pre` that split a text as GPT-2 does, which is what the conversion falls back to.
+_SPLIT_AS_GPT2 = (
+    "",
+    "default",
+    "gpt-2",
+    "phi-2",
+    "gigachat",
+    "a.x-4.0",
+    "mellum",
+    "exaone4",
+    "olmo",
+)
+# Values of `pre` that split digits off first; the conversion does not know them.
+_SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 
-def load_tokenizer(path: Path) -> Any:
+
+def load_tokenizer(path: Path, config: Any) -> Any:
     """Return transformers' tokenizer of a Hugging Face folder or a GGUF file.
+
+    Args:
+        path: of the folder or the file.
+        config: transformers' configuration; only looked at for a GGUF file.
 
     Raises:
         CheckpointError: there is no tokenizer, it is damaged, it exists only in Python, or the files
@@ -33,14 +62,20 @@ def load_tokenizer(path: Path) -> Any:
     if not is_file:
         _check_packages(path)
     with quiet(), blaming(path, "it has no usable tokenizer"):
-        tokenizer = transformers_class("AutoTokenizer").from_pretrained(
-            path.parent if is_file else path,
-            trust_remote_code=False,
-            local_files_only=True,
-            # Not the tokenizer of the package mistral-common, which exists only in Python.
-            mistral_format=False,
-            **({"gguf_file": path.name} if is_file else {}),
-        )
+        if is_file:
+            # As AutoTokenizer does, which would prefer a tokenizer.json that lies beside the file, and
+            # reads the file's header again for half of its time.
+            mapping = transformers_class("TOKENIZER_MAPPING")
+            kind = mapping.get(type(config), transformers_class("PreTrainedTokenizerFast"))
+            tokenizer = kind(gguf_file=path.name, name_or_path=str(path.parent), is_local=True)
+        else:
+            tokenizer = transformers_class("AutoTokenizer").from_pretrained(
+                path,
+                trust_remote_code=False,
+                local_files_only=True,
+                # Not the tokenizer of the package mistral-common, which exists only in Python.
+                mistral_format=False,
+            )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CheckpointError(
             f"{path}: its tokenizer ({type(tokenizer).__name__}) exists only in Python, "
@@ -53,7 +88,7 @@ def load_tokenizer(path: Path) -> Any:
             hint="Remove it from tokenizer_config.json if special tokens are to be read as tokens.",
         )
     if is_file:
-        gguf.restore_tokenizer_settings(path, gguf.read_header(path), tokenizer)
+        _restore_gguf_settings(path, gguf.read_header(path), tokenizer)
     else:
         _check_declared_ids(path, tokenizer)
     return tokenizer
@@ -134,3 +169,60 @@ def _check_declared_ids(folder: Path, tokenizer: Any) -> None:
                 f"{vocabulary.get(text)} in the tokenizer that transformers makes of the folder.",
                 hint="The files belong to different versions of the checkpoint; download them again.",
             )
+
+
+def _restore_gguf_settings(file: Path, header: gguf.GgufHeader, tokenizer: Any) -> None:
+    """Apply what the file says about its tokenizer and the conversion leaves out; in place.
+
+    Args:
+        file: for errors.
+        header: of the file.
+        tokenizer: of transformers, made from the file.
+
+    Raises:
+        CheckpointError: a setting that cannot be honoured; names it.
+    """
+    from tokenizers import decoders, pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    def refuse(key: str) -> NoReturn:
+        value = header.metadata[_TOKENIZER + key]
+        raise CheckpointError(
+            f"{file}: {_TOKENIZER}{key} is {str(value)[:60]}, which the GGUF conversion of "
+            "transformers does not honour: texts would be split into other tokens.",
+            hint="Use the Hugging Face checkpoint of this model.",
+        )
+
+    settings = {key: header.metadata.get(_TOKENIZER + key) for key in _TOKENIZER_EXTRAS}
+    for key, value in settings.items():
+        if value:
+            refuse(key)
+    backend = tokenizer.backend_tokenizer
+    kind = header.metadata.get(f"{_TOKENIZER}model")
+    split = header.metadata.get(f"{_TOKENIZER}pre", "")
+    if kind == "gpt2" and split in _SPLIT_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+        )
+    elif kind == "gpt2" and split not in (*_SPLIT_AS_GPT2, *GGUF_PRE_TOKENIZER_SPLITS):
+        refuse("pre")
+    wanted = header.metadata.get(f"{_TOKENIZER}add_space_prefix")
+    if wanted is None or wanted == _adds_space(backend):
+        return
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        refuse("add_space_prefix")
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="\u2581", prepend_scheme="first" if wanted else "never", split=False
+    )
+    strip = [decoders.Strip(content=" ", left=1)] if wanted else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+
+
+def _adds_space(backend: Any) -> bool:
+    """Whether a tokenizer puts a space in front of a text."""
+    text = "a" if backend.normalizer is None else backend.normalizer.normalize_str("a")
+    if backend.pre_tokenizer is not None:
+        text = backend.pre_tokenizer.pre_tokenize_str(text)[0][0]
+    return not text.startswith("a")

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import tokenizer_folders
+from factories import write_tokenizer
 from gguf_files import CONTROL, SPM_TOKENS, byte_level, write_gguf
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
@@ -212,6 +213,29 @@ def bpe(tmp_path, pre, **settings):
         ggml__pre=pre,
         **settings,
     )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3", "gpt2", "qwen2"])
+def test_gguf_tokenizers_are_those_of_transformers(tmp_path, kind):
+    if kind in ("gpt2", "qwen2"):
+        file = bpe(tmp_path, "qwen2", architecture=kind, ggml__add_bos_token=kind == "qwen2")
+    else:
+        file = spm(tmp_path, architecture=kind)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    ours = opened(file).tokenizer
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+def test_gguf_files_do_not_read_what_lies_beside_them(tmp_path):
+    """transformers prefers a tokenizer.json in the folder, whichever model it belongs to."""
+    file = spm(tmp_path)
+    alone = tokenizer_json(opened(file))
+    write_tokenizer(tmp_path, size=260)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "a"}')
+    assert tokenizer_json(opened(file)) == alone
+    assert opened(file).eos_ids == (2,)
 
 
 @pytest.mark.parametrize(("wanted", "first"), [(None, "\u2581a"), (True, "\u2581a"), (False, "ab")])

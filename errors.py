@@ -57,7 +57,7 @@ class BackendError(CospecError):
 
 
 class GateError(CospecError):
-    """An exported graph that does not compute what its checkpoint computes."""
+    """A graph or a prompt that is not the one of the checkpoint."""
 
     exit_code = 5
 

@@ -85,6 +85,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of a LoRA adapter to merge into the draft.",
 )
+@click.option(
+    "--no-chat-template",
+    is_flag=True,
+    help="Leave the checkpoint's chat template out: the bundle then takes plain text only.",
+)
 @click.option("--trt", is_flag=True, help="Export for TensorRT, and build where that is possible.")
 @click.option(
     "--device",
@@ -111,6 +116,7 @@ def main(
     arbiter: str | None,
     adapter: Path | None,
     draft_adapter: Path | None,
+    no_chat_template: bool,
     trt: bool,
     device: str | None,
     build_only: Path | None,
@@ -119,8 +125,9 @@ def main(
 ) -> None:
     """Export a draft and a target model to one sealed bundle of ONNX graphs.
 
-    Every graph is compared with its checkpoint before the bundle gets its name; if one differs,
-    nothing is left behind. With --trt, TensorRT reads every graph too, and must read it as meant.
+    Every graph, and the prompts that the runtime makes, are compared with the checkpoint before the
+    bundle gets its name; if one differs, nothing is left behind. With --trt, TensorRT reads every
+    graph too, and must read it as meant.
     """
     try:
         from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
@@ -149,6 +156,7 @@ def main(
         arbiter=arbiter,
         adapter=adapter,
         draft_adapter=draft_adapter,
+        chat_template=not no_chat_template,
     )
     started = time.monotonic()
     output = output or _default_output(target)
@@ -161,7 +169,9 @@ def main(
             result["engines"] = engines.to_json()
         print_json(result)
         return
-    click.echo(f"{output} written in {seconds:.0f} s; every graph agrees with its checkpoint.")
+    click.echo(
+        f"{output} written in {seconds:.0f} s; graphs and prompts agree with the checkpoint."
+    )
     for line in _left_out(bundle):
         click.echo(line)
     for line in engines.summary(output) if engines else ():

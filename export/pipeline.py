@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +22,12 @@ from ..runtime.bundle.manifest import (
     Models,
 )
 from ..runtime.bundle.writer import BundleWriter
+from ..runtime.text.codec import TextCodec
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
 from .memory import MIN_CAPACITY, ensure_fits, plan
 from .tensorrt_export import EngineExport
+from .text_gate import check_text, write_chat
 
 DEFAULT_CAPACITY = 2048
 """Tokens of context, unless the models are made for less."""
@@ -37,6 +38,8 @@ DEFAULT_NUM_DRAFT_TOKENS = 3
 DEFAULT_MAX_TOKENS = 256
 PREFILL_CHUNK = 64
 """Prompt tokens per pass: keeps the activations of a 150k-word head below 200 MB."""
+
+TOKENIZER_FILE = "tokenizer.json"
 
 _CACHE_DTYPE = {"fp32": "float32", "fp16": "float16"}
 _PACKAGES = ("cospec", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -57,6 +60,7 @@ class ExportOptions:
         arbiter: folder with `model.onnx` and `arbiter.json`, `none`, or None for the preset's own.
         adapter: folder of a LoRA adapter that is merged into the target, or None.
         draft_adapter: the same for the draft.
+        chat_template: export the target's chat templates; without, the bundle takes plain text only.
     """
 
     target: str
@@ -69,6 +73,7 @@ class ExportOptions:
     arbiter: str | None = None
     adapter: Path | None = None
     draft_adapter: Path | None = None
+    chat_template: bool = True
 
 
 def export_bundle(
@@ -91,7 +96,8 @@ def export_bundle(
         CheckpointError: a checkpoint cannot be had, is damaged, unsupported, or does not fit.
         UsageError: an option that the models cannot honour.
         ResourceError: no room, no permission, another writer, or a bundle that is there already.
-        GateError: a graph does not compute what its checkpoint computes, or TensorRT does not take it.
+        GateError: a graph does not compute what its checkpoint computes, a prompt is not the one that
+            transformers makes, or TensorRT does not take a graph.
     """
     if not 0 <= options.num_draft_tokens <= 64:
         raise UsageError(f"--num-draft-tokens is {options.num_draft_tokens}; 0 to 64 is possible")
@@ -118,6 +124,8 @@ def export_bundle(
             arbiter=arbiter.graph if arbiter else None,
         )
     with BundleWriter(output, force=options.force) as writer:
+        report("checking the text")
+        chat, text_facts = _export_text(writer, target, with_chat=options.chat_template)
         entries: dict[str, ModelEntry] = {}
         parity: dict[str, Any] = {}
         for role, checkpoint in checkpoints.items():
@@ -125,9 +133,6 @@ def export_bundle(
                 writer, role, checkpoint, options, capacity, vocabulary, report
             )
         arbiter_entry = None if arbiter is None else arbiter.add_to(writer.staging)
-        writer.path("tokenizer.json").write_text(tokenizer_json(target), encoding="utf-8")
-        if target.chat_template is not None:
-            writer.path("chat_template.jinja").write_text(_template(target), encoding="utf-8")
         ends = [end for end in target.ends if end.id < vocabulary.size]
         manifest = Manifest(
             name=writer.destination.name,
@@ -147,12 +152,16 @@ def export_bundle(
                 prefill_chunk=prefill_chunk,
                 sampling=target.sampling,
             ),
-            tokenizer="tokenizer.json",
-            chat_template="chat_template.jinja" if target.chat_template is not None else None,
+            tokenizer=TOKENIZER_FILE,
+            chat_template=chat,
             certificate=CERTIFICATE,
             engines=engines.entry if engines else None,
         )
-        certificate: dict[str, Any] = {"environment": _versions(), "parity": parity}
+        certificate: dict[str, Any] = {
+            "environment": _versions(),
+            "parity": parity,
+            "text": text_facts,
+        }
         if engines is not None:
             engines.check(writer.staging, manifest, report)
             certificate["engines"] = engines.checks
@@ -167,7 +176,22 @@ def stages(options: ExportOptions, *, engines: bool = False) -> int:
     """Return how often `export_bundle` will call `report`, with or without TensorRT `engines`."""
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
     arbiters = 0 if resolve_arbiter(options.target, options.draft, options.arbiter) is None else 1
-    return 2 + models * 5 + (models + arbiters if engines else 0)
+    return 3 + models * 5 + (models + arbiters if engines else 0)
+
+
+def _export_text(
+    writer: BundleWriter, target: Checkpoint, *, with_chat: bool
+) -> tuple[str | None, dict[str, Any]]:
+    """Write what turns text into tokens and pass it through the gate.
+
+    Returns:
+        The chat format's file, if there is one, and the certificate's section on text.
+    """
+    tokenizer_file = writer.path(TOKENIZER_FILE)
+    tokenizer_file.write_text(tokenizer_json(target), encoding="utf-8")
+    chat = write_chat(writer.staging, target.tokenizer, target.name) if with_chat else None
+    codec = TextCodec(tokenizer_file, None if chat is None else writer.path(chat))
+    return chat, check_text(writer.staging, codec, target.tokenizer, target.name)
 
 
 def _export_model(
@@ -280,16 +304,6 @@ def _summary_top(vocab_size: int) -> int:
 def _windows(checkpoint: Checkpoint) -> list[int]:
     window = getattr(checkpoint.config, "sliding_window", None)
     return [window] if isinstance(window, int) else []
-
-
-def _template(checkpoint: Checkpoint) -> str:
-    """Return the chat template with the checkpoint's special tokens written into it.
-
-    Templates refer to them by name; so the bundle's template stands on its own.
-    """
-    tokens = checkpoint.special_tokens.items()
-    known = [f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in tokens]
-    return "".join(known) + (checkpoint.chat_template or "")
 
 
 def _versions() -> dict[str, str]:

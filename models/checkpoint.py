@@ -28,12 +28,10 @@ from .families import (
 from .fast_tokenizer import load_tokenizer
 from .hf import blaming, quiet, transformers_class
 from .metadata import (
-    chat_template,
     fix_rotation,
     max_positions,
     read_json,
     sampling_defaults,
-    special_tokens,
 )
 from .safetensors_files import ADAPTER, other_kind, read_weight_files
 from .source import Source, fetch
@@ -65,8 +63,6 @@ class Checkpoint:
         stated_ends: (source, id) of each token that the files' own settings call an end.
         default_end: what transformers takes for the end if nothing names one, or None.
         sampling: the author's sampling parameters; None for greedy decoding.
-        chat_template: Jinja text, or None.
-        special_tokens: texts for the chat template (`bos_token`, `eos_token`, ...).
         adapter: what `load_module` merges into the weights, or None.
     """
 
@@ -85,8 +81,6 @@ class Checkpoint:
     stated_ends: tuple[tuple[str, int], ...] = field(repr=False)
     default_end: int | None = field(repr=False)
     sampling: SamplingDefaults | None = field(repr=False)
-    chat_template: str | None = field(repr=False)
-    special_tokens: dict[str, str] = field(repr=False)
     adapter: Adapter | None = None
 
     @property
@@ -209,7 +203,6 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         tied = getattr(whole, "tie_word_embeddings", False) or config.tie_word_embeddings
         config.tie_word_embeddings = tied and not has_head
     generation = read_json(folder / "generation_config.json", required=False)
-    tokenizer = read_json(folder / "tokenizer_config.json", required=False)
     ends = stated("generation_config.json", generation.get("eos_token_id"))
     for part in (raw, raw.get("text_config") or {}):
         ends += stated("config.json", part.get("eos_token_id"))
@@ -231,8 +224,6 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         stated_ends=tuple(ends),
         default_end=_default_end(config),
         sampling=sampling_defaults(folder / "generation_config.json"),
-        chat_template=chat_template(folder, tokenizer),
-        special_tokens=special_tokens(tokenizer),
     )
 
 
@@ -268,8 +259,6 @@ def _open_gguf(source: Source, file: Path) -> Checkpoint:
         ),
         default_end=None,
         sampling=None,
-        chat_template=header.metadata.get("tokenizer.chat_template"),
-        special_tokens=header.special_tokens(),
     )
 
 

@@ -91,6 +91,9 @@ def load_tokenizer(path: Path, config: Any) -> Any:
         _restore_gguf_settings(path, gguf.read_header(path), tokenizer)
     else:
         _check_declared_ids(path, tokenizer)
+        if tokenizer.chat_template is None:  # a wrapper keeps it where processors look for it
+            legacy = read_json(path / "chat_template.json", required=False)
+            tokenizer.chat_template = legacy.get("chat_template")
     return tokenizer
 
 
@@ -193,6 +196,11 @@ def _restore_gguf_settings(file: Path, header: gguf.GgufHeader, tokenizer: Any) 
             hint="Use the Hugging Face checkpoint of this model.",
         )
 
+    prefix = "tokenizer.chat_template."
+    named = {k[len(prefix) :]: v for k, v in header.metadata.items() if k.startswith(prefix)}
+    if named:
+        default = {"default": tokenizer.chat_template} if tokenizer.chat_template else {}
+        tokenizer.chat_template = {**named, **default}
     settings = {key: header.metadata.get(_TOKENIZER + key) for key in _TOKENIZER_EXTRAS}
     for key, value in settings.items():
         if value:

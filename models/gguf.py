@@ -75,16 +75,6 @@ class GgufHeader:
         """Weights in the file."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
-    def special_tokens(self) -> dict[str, str]:
-        """Texts of the special tokens, by the names that chat templates use."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
-        found = {}
-        for role, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
-            index = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
-            if isinstance(index, int) and 0 <= index < len(tokens):
-                found[f"{role}_token"] = tokens[index]
-        return found
-
 
 def read_header(file: Path) -> GgufHeader:
     """Read and check the header of a GGUF file (about 0.1 s; tensor data are not read).

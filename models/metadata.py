@@ -1,4 +1,4 @@
-"""Facts from the small files beside the weights: limits, special tokens, chat template."""
+"""Facts from the small files beside the weights: limits, ends, sampling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import BundleError, CheckpointError
 from ..runtime.bundle.manifest import SamplingDefaults
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MAX_JSON_BYTES = 32 << 20
 # Rotary tables that change once a context outgrows the trained length: below it, they are static.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -67,30 +66,6 @@ def _rotations(config: Any) -> list[dict[str, Any]]:
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [settings for settings in rope.values() if isinstance(settings, dict)]
     return nested or [rope]
-
-
-def chat_template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
-    """The Jinja text of the chat template, from any of the places where it has been kept."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    legacy = read_json(folder / "chat_template.json", required=False)
-    template = tokenizer.get("chat_template") or legacy.get("chat_template")
-    if isinstance(template, list):  # Several by name: the one for plain chat is called default.
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def special_tokens(tokenizer: dict[str, Any]) -> dict[str, str]:
-    """Texts of the special tokens named in tokenizer_config.json."""
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        value = tokenizer.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            found[name] = text
-    return found
 
 
 def sampling_defaults(file: Path) -> SamplingDefaults | None:

@@ -34,6 +34,7 @@ DOWNLOADED = (
     "vocab.json",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
 )
 """The files of a hub repository that are fetched. `model*` leaves out second copies of the weights

@@ -24,7 +24,22 @@ def check_bundle(engine_dir: Path, machine: Machine) -> list[Finding]:
         bundle = Bundle.open(find_bundle(engine_dir), verify=False)
     except CospecError as error:
         return [problem("bundle", error.message, error.hint)]
-    return list(check_manifest(bundle.manifest, machine))
+    return [*check_manifest(bundle.manifest, machine), *_check_chat(bundle)]
+
+
+def _check_chat(bundle: Bundle) -> Iterator[Finding]:
+    """Say which chat templates cannot be used; plain text needs none."""
+    file = bundle.manifest.chat_template
+    if file is None:
+        return
+    from ..text.chat import ChatFormat
+
+    try:
+        chat = ChatFormat.read(bundle.path(file))
+        for name in chat.templates:
+            chat.compiled(name)
+    except CospecError as error:
+        yield problem("bundle", error.message, error.hint)
 
 
 def check_manifest(manifest: Manifest, machine: Machine) -> Iterator[Finding]:

@@ -97,6 +97,23 @@ def test_the_default_place_is_models_and_the_name(llama, tmp_path, trace_once, m
     assert 'cospec-run --engine-dir models/llama "your prompt"' in result.stdout
 
 
+def test_a_template_that_cannot_be_compiled_can_be_left_out(damaged, models, trace_once):
+    (damaged / "chat_template.jinja").write_text("{% for m in messages %}")
+    arguments = ("--target", damaged, "--draft", "none", "--output", models / "mine")
+    result = export(*arguments)
+    assert result.exit_code == 5
+    assert "cannot be compiled" in result.stderr
+    assert "--no-chat-template" in result.stderr
+    assert contents(models) == []
+    result = export(*arguments, "--no-chat-template")
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(models / "mine")
+    assert bundle.manifest.chat_template is None
+    assert not (bundle.root / "chat.json").exists()
+    certificate = json.loads((bundle.root / "certificate.json").read_text())
+    assert certificate["text"]["texts"] > certificate["text"]["conversations"] == 0
+
+
 @pytest.mark.parametrize(
     ("target", "name"),
     [

@@ -17,6 +17,7 @@ from cospec.models.presets import resolve
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.decoding.session import load
 from cospec.runtime.text.codec import TextCodec
+from cospec.runtime.text.reference import read_record
 
 DRAFT_VOCAB, TARGET_VOCAB = 320, 384
 MAX_TOKENS = 24
@@ -74,12 +75,13 @@ def test_the_files_are_those_of_the_design(bundle):
     files = sorted(str(p.relative_to(bundle.root)) for p in bundle.root.rglob("*") if p.is_file())
     assert files == [
         "certificate.json",
-        "chat_template.jinja",
+        "chat.json",
         "cospec.json",
         "draft/model.onnx",
         "draft/model.onnx.data",
         "target/model.onnx",
         "target/model.onnx.data",
+        "text_gate.json",
         "tokenizer.json",
     ]
 
@@ -106,8 +108,16 @@ def test_the_certificate_holds_what_the_gate_measured(bundle):
         assert report["rows"] > 40
 
 
+def test_the_certificate_says_what_the_text_gate_compared(bundle):
+    certificate = json.loads(bundle.path("certificate.json").read_text(encoding="utf-8"))
+    record = read_record(bundle.root / "text_gate.json")
+    assert certificate["text"] == record.counts()
+    assert certificate["text"]["conversations"] > 20
+    assert "text_gate.json" in {entry.path for entry in bundle.manifest.files}
+
+
 def test_the_progress_bar_knows_every_stage(bundle, options, stages_seen):
-    assert len(stages_seen) == stages(options) == 12
+    assert len(stages_seen) == stages(options) == 13
     assert stages_seen[0] == "reading the checkpoints"
     assert stages_seen[-1] == "sealing the bundle"
     assert {"target: tracing the graph", "draft: checking the graph"} < set(stages_seen)
@@ -118,7 +128,7 @@ def test_the_chat_template_brings_its_special_tokens(bundle, pair):
 
     assert "bos_token" in CHAT_TEMPLATE
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
-    codec = TextCodec(bundle.path("tokenizer.json"), bundle.path("chat_template.jinja"))
+    codec = TextCodec(bundle.path("tokenizer.json"), bundle.path("chat.json"))
     messages = [
         {"role": "user", "content": "Add 12 and 30, please."},
         {"role": "assistant", "content": "The answer is 42."},

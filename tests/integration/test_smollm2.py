@@ -199,7 +199,7 @@ def test_chats_are_rendered_as_transformers_does(exported, smollm2_gguf):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
-    codec = TextCodec(exported.path / "tokenizer.json", exported.path / "chat_template.jinja")
+    codec = TextCodec(exported.path / "tokenizer.json", exported.path / "chat.json")
     chat = [
         {"role": "user", "content": CHAT[0]},
         {"role": "assistant", "content": "Light bends in drops of rain."},

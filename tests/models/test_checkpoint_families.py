@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from factories import BOS, CHAT_TEMPLATE, EOS, FAMILIES, perturbed, random_checkpoint
+from factories import BOS, EOS, FAMILIES, perturbed, random_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cospec.export import graph
@@ -25,8 +25,8 @@ def test_open_and_load(family, checkpoint_of):
     assert checkpoint.vocab_size == 320
     assert checkpoint.max_positions == 256
     assert (checkpoint.bos_id, checkpoint.eos_ids) == (BOS, (EOS,))
-    assert checkpoint.chat_template is None
-    assert checkpoint.special_tokens["bos_token"] == "<bos>"
+    assert checkpoint.tokenizer.chat_template is None
+    assert checkpoint.tokenizer.special_tokens_map["bos_token"] == "<bos>"
 
     module = load_module(checkpoint, torch.float32)
     assert not module.training
@@ -61,20 +61,11 @@ def test_perturbed_copy_is_a_draft(checkpoint_of, tmp_path):
     assert 0.5 < agreement < 1
 
 
-def test_ends_and_templates_are_gathered(checkpoint_of, tmp_path):
+def test_ends_are_gathered(checkpoint_of, tmp_path):
     folder = perturbed(checkpoint_of("llama"), tmp_path / "copy")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 1, 9999]}))
-    facts = json.loads((folder / "tokenizer_config.json").read_text())
-    facts["chat_template"] = [
-        {"name": "tool", "template": "t"},
-        {"name": "default", "template": "d"},
-    ]
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
     checkpoint = open_checkpoint(resolve(str(folder)))
     assert checkpoint.eos_ids == (3, 1)
-    assert checkpoint.chat_template == "d"
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    assert open_checkpoint(resolve(str(folder))).chat_template == CHAT_TEMPLATE
 
 
 def test_longrope_is_limited_to_the_trained_length(tmp_path):

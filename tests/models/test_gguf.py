@@ -41,7 +41,6 @@ def test_header(tmp_path):
     assert header.architecture == "llama"
     assert header.metadata["llama.context_length"] == 64
     assert header.parameters == 128
-    assert header.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>"}
     gguf.check_header(file, header)
     theirs = gguf_package.GGUFReader(file)
     assert header.data_start == theirs.data_offset
@@ -119,8 +118,8 @@ def test_smollm2(smollm2_gguf):
     assert checkpoint.max_positions == 8192
     assert checkpoint.parameters == 134_515_008
     assert (checkpoint.bos_id, checkpoint.eos_ids) == (1, (2, 0))  # the turn, the text
-    assert checkpoint.special_tokens["eos_token"] == "<|im_end|>"
-    assert checkpoint.chat_template is not None
+    assert checkpoint.tokenizer.special_tokens_map["eos_token"] == "<|im_end|>"
+    assert checkpoint.tokenizer.chat_template is not None
     assert shared_vocabulary(checkpoint, None).size == 49152
     tokenizer = Tokenizer.from_str(tokenizer_json(checkpoint))
     ids = torch.tensor([tokenizer.encode("The capital of France is").ids])

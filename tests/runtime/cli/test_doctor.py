@@ -35,6 +35,7 @@ from cospec.runtime.doctor.machine import (
     probe,
 )
 from cospec.runtime.tensorrt.api import Gpu
+from cospec.runtime.text.chat import ChatFormat
 
 GIB = 1 << 30
 REQUIREMENTS = [
@@ -500,3 +501,17 @@ def test_the_bundle_is_part_of_the_report(tmp_path, monkeypatch):
     assert "gqa in fp16: runs on ONNX Runtime" in found[0]["message"]
     (root / "target/model.onnx").write_bytes(b"cut")
     assert CliRunner().invoke(doctor_main, ["--engine-dir", str(root)]).exit_code == 1
+
+
+def test_a_chat_template_that_cannot_be_used_is_a_problem(tiny_bundle, tmp_path):
+    bundle = tmp_path / "broken"
+    shutil.copytree(tiny_bundle.root, bundle)
+    assert not any("template" in found.message for found in check_bundle(bundle, BARE_CPU))
+    chat = json.loads((bundle / "chat.json").read_text())
+    chat["templates"]["default"] = "{% for m in messages %}".ljust(
+        len(chat["templates"]["default"])
+    )
+    (bundle / "chat.json").write_text(ChatFormat(**chat).to_json(), encoding="utf-8")
+    (found,) = [found for found in check_bundle(bundle, BARE_CPU) if "template" in found.message]
+    assert found.level == "problem"
+    assert "cannot be compiled" in found.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
-from cospec.errors import BundleError, CospecError, MissingExtraError
+from cospec.errors import BundleError, CospecError, GateError, MissingExtraError
 from cospec.runtime.bundle.manifest import (
     EnginesEntry,
     GenerationDefaults,
@@ -27,6 +28,7 @@ from cospec.runtime.cli.common import CospecCommand, exit_codes, json_option
 from cospec.runtime.cli.inspect import main as inspect_main
 from cospec.runtime.cli.verify import main as verify_main
 from cospec.runtime.tensorrt.plan_store import PlanKey, PlanStore, graph_sha256
+from cospec.runtime.text.codec import TextCodec
 
 TARGET = ModelEntry(
     graph="target/model.onnx",
@@ -170,6 +172,39 @@ def test_verify_says_ok_for_each_file(root):
         "ok   tokenizer.json",
     ]
     assert lines[3].startswith("3 files, 1.5 KiB: all as exported (seal ")
+
+
+def test_verify_repeats_the_text_gate_without_transformers(tiny_bundle):
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None)\n"
+        "from cospec.runtime.cli.verify import main; main()"
+    )
+    command = [sys.executable, "-c", code, "--text", str(tiny_bundle.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d+ texts, \d+ conversations: tokens as in transformers 5\S+", last)
+    facts = json.loads(call(verify_main, "--text", "--json", tiny_bundle.root).stdout)
+    assert facts["text"]["conversations"] > 20 < facts["text"]["texts"] + 10
+    assert json.loads(call(verify_main, "--json", tiny_bundle.root).stdout)["text"] is None
+
+
+def test_verify_finds_text_that_becomes_other_tokens(tiny_bundle, monkeypatch):
+    right = TextCodec.encode
+
+    def encode(codec: TextCodec, text: str) -> list[int]:
+        return right(codec, text.replace("42", "43"))
+
+    monkeypatch.setattr(TextCodec, "encode", encode)
+    result = call(verify_main, "--text", tiny_bundle.root)
+    assert result.exit_code == GateError.exit_code
+    assert "a sentence: the ids differ from token" in result.stderr
+
+
+def test_verify_says_when_a_bundle_has_no_record_of_its_text(root):
+    result = call(verify_main, "--text", root)
+    assert result.exit_code == 2
+    assert "has no text_gate.json" in result.stderr
 
 
 def test_verify_names_every_bad_file_with_both_hashes(root):

@@ -48,7 +48,10 @@ def answer(session: Session, question: str, tokens: int, length: DraftLength, fi
         session.forget()  # the prompt is read anew, by both
         started = perf_counter()
         done = session.generate(
-            [{"role": "user", "content": question}], max_tokens=tokens, num_draft_tokens=k
+            [{"role": "user", "content": question}],
+            max_tokens=tokens,
+            num_draft_tokens=k,
+            greedy=True,
         )
         found[k] = (perf_counter() - started, done)
     (plain_seconds, plain), (seconds, drafted) = found[0], found[length]

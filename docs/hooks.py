@@ -76,8 +76,22 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     return html
 
 
+def _options() -> str:
+    """Return a table of the generation options, from their declaration."""
+    from cospec.runtime.decoding.options import GenerationOptions
+    from cospec.runtime.sampling.declaration import options_of
+
+    rows = ["| option | command line | HTTP | sets |", "|---|---|---|---|"]
+    for each in options_of(GenerationOptions).values():
+        http = f"`{each.http}`" if each.http else "no"
+        summary = each.summary.replace("|", "\\|")
+        rows.append(f"| `{each.name}` | `{each.flag}` | {http} | {summary} |")
+    return "\n".join(rows)
+
+
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that are written for the repository to pages of the site."""
+    """Write the table of options, and turn links to files of the repository to pages of the site."""
+    markdown = markdown.replace("<!-- generation options -->", _options())
     shown = {page: source for source, page in OUTSIDE.items()}
     uri = page.file.src_uri
     own = (ROOT / "docs" / uri).is_file()

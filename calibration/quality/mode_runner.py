@@ -14,6 +14,7 @@ from ...runtime.arbitration.protocol import Arbiter
 from ...runtime.decoding.completion import Completion
 from ...runtime.decoding.session import Session, load
 from ...runtime.engines.onnxruntime import OrtOptions
+from ...runtime.sampling.params import SamplingParams
 from ..tasks.checkers import check
 from ..tasks.item import Task
 from .mode_summary import Answer
@@ -109,7 +110,7 @@ class ModeRunner:
             task.prompt,
             max_tokens=max_tokens,
             num_draft_tokens=0 if mode.is_plain else self._config.num_draft_tokens,
-            sampling=sampling_of(mode, task),
+            sampling=sampling_of(mode, task) or SamplingParams(),
             mode="collab" if mode.is_judged else "strict",
             threshold=mode.threshold,
             arbiter=self._arbiter(mode, task),

@@ -112,7 +112,8 @@ def option_flag(name: str, help_text: str = "", flag: str = "") -> Callable[[Com
     declared = options_of(GenerationOptions)[name]
     names, text = (flag or declared.flag, name), help_text or declared.summary
     if declared.type is bool:
-        return click.option(*names, is_flag=True, default=None, help=text)
+        pair = f"{names[0]}/--no-{names[0][2:]}" if declared.default is None else names[0]
+        return click.option(pair, name, is_flag=True, default=None, help=text)
     kind = click.Choice(declared.choices) if declared.choices else OptionType(declared)
     several = declared.container is not None
     return click.option(*names, type=kind, default=None, multiple=several, help=text)

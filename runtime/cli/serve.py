@@ -82,10 +82,11 @@ Examples:
 )
 @option_flag(
     "temperature",
-    "Temperature of requests that do not set one. 0 is greedy, which is the default here; OpenAI's own "
-    "default is 1.",
+    "Temperature of requests that do not set one. Default: what the model's author recommends, or 0, "
+    "which is greedy. OpenAI's own default is 1.",
     flag="--default-temperature",
 )
+@option_flag("greedy")
 @option_flag("mode", "Mode of requests that do not set one: strict or collab. Default: strict.")
 @option_flag("threshold", "Threshold of collab for requests that set none. Default: the bundle's.")
 @option_flag(
@@ -111,9 +112,9 @@ def main(
 ) -> None:
     """Answer OpenAI's chat and text completions with a bundle, over HTTP.
 
-    Each slot decodes one request at a time; further requests wait in the order of arrival. Greedy
-    decoding is the default, as everywhere in CoSpec: requests that set no temperature get the most
-    likely tokens. Fields that would change the answer and are not supported are refused.
+    Each slot decodes one request at a time; further requests wait in the order of arrival. Requests
+    that set no sampling parameters get those that the model's author recommends, if there are any, and
+    else the most likely tokens. Fields that would change the answer and are not supported are refused.
 
     On SIGTERM, running answers are finished and requests in the queue are refused. A second SIGTERM
     ends the server at once.

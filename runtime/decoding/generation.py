@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import UsageError
@@ -11,6 +11,7 @@ from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
 from ..drafting.draft_length import LONGEST_AUTO_DRAFT, DraftLengthController
 from ..drafting.protocol import Drafter, no_evidence
+from ..sampling.declaration import OptionError
 from ..sampling.grammar import GrammarCompiler, GrammarState
 from ..sampling.sampler import Sampler
 from ..text.detokenizer import TextStream
@@ -74,12 +75,20 @@ def plan_generation(
                 hint="give a number, or leave it to the bundle",
             )
         length = LONGEST_AUTO_DRAFT
+    ends = frozenset(defaults.eos_token_ids)
+    unknown = [token for token in options.stop_token_ids if token >= manifest.vocab_size]
+    if unknown:
+        raise OptionError(
+            "stop_token_ids",
+            f"stop_token_ids has {unknown[0]}, but ids run from 0 to {manifest.vocab_size - 1}",
+        )
     limits = Limits(
         max_tokens=defaults.max_tokens if options.max_tokens is None else options.max_tokens,
-        eos_token_ids=frozenset(defaults.eos_token_ids),
+        eos_token_ids=ends | set(options.stop_token_ids),
         num_draft_tokens=defaults.num_draft_tokens if length is None else length,
         prefill_chunk=defaults.prefill_chunk,
         vocab_size=manifest.vocab_size,
+        stop_token_ids=frozenset(options.stop_token_ids) - ends,
     )
     spec = options.grammar_spec
     grammar = None if spec is None else grammars.compile(spec)
@@ -133,7 +142,7 @@ def choose_referee(
     threshold, entry = options.threshold, manifest.models.arbiter
     if threshold is None:
         threshold = 0.5 if entry is None else entry.threshold
-    return Referee(arbiter, threshold, protected)
+    return Referee(arbiter, threshold, protected | set(options.stop_token_ids))
 
 
 def rounds(
@@ -188,12 +197,15 @@ class Detokenizer:
 
     Args:
         text: decodes the output.
+        special: spelling of the tokens that are not part of the text, but may be stop texts.
         options: stop texts, and the number of tokens before they count.
     """
 
-    def __init__(self, text: TextStream, options: GenerationOptions) -> None:
+    def __init__(
+        self, text: TextStream, special: Mapping[int, str], options: GenerationOptions
+    ) -> None:
         self._text = text
-        self._stops = StopTexts(options.stop)
+        self._stops = StopTexts(options.stop, special)
         self._exempt = options.min_tokens
 
     def push(self, round_: Round) -> tuple[str, Round]:
@@ -205,7 +217,7 @@ class Detokenizer:
                 self._exempt -= 1
                 written += new
                 continue
-            certain, stopped = self._stops.push(new)
+            certain, stopped = self._stops.push(new, token)
             written += certain
             if stopped:
                 return written, round_.cut(i + 1, "stop")

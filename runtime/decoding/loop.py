@@ -42,6 +42,7 @@ class Limits:
     Attributes:
         max_tokens: most tokens to generate.
         eos_token_ids: tokens that end the text; the output includes the one that ends it.
+        stop_token_ids: those of them that the caller chose, and not the model's author.
         num_draft_tokens: most tokens to draft per round; 0 is plain decoding.
         prefill_chunk: most prompt tokens per pass.
         vocab_size: proposed token ids are below this.
@@ -52,6 +53,7 @@ class Limits:
     num_draft_tokens: int
     prefill_chunk: int
     vocab_size: int = sys.maxsize
+    stop_token_ids: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def decode(
         if rollback is not None:
             rollback(context + accepted)
         if tokens[-1] in limits.eos_token_ids:
-            finish = "eos"
+            finish = "stop" if tokens[-1] in limits.stop_token_ids else "eos"
         elif len(tokens) == end:
             finish = "length"
         elif len(tokens) > target.capacity:

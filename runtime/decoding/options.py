@@ -13,7 +13,7 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from ...errors import UsageError
-from ..sampling.declaration import Texts, option, options_of
+from ..sampling.declaration import OptionError, Texts, option, options_of
 from ..sampling.grammar import GrammarKind, GrammarSpec, schema_text
 from ..sampling.params import SamplingParams
 
@@ -70,7 +70,7 @@ class GenerationOptions(SamplingParams):
         "Stop after this many seconds and return the partial output.",
         above=0,
         unit="seconds",
-        http=False,
+        http="",
     )
     overflow: Overflow = option(
         "stop",
@@ -80,19 +80,41 @@ class GenerationOptions(SamplingParams):
         None,
         "The output is JSON that matches this JSON schema. On the command line: a file.",
         file=True,
-        http=False,
+        http="",
     )
     regex: str | None = option(
-        None, "The output matches this regular expression as a whole.", http=False
+        None, "The output matches this regular expression as a whole.", http=""
     )
     grammar: str | None = option(
         None,
         "The output matches this grammar, in Lark's notation or in GBNF. On the command line: a file.",
         file=True,
-        http=False,
+        http="",
     )
     choice: Texts = option(
-        (), "The output is one of these texts. May be given several times.", http=False
+        (), "The output is one of these texts. May be given several times.", http=""
+    )
+    greedy: bool = option(
+        False,
+        "Ignore the sampling parameters that the model's author recommends. Without any, the most "
+        "likely tokens are chosen.",
+    )
+    template: str | None = option(
+        None, "Name of the chat template, if the bundle has several.", flag="--template", http=""
+    )
+    template_args: Mapping[str, Any] = option(
+        {},
+        "A variable of the chat template, such as enable_thinking=false. May be given several times.",
+        flag="--template-arg",
+        http="chat_template_kwargs",
+    )
+    add_generation_prompt: bool | None = option(
+        None,
+        "End the prompt with the beginning of an answer. Default: yes, unless the last message is "
+        "continued.",
+    )
+    continue_final_message: bool = option(
+        False, "Continue the last message instead of beginning an answer to it."
     )
     sampling: InitVar[SamplingParams | None] = None
     arbiter: Arbiter | None = field(default=None, compare=False)
@@ -104,6 +126,10 @@ class GenerationOptions(SamplingParams):
         for each in () if sampling is None else fields(sampling):
             object.__setattr__(self, each.name, getattr(sampling, each.name))
         super().__post_init__()
+        if self.greedy and self.temperature > 0:
+            raise OptionError(
+                "greedy", f"greedy and temperature {self.temperature} contradict each other"
+            )
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", schema_text(self.json_schema))
 
@@ -125,7 +151,9 @@ class GenerationOptions(SamplingParams):
                     f"there is no option {name!a:.60}", hint=f"the options are: {', '.join(known)}"
                 )
         values = {name: value for name, value in given.items() if value is not None}
-        sampling = values.pop("sampling", None)
+        if values.get("temperature"):
+            values = {"greedy": False} | values
+        sampling = values.pop("sampling", SamplingParams() if values.get("greedy") else None)
         if sampling is not None:
             values = {each.name: getattr(sampling, each.name) for each in fields(sampling)} | values
         return replace(self, **values)
@@ -159,6 +187,9 @@ class GenerationOptions(SamplingParams):
         values = {name: (getattr(self, name), option.default) for name, option in known}
         return {name: value for name, (value, default) in values.items() if value != default}
 
+
+CHAT_OPTIONS = ("template", "template_args", "add_generation_prompt", "continue_final_message")
+"""Options that render messages; they have no meaning for prompts of text or tokens."""
 
 _FOR_PROGRAMS = ("sampling", "arbiter", "drafter", "observer")
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import cast
 
-from ...errors import PromptError, PromptTooLongError, UsageError
+from msgspec.structs import asdict
+
+from ...errors import UsageError
 from ..arbitration.protocol import Arbiter
 from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
@@ -23,19 +24,16 @@ from ..sampling.grammar import GrammarCompiler
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import TokenLogprob
 from ..text.codec import TextCodec
-from ..text.messages import Message
 from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .generation import Detokenizer, Plan, choose_referee, plan_generation, rounds
 from .options import DraftLength, GenerationOptions, Mode, Overflow, takes_options
 from .placement import Backend, place
+from .prompt import Prompt, encode_prompt
 from .scoring import score_tokens
 from .stopping import Interrupt
 
 __all__ = ["DraftLength", "Mode", "Overflow", "Prompt", "Session", "load"]
-
-Prompt = str | Sequence[Message] | Sequence[int]
-"""Plain text, chat messages, or token ids."""
 
 
 class Session:
@@ -73,7 +71,11 @@ class Session:
         self.manifest = manifest
         self.arbiter = arbiter
         self.codec = codec
-        self.defaults = GenerationOptions()
+        recommended = manifest.generation.sampling
+        sampling = (
+            SamplingParams() if recommended is None else SamplingParams(**asdict(recommended))
+        )
+        self.defaults = GenerationOptions(sampling=sampling)
         self._drafter = find_drafter(drafter, has_draft=draft is not None)
         self.drafter = self._drafter.name
         drafting = draft if self._drafter.uses_model else None
@@ -206,37 +208,9 @@ class Session:
             self._running = None
             self.caches.restore(Path(path))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Return the tokens of a prompt.
-
-        Raises:
-            PromptError: it is empty or does not fit the capacity.
-            UsageError: messages, and the bundle has no chat template.
-        """
-        if isinstance(prompt, str):
-            tokens = self.codec.encode(prompt)
-        elif prompt and isinstance(prompt[0], int):
-            tokens = self._checked_ids(cast("Sequence[int]", prompt))
-        else:
-            tokens = self.codec.encode_chat(cast("Sequence[Message]", prompt))
-        if not tokens or not prompt:
-            raise PromptError("the prompt is empty", hint="pass at least one character of text")
-        capacity = self.manifest.capacity
-        if len(tokens) > capacity:
-            raise PromptTooLongError(
-                f"the prompt has {len(tokens)} tokens, this bundle holds {capacity}",
-                hint="shorten the prompt, or export again with a larger --capacity",
-            )
-        return tokens
-
-    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
-        size = self.manifest.vocab_size
-        if not all(isinstance(token, int) and 0 <= token < size for token in ids):
-            raise PromptError(
-                "the prompt is not a list of token ids of this bundle",
-                hint=f"its token ids run from 0 to {size - 1}",
-            )
-        return list(ids)
+    def encode(self, prompt: Prompt, options: GenerationOptions | None = None) -> list[int]:
+        """Return the tokens of a prompt; errors as in `generate`."""
+        return encode_prompt(prompt, self.codec, self.manifest, options or self.defaults)
 
     @cached_property
     def protected_tokens(self) -> frozenset[int]:
@@ -262,7 +236,8 @@ class Session:
         referee = choose_referee(
             options, arbiter, self.manifest, self.protected_tokens, has_evidence=has_evidence
         )
-        return plan_generation(self.encode(prompt), options, self.manifest, referee, self._grammars)
+        tokens = self.encode(prompt, options)
+        return plan_generation(tokens, options, self.manifest, referee, self._grammars)
 
     def _pieces(self, plan: Plan, stream: Stream) -> Iterator[Piece]:
         is_auto = plan.options.num_draft_tokens == "auto"
@@ -275,7 +250,8 @@ class Session:
             stream.stats.num_cached_tokens = self.caches.begin(tokens)
             drafter = self._drafter_of(plan, controller)
             going = rounds(plan, self.caches, drafter, tokens, controller)
-        text = Detokenizer(self.codec.stream(stream.prompt_tokens), plan.options)
+        stream_of_text = self.codec.stream(stream.prompt_tokens)
+        text = Detokenizer(stream_of_text, self.codec.special_tokens, plan.options)
         if plan.referee is not None:
             stream.stats.num_capped = plan.referee.num_capped
         while stream.finish_reason is None:

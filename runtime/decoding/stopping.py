@@ -1,8 +1,8 @@
-"""What ends an output beside the tokens themselves: stop texts, a deadline, the caller."""
+"""What ends an output besides its tokens: stop texts, a deadline, the caller."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
 from time import perf_counter
 from typing import Literal
@@ -13,36 +13,60 @@ from ...errors import UsageError
 class StopTexts:
     """Finds the first stop text in a growing output, and holds back what may become one.
 
+    A special token has no text in the output, but a stop text may spell one. It is matched as a whole,
+    so that the stop text `e` does not end an output at `<eos>`.
+
     Args:
         stops: texts that end the output where they first occur.
+        special: spelling of special tokens, by id.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], special: Mapping[int, str] | None = None) -> None:
+        named = {text for text in (special or {}).values() if any(text in stop for stop in stops)}
+        longest_first = sorted(named, key=len, reverse=True)
+        # Text never contains single surrogates, so each can stand for a special token.
+        marks = {text: chr(_FIRST_MARK + i) for i, text in enumerate(longest_first)}
+        marked = list(stops)
+        for text, mark in marks.items():
+            marked = [stop.replace(text, mark) for stop in marked]
+        self._marks = {
+            token: marks[text] for token, text in (special or {}).items() if text in marks
+        }
+        self._stops = tuple(dict.fromkeys([*stops, *marked]))
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, token: int | None = None) -> tuple[str, bool]:
         """Add text; return what is certain to belong to the output, and whether a stop text ended it.
 
         Of several stop texts that are complete, the one that begins first counts.
+
+        Args:
+            text: of the output.
+            token: that it ends with; only special tokens matter.
         """
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
+        text = self._held + text + ("" if token is None else self._marks.get(token, ""))
+        found = [at for at in map(text.find, self._stops) if at >= 0]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        end = min(found) if found else len(text) - keep
+        self._held = "" if found else text[end:]
+        return self._without_marks(text[:end]), bool(found)
 
     def finish(self) -> str:
         """Return what was held back: the output ended before it became a stop text."""
         held, self._held = self._held, ""
-        return held
+        return self._without_marks(held)
+
+    def _without_marks(self, text: str) -> str:
+        for mark in self._marks.values():
+            text = text.replace(mark, "")
+        return text
+
+
+_FIRST_MARK = 0xD800
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of `text` begin `stop`, short of all of it."""
+    """Return how many characters at the end of `text` begin `stop` without completing it."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size
@@ -50,7 +74,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Interrupt:
-    """Ends a generation early: at a deadline, or when another thread says so.
+    """Ends a generation early: at a deadline, or when another thread cancels it.
 
     Args:
         timeout: seconds from now, or None.

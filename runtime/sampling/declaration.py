@@ -83,7 +83,7 @@ class Option:
         range: the numbers that are accepted.
         unit: of the number, such as `tokens`; empty if it has none.
         flag: the option's name on the command line.
-        http: whether HTTP requests may set it.
+        http: name of the field in HTTP requests; empty if they may not set it.
         file: whether the command line takes the value from a file.
     """
 
@@ -94,7 +94,7 @@ class Option:
     range: Range
     unit: str
     flag: str
-    http: bool
+    http: str
     file: bool
 
     @property
@@ -163,7 +163,7 @@ def option(
     above: float | None = None,
     unit: str = "",
     flag: str = "",
-    http: bool = True,
+    http: str | None = None,
     file: bool = False,
 ) -> Value:
     """Declare an option as the default of a dataclass field; see `Option`."""
@@ -198,6 +198,7 @@ def options_of(declaration: type) -> Mapping[str, Option]:
             default = {} if each.default is MISSING else each.default
             facts = dict(each.metadata)
             facts["flag"] = facts["flag"] or "--" + each.name.replace("_", "-")
+            facts["http"] = each.name if facts["http"] is None else facts["http"]
             kind = _hint(declaration, each.name)
             found[each.name] = Option(each.name, kind, default, **facts)
     return found

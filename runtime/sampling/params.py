@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .declaration import Biases, Declared, Texts, option
+from .declaration import Biases, Declared, Texts, TokenIds, option
 
 MAX_LOGPROBS = 64
 MAX_SEED = 2**64 - 1
@@ -60,7 +60,14 @@ class SamplingParams(Declared):
     min_tokens: int = option(
         0, "Ignore ends of text and stop texts before this many tokens.", low=0, unit="tokens"
     )
-    stop: Texts = option((), "End the output before this text. May be given several times.")
+    stop: Texts = option(
+        (),
+        "End the output before this text, which may spell a special token. May be given several "
+        "times.",
+    )
+    stop_token_ids: TokenIds = option(
+        (), "End the output after this token. May be given several times.", flag="--stop-token-id"
+    )
     logprobs: int | None = option(
         None,
         "Report the log-probability of each token, and of this many most likely ones, under the "

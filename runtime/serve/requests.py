@@ -49,7 +49,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "reasoning_effort": (),
     "verbosity": (),
-    "stop_token_ids": ([],),
     "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
@@ -170,7 +169,8 @@ def _options(
 ) -> GenerationOptions:
     """Read the options of the generation, some of which have other names in OpenAI's API."""
     declared = options_of(GenerationOptions)
-    names = {name: name for name, each in declared.items() if each.http and name != "logprobs"}
+    names = {each.http: name for name, each in declared.items() if name != "logprobs"}
+    names.pop("", None)
     names["max_completion_tokens"] = "max_tokens"
     values = {name: fields.take(name) for name in names}
     values |= logprobs

@@ -100,5 +100,5 @@ def test_a_missing_extra_is_named_before_anything_is_loaded(served, tmp_path, mo
 
 def test_help_states_the_default_temperature_and_where_the_key_comes_from():
     text = " ".join(call("--help").stdout.split())
-    assert "0 is greedy, which is the default here; OpenAI's own default is 1" in text
+    assert "or 0, which is greedy. OpenAI's own default is 1" in text
     assert "COSPEC_API_KEY" in text

@@ -168,3 +168,93 @@ def test_a_useless_timeout(session):
     with pytest.raises(UsageError, match="timeout is 0, but must be above 0"):
         session.stream("a", timeout=0)
     assert Interrupt(None).reason() is None
+
+
+SPECIAL = {0: "<bos>", 1: "<eos>", 2: "<|user|>", 3: "<|user|>s"}
+
+
+@pytest.mark.parametrize(
+    ("stops", "pushed", "wanted"),
+    [
+        (["<eos>"], [("ab", None), ("", 1), ("cd", None)], ("ab", True)),
+        (["<eos>"], [("ab", None), ("", 0), ("cd", None)], ("abcd", False)),
+        (["e", "os>"], [("ab", None), ("", 1), ("cd", None)], ("abcd", False)),
+        (["b<eos>"], [("ab", None), ("", 1)], ("a", True)),
+        (["b<eos>c"], [("ab", None), ("", 1), ("cd", None)], ("a", True)),
+        (["b<eos>c"], [("ab", None), ("", 1), ("d", None)], ("abd", False)),
+        (["<eos><bos>"], [("a", None), ("", 1), ("", 0)], ("a", True)),
+        (["<eos><bos>"], [("a", None), ("", 1), ("", 1)], ("a", False)),
+        (["<|user|>"], [("a", None), ("", 3)], ("a", False)),
+        (["<|user|>s"], [("a", None), ("", 3)], ("a", True)),
+        (["<eos>"], [("a<e", None), ("os>b", None)], ("a", True)),
+    ],
+)
+def test_a_stop_text_may_spell_special_tokens(stops, pushed, wanted):
+    found = StopTexts(stops, SPECIAL)
+    text = ""
+    for part, token in pushed:
+        certain, stopped = found.push(part, token)
+        text += certain
+        if stopped:
+            break
+    else:
+        text += found.finish()
+    assert (text, stopped) == wanted
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_special_token_ends_an_output_that_hides_it(session, k):
+    bos, user = session.manifest.generation.bos_token_id, session.codec.encode("<|user|>")[-1]
+    options = {"max_tokens": 8, "num_draft_tokens": k, "logit_bias": {user: 1e6}}
+    found = session.generate("the block", stop=("zz", "<|user|>"), **options)
+    assert (found.text, found.tokens, found.finish_reason) == ("", [user], "stop")
+    twice = session.generate("the block", stop=("<|user|><|user|>",), **options)
+    assert (twice.tokens, twice.finish_reason) == ([user, user], "stop")
+    other = session.generate("the block", stop=("<bos>", "user"), **options)
+    assert (len(other.tokens), other.text, other.finish_reason) == (8, "", "length")
+    assert bos != user
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+@pytest.mark.parametrize("mode", ["strict", "collab"])
+def test_a_stop_token_ends_the_output_where_it_first_occurs(session, k, mode):
+    whole = session.generate("the block of", max_tokens=20, num_draft_tokens=0)
+    options: dict = {"max_tokens": 20, "num_draft_tokens": k}
+    if mode == "collab":
+        from cospec.runtime.arbitration.baselines import AlwaysDraft
+
+        options |= {"mode": "collab", "arbiter": AlwaysDraft(), "threshold": 1.0}
+    for at in (0, 3, 9):
+        token = whole.tokens[at]
+        found = session.generate("the block of", stop_token_ids=(token,), **options)
+        first = whole.tokens.index(token)
+        assert found.tokens == whole.tokens[: first + 1]
+        assert found.finish_reason == "stop"
+        assert whole.text.startswith(found.text)
+        later = session.generate(
+            "the block of", stop_token_ids=(token,), min_tokens=first + 2, **options
+        )
+        assert token not in later.tokens[: first + 1]
+    (eos,) = session.manifest.generation.eos_token_ids
+    ended = session.generate("a", stop_token_ids=(eos,), logit_bias={eos: 1e6}, **options)
+    assert (ended.tokens, ended.finish_reason) == ([eos], "eos")
+
+
+def test_an_arbiter_never_keeps_the_drafts_stop_token(session):
+    from cospec.runtime.arbitration.baselines import AlwaysDraft
+
+    options = {"mode": "collab", "arbiter": AlwaysDraft(), "threshold": 0.5, "max_tokens": 30}
+    free = session.generate("the block of", num_draft_tokens=4, **options)
+    kept = [t for t, who in zip(free.tokens, free.provenance, strict=True) if who == "draft"]
+    assert kept
+    stopped = session.generate(
+        "the block of", num_draft_tokens=4, stop_token_ids=(kept[0],), **options
+    )
+    pairs = zip(stopped.tokens, stopped.provenance, strict=True)
+    assert (kept[0], "draft") not in list(pairs)
+
+
+def test_a_stop_token_that_there_is_not(session):
+    size = session.manifest.vocab_size
+    with pytest.raises(UsageError, match=f"stop_token_ids has {size}, but ids run from 0"):
+        session.plan("x", stop_token_ids=(1, size))

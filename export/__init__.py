@@ -1,1 +1,1 @@
-"""From a Hugging Face checkpoint to a sealed bundle of ONNX graphs: lowering, parity gate, writer."""
+"""Export of checkpoints to sealed bundles of ONNX graphs: lowering, parity gate, writer."""

@@ -23,7 +23,7 @@ from ..runtime.bundle.json_input import Kind, read_json
 from ..runtime.bundle.manifest import ArbiterEntry
 
 GRAPH = "arbiter/model.onnx"
-"""Where the graph lies in a bundle."""
+"""Path of the graph in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class ArbiterFolder:
         destination = bundle / GRAPH
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.graph, destination)
-        LearnedArbiter(destination)  # refuses what no decoder could feed
+        LearnedArbiter(destination)  # refuses a graph with unknown inputs
         return ArbiterEntry(graph=GRAPH, threshold=self.threshold)
 
     def quality_on(self, sha256_of: Hash) -> dict[str, Any] | None:
-        """Return what was measured if it was measured on the very files of a bundle, else None."""
+        """Return the measured quality if it was measured on the files of this bundle, else None."""
         return quality_on(self.quality, sha256_of)
 
 
@@ -61,7 +61,7 @@ def read_arbiter(folder: Path) -> ArbiterFolder:
     """Read an arbiter's folder.
 
     Raises:
-        CheckpointError: something is missing or not what it should be.
+        CheckpointError: a file is missing or damaged.
     """
     settings = _read(folder / "arbiter.json", _Settings)
     graph, certificate = folder / "model.onnx", folder / CERTIFICATE

@@ -1,12 +1,12 @@
-"""The attention-and-cache block of a decoder, in the three forms that the runtimes understand.
+"""The attention-and-cache block of a decoder, in one form for each kind of runtime.
 
 Every family in transformers calls one attention function with the *new* queries, keys and values of a
-step. We register ours, and it writes the keys and values into a static cache and attends over it. All
-three lowerings compute the same thing and share every input and output:
+step. We register our own: it writes the keys and values into a static cache and attends over the cache.
+The three lowerings compute the same and have the same inputs and outputs:
 
 - `gqa`: one com.microsoft GroupQueryAttention node. For ONNX Runtime.
-- `scatter`: opset 24, TensorScatter and Attention with an additive mask. Never the causal flag with
-  `nonpad_kv_seqlen`: TensorRT's parser drops the length silently and then decodes wrongly.
+- `scatter`: opset 24, TensorScatter and Attention with an additive mask. The causal flag with
+  `nonpad_kv_seqlen` is not used: TensorRT's parser drops the length silently and decodes wrongly.
 - `portable`: opset 18 primitives, for any ONNX Runtime and TensorRT from 10.3. Heads are repeated by a
   4-D Expand, which TensorRT fuses; the grouped 5-D form is not fused.
 
@@ -34,7 +34,7 @@ ATTENTION_NAME = "cospec"
 
 @dataclass
 class CacheStep:
-    """What the attention function needs of the step being traced, and what it leaves behind.
+    """The step that is being traced: what the attention function reads and what it returns.
 
     Attributes:
         lowering: which form to emit.
@@ -50,10 +50,10 @@ class CacheStep:
 
 
 class PassThroughCache:
-    """Stands where transformers expects a cache, and hands the new keys and values straight on.
+    """The cache that transformers gets: it returns the new keys and values unchanged.
 
-    The real cache is written inside the attention function. A length of zero keeps the model's own
-    position arithmetic out of the graph: positions are given explicitly.
+    The attention function writes the real cache. The length is zero so that the graph has no position
+    arithmetic of the model: positions are passed explicitly.
     """
 
     is_compileable = False
@@ -62,7 +62,7 @@ class PassThroughCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `key` and `value` as they are."""
+        """Return `key` and `value` unchanged."""
         return key, value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -79,7 +79,7 @@ class PassThroughCache:
 
 
 class CachedAttention:
-    """The attention function that transformers calls; `step` is set around each traced forward."""
+    """The attention function that transformers calls; `step` is set during each traced forward."""
 
     def __init__(self) -> None:
         self.step: CacheStep | None = None
@@ -96,7 +96,7 @@ class CachedAttention:
         softcap: float | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        """Write the cache and attend; the extra keywords of some families concern training only."""
+        """Write the cache and attend. Extra keywords of some families are for training only."""
         step = self.step
         if step is None:
             raise RuntimeError("the cospec attention function was called outside of an export")
@@ -159,8 +159,7 @@ def additive_mask(
 ) -> torch.Tensor:
     """Return [1, 1, S, C]: 0 where row i may look (positions <= length + i, inside the window).
 
-    The masked value is the dtype's lowest, not -inf: a row of -inf would turn into NaN, and every
-    real row sees at least itself.
+    Elsewhere it is the lowest number of the dtype and not -inf, since a row of -inf would become NaN.
     """
     row = (cache_length + torch.arange(width)).reshape(1, 1, -1, 1)
     column = torch.arange(capacity).reshape(1, 1, 1, -1)

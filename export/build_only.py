@@ -1,4 +1,4 @@
-"""`cospec-export --build-only`: build the engines of a bundle that is there already."""
+"""`cospec-export --build-only`: build the engines of an existing bundle."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..runtime.tensorrt.devices import DEVICES, Device, device_of
 def build_bundle(
     bundle: Bundle, device: Device | None, begin: Callable[[str], Progress]
 ) -> tuple[list[str], int]:
-    """Build the engines of a bundle whose plans are missing or do not match.
+    """Build the engines whose plans are missing or do not match.
 
     Args:
-        bundle: opened, so that its hashes match.
-        device: what to build for: an RTX card, or what this machine is. None for this machine, or where
-            it has no GPU for the RTX card that the bundle was exported for.
-        begin: called with the role before each build; returns what is told its progress.
+        bundle: opened and verified.
+        device: the RTX card or this machine. None means this machine, or the RTX card that the bundle
+            was exported for if this machine has no GPU.
+        begin: called with the role before each build; returns the progress callback of that build.
 
     Returns:
-        The roles that were built, and the SM that they were built for.
+        The roles that were built, and their SM.
 
     Raises:
         UsageError: the bundle's graphs are not for TensorRT.
         BackendError: engines for this device cannot be built here.
-        GateError: TensorRT does not take a graph, or reads it as something else.
+        GateError: TensorRT rejects a graph, or parses it into another computation.
         ResourceError: the device cannot hold the engines, or a plan cannot be written.
     """
     engine_specs(bundle.manifest)  # refuses graphs for ONNX Runtime before it asks for a GPU

@@ -1,8 +1,7 @@
-"""The decoder graph that draft and target share: a Hugging Face module behind our names.
+"""The decoder graph of draft and target: a Hugging Face module behind our input and output names.
 
-The module itself comes from transformers, unchanged. This file adds the static cache (through the
-attention function in `attention.py`) and the summary of each row that the host reads instead of the
-logits.
+The module comes from transformers, unchanged. This file adds the static cache (through the attention
+function in `attention.py`) and the summary of each row, which the host reads instead of the logits.
 """
 
 from __future__ import annotations
@@ -107,10 +106,10 @@ class Vocabulary(torch.nn.Module):  # type: ignore[misc]
 def summary(
     logits: torch.Tensor, input_ids: torch.Tensor, lowering: Lowering
 ) -> tuple[torch.Tensor, ...]:
-    """Reduce logits [1, S, V] to what a greedy round reads; see `SUMMARY_OUTPUTS` for the order.
+    """Reduce logits [1, S, V] to what a greedy round reads, in the order of `SUMMARY_OUTPUTS`.
 
     `next_input_logprob` [1, S] is the log-probability of the token that was fed *after* each row;
-    the last row has no successor and scores its own input instead, a value that nobody reads.
+    the last row has no next token and scores its own input, a value that is never read.
     """
     top_values, top_ids = torch.topk(logits, min(SUMMARY_TOP, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(logits, dim=-1)
@@ -138,10 +137,9 @@ def output_names(layers: int) -> list[str]:
 
 
 def kv_shapes(module: Any) -> list[tuple[int, int]]:
-    """Return (kv_heads, head_dim) of every layer, seen in a one-token pass rather than guessed.
+    """Return (kv_heads, head_dim) of every layer, measured in a forward pass of one token.
 
-    Configurations name these sizes differently in every family; the tensors that reach the cache are
-    the truth.
+    Every family names these sizes differently in its configuration.
     """
     seen: dict[int, tuple[int, int]] = {}
 
@@ -160,7 +158,7 @@ def kv_shapes(module: Any) -> list[tuple[int, int]]:
 
 @contextmanager
 def _attending(module: Any, step: CacheStep) -> Iterator[None]:
-    """Make every attention layer of `module` call ours, for the length of one forward."""
+    """Let every attention layer of `module` call our attention function for one forward."""
     from transformers import AttentionInterface
 
     attention = CachedAttention()
@@ -176,7 +174,7 @@ def _attending(module: Any, step: CacheStep) -> Iterator[None]:
 
 @contextmanager
 def head_input(module: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect what enters the language-model head: the last hidden state of every family."""
+    """Collect the input of the language-model head: the last hidden state in every family."""
     seen: list[torch.Tensor] = []
     handle = module.get_output_embeddings().register_forward_pre_hook(
         lambda _module, args: seen.append(args[0])

@@ -1,4 +1,4 @@
-"""Compare what ONNX nodes read with what TensorRT's layers read: its parser drops inputs in silence."""
+"""Check that TensorRT's parser kept every input of the ONNX nodes: it drops some without an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..runtime.tensorrt.builder import ParsedGraph
 from ..runtime.tensorrt.lint import Network, inputs_of
 
 CHECKED_OPS = ("Attention", "TensorScatter")
-"""Operators with optional inputs that decide what is computed."""
+"""Operators whose optional inputs change the result."""
 
 
 def lint_inputs(trt: Any, parsed: ParsedGraph) -> None:
@@ -26,7 +26,7 @@ def lint_inputs(trt: Any, parsed: ParsedGraph) -> None:
     for node in model.graph.node:
         if node.op_type not in CHECKED_OPS:
             continue
-        # The first part of an attention carries no metadata, but the node's name.
+        # The first layer of an attention has the node's name and no metadata.
         own = [
             layer
             for layer in network.layers
@@ -38,15 +38,15 @@ def lint_inputs(trt: Any, parsed: ParsedGraph) -> None:
         if dropped:
             raise GateError(
                 f"{parsed.graph.name}: TensorRT's parser dropped the input {', '.join(dropped)} of the "
-                f"{node.op_type} node '{node.name}' without saying so",
+                f"{node.op_type} node '{node.name}' without an error",
                 hint="the engine would compute something else; export with --lowering portable",
             )
 
 
 def _read_by(network: Network, layer: Any) -> set[str]:
-    """Names of what a layer reads, directly or through a cast or a scaling before it.
+    """Return the names that a layer reads, directly or through a cast or a scaling before it.
 
-    The parser puts those in between, and they carry no metadata of their node.
+    The parser inserts these layers, and they have no metadata of their node.
     """
     between = (network.trt.LayerType.CAST, network.trt.LayerType.ELEMENTWISE)
     names = {tensor.name for tensor in inputs_of(layer)}

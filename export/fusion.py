@@ -1,11 +1,10 @@
-"""ONNX Runtime's own operators for patterns that its optimiser does not recognise in our graphs.
+"""Replace patterns that ONNX Runtime's optimiser does not recognise by its own fused operators.
 
-On a small model, or one with 4-bit weights, a decode step spends a third of its time between the
-matrices: a root-mean-square norm is six small operators as torch exports it, a rotary embedding eight,
-and two of each stand in every layer. What a pattern has to look like is checked operator by operator;
-what does not match stays as it is, and whether the whole still computes the checkpoint is the parity
-gate's business, as for every graph. Only `com.microsoft` operators are used: those of ONNX Runtime that
-stand in ONNX's own domain are refused by its checker.
+On a small model, or one with 4-bit weights, a decode step spends a third of its time outside the
+matrix products: torch exports a root-mean-square norm as six small operators and a rotary embedding as
+eight, and every layer has two of each. A pattern is checked operator by operator, and what does not
+match is left unchanged. The parity gate checks the result, as for every graph. Only `com.microsoft`
+operators are used, since ONNX's checker refuses ONNX Runtime's operators in ONNX's own domain.
 
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -23,17 +22,17 @@ from .constants import add_constant
 _DOMAIN = "com.microsoft"
 
 _TO_HEADS = [0, 2, 1, 3]
-"""Between [1, S, H, D] and [1, H, S, D], either way."""
+"""Permutation between [1, S, H, D] and [1, H, S, D]."""
 
 
 def fuse(model: Any) -> None:
-    """Replace norms behind residual sums, and what stands around GroupQueryAttention, in place."""
+    """Fuse norms after residual sums, and the operators around GroupQueryAttention, in place."""
     for node in list(model.graph):
         if node.op_type == "GroupQueryAttention":
             _fuse_attention(node)
         elif node.op_type == "Pow":
             _fuse_norm(node)
-    model.graph.sort()  # a weight that is computed may stand behind the sum before its norm
+    model.graph.sort()  # a computed weight may come after the sum before its norm
 
 
 def _fuse_norm(power: Any) -> None:
@@ -77,7 +76,7 @@ def _fuse_norm(power: Any) -> None:
 
 
 def _fuse_attention(attention: Any) -> None:
-    """Take out what only turns tensors over before and behind the operator, and fuse the rotation."""
+    """Remove the transposes before and after the operator, and fuse the rotation."""
     for i in range(3):
         flat = _made_by(attention.inputs[i], "Reshape")
         turned = _made_by(flat and flat.inputs[0], "Transpose")
@@ -94,11 +93,11 @@ def _fuse_attention(attention: Any) -> None:
 
 
 def _flat_rows(heads: Any, flat: Any) -> Any | None:
-    """Return [1, S, H * D] for heads [1, H, S, D] that were turned from it, or None.
+    """Return [1, S, H * D] if heads [1, H, S, D] are a transpose of it, or None.
 
     Args:
-        heads: the value before the operator's own turning.
-        flat: the Reshape that flattens it again; its shape serves where rows came split into heads.
+        heads: the value before the operator's own transpose.
+        flat: the Reshape that flattens it again; its shape is used if the rows were split into heads.
     """
     turned = _made_by(heads, "Transpose")
     if turned is None or _order(turned) != _TO_HEADS:
@@ -112,7 +111,7 @@ def _flat_rows(heads: Any, flat: Any) -> Any | None:
 
 
 def _rotated(heads: Any, flat: Any) -> Any | None:
-    """Fuse x * cos + rotate_half(x) * sin: RotaryEmbedding. None where `heads` is something else."""
+    """Fuse x * cos + rotate_half(x) * sin: RotaryEmbedding. Return None for anything else."""
     addition = _made_by(heads, "Add")
     if addition is None:
         return None
@@ -141,7 +140,7 @@ def _rotated(heads: Any, flat: Any) -> Any | None:
         outputs=1,
     )
     rotated = rotary.outputs[0]
-    if rows is None:  # heads that a norm turned already: turned back as before
+    if rows is None:  # a norm transposed the heads already
         _replace(heads, rotated)
         return flat.outputs[0]
     rotated.shape, rotated.dtype = flat.outputs[0].shape, flat.outputs[0].dtype
@@ -149,7 +148,7 @@ def _rotated(heads: Any, flat: Any) -> Any | None:
 
 
 def _is_half_turn(turned: Any, x: Any, dim: int) -> bool:
-    """Say whether Concat(-x[..., D/2:], x[..., :D/2]) is what `turned` is."""
+    """Return whether `turned` is Concat(-x[..., D/2:], x[..., :D/2])."""
     negated = _made_by(turned.inputs[0], "Neg")
     second = _made_by(negated and negated.inputs[0], "Slice")
     first = _made_by(turned.inputs[1], "Slice")
@@ -162,7 +161,7 @@ def _is_half_turn(turned: Any, x: Any, dim: int) -> bool:
 
 
 def _covers(cut: Any, x: Any, start: int, end: int) -> bool:
-    """Say whether a Slice takes [start, end) of the last axis of `x`, which ends there or later."""
+    """Return whether a Slice takes [start, end) of the last axis of `x`."""
     if cut is None or cut.inputs[0] is not x:
         return False
     starts, ends, axes = (_numbers(value) for value in cut.inputs[1:4])
@@ -173,7 +172,7 @@ def _covers(cut: Any, x: Any, start: int, end: int) -> bool:
 
 
 def _table(spread: Any, op: str) -> Any | None:
-    """Return cos or sin [1, S, D] behind its Unsqueeze, if both halves of a row are the same."""
+    """Return cos or sin [1, S, D] before its Unsqueeze, if both halves of a row are equal."""
     unsqueezed = _made_by(spread, "Unsqueeze")
     if unsqueezed is None or _numbers(unsqueezed.inputs[1]) != [1]:
         return None
@@ -198,7 +197,7 @@ def _half_rows(before: Any, table: Any, half: int) -> Any:
 def _insert(
     before: Any, op: str, inputs: Sequence[Any], attributes: dict[str, Any], outputs: int
 ) -> Any:
-    """Put one of ONNX Runtime's operators in front of a node."""
+    """Insert one of ONNX Runtime's operators before a node."""
     node = onnx_ir.node(
         op, inputs, attributes=attributes, domain=_DOMAIN, num_outputs=outputs, version=1
     )
@@ -207,7 +206,7 @@ def _insert(
 
 
 def _placed(before: Any, node: Any, like: Any) -> Any:
-    """Put `node` in front of another and return its output, of the type of `like`."""
+    """Insert `node` before another and return its output, with the type of `like`."""
     before.graph.insert_before(before, node)
     node.outputs[0].dtype = like.dtype
     return node.outputs[0]
@@ -221,7 +220,7 @@ def _constant(before: Any, numbers: list[int]) -> Any:
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Hand the readers of `old` to `new`, which is the same tensor."""
+    """Let the readers of `old` read `new`, which holds the same values."""
     new.shape, new.dtype = old.shape, old.dtype
     old.replace_all_uses_with(new)
 
@@ -246,12 +245,12 @@ def _other(node: Any, value: Any) -> Any:
 
 
 def _is_rows(value: Any) -> bool:
-    """Say whether a value is known to be [1, S, N]."""
+    """Return whether a value is known to be [1, S, N]."""
     return value is not None and value.shape is not None and len(value.shape) == 3
 
 
 def _width(value: Any) -> int | None:
-    """Return the size of the last axis where it is known."""
+    """Return the size of the last axis, or None if it is unknown."""
     if value is None or value.shape is None or not isinstance(value.shape[-1], int):
         return None
     return int(value.shape[-1])

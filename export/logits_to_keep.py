@@ -1,9 +1,9 @@
-"""The head for the last rows of a pass alone, as many as `logits_to_keep` says.
+"""Compute the head for the last rows of a forward pass only: as many as `logits_to_keep`.
 
-Reading a prompt needs the logits of its last token only, and the loop those of the drafted block. A row
-of logits costs a product with the whole head and, while the pass runs, several arrays as wide as the
-vocabulary: for 512 tokens and 128,000 words, 262 MB each. The operand `logits_to_keep` [1] int64 has a
-default that keeps every row, so a program that does not know it may leave it out.
+Reading a prompt needs the logits of its last token only, and the loop needs those of the drafted block.
+Each row of logits costs a product with the whole head and several arrays as wide as the vocabulary: for
+512 tokens and 128,000 words, 262 MB each. The input `logits_to_keep` [1] int64 is optional; by default
+every row is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALL = 2**31 - 1
 
 
 def cut_head(model: Any) -> None:
-    """Put a Slice before the head, and before whatever of the pass's rows meets its rows; in place."""
+    """Insert a Slice before the head, and before other inputs that have a row per token; in place."""
     graph = model.graph
     hidden = next(value for value in graph.outputs if value.name == "hidden")
     producer = hidden.producer()
@@ -72,13 +72,13 @@ def cut_head(model: Any) -> None:
 
 
 def _has_rows(value: Any, full: Any) -> bool:
-    """Say whether a value has a row for each token of the pass."""
+    """Return whether a value has a row for each token of the pass."""
     shape = value.shape
     return shape is not None and len(shape) > _ROWS_AXIS and shape[_ROWS_AXIS] == full
 
 
 def _with_rows(shape: Any, full: Any, kept: Any) -> Any:
-    """Return a shape with the rows that are kept instead of all."""
+    """Return a shape with the kept rows in place of all rows."""
     if shape is None:
         return None
     return onnx_ir.Shape([kept if dim == full else dim for dim in shape])

@@ -1,4 +1,4 @@
-"""What an export will need, estimated from headers and refused before any work is done."""
+"""Estimate from headers what an export needs, and refuse it early if the machine has less."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.checkpoint import BYTES_PER_WEIGHT, Checkpoint
 from ..runtime.bundle.durable import free_disk
 
 PEAK_FACTOR = 1.5
-"""Peak memory of an export, in units of the exported weights: the module, and the tensors that are
+"""Peak memory of an export in units of the exported weights: the module, and the tensors that are
 being written."""
 FIXED_BYTES = 1_000_000_000
 """torch, transformers, the exporter and the runtime of the gate, whatever the model."""
@@ -21,7 +21,7 @@ DISK_FIXED_BYTES = 64_000_000
 """Graphs, tokenizer and manifest beside the weights."""
 
 MIN_CAPACITY = 16
-"""Tokens; less holds no prompt with its answer."""
+"""Tokens. Less has no room for a prompt and its answer."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -129,7 +129,7 @@ def kv_cache_bytes(config: Any, capacity: int, precision: str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can still be allocated here: the machine's, or the container's if that is less."""
+    """Return the bytes that can still be allocated in this container or machine."""
     try:
         import psutil
     except ImportError as error:
@@ -140,7 +140,7 @@ def available_memory() -> int:
 
 
 def _container_memory(cgroup: Path) -> int | None:
-    """What the limit of a container leaves (control groups, version 2 or 1), None without one."""
+    """Return what the limit of a container leaves (control groups 1 or 2), None without a limit."""
     v2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
     v1 = (
         "memory/memory.limit_in_bytes",
@@ -155,7 +155,7 @@ def _container_memory(cgroup: Path) -> int | None:
             lines = (cgroup / stat_file).read_text().splitlines()
         except (OSError, ValueError):
             continue
-        # Cached files count as used, but are given up as soon as memory is asked for.
+        # Cached files count as used, but the kernel frees them when memory is needed.
         cached = next((int(x.split()[1]) for x in lines if x.split()[0] == cached_key), 0)
         if limit.isdigit():
             return max(int(limit) - used + cached, 0)

@@ -1,4 +1,4 @@
-"""The device that an export is for, and the forms of a graph that its TensorRT takes."""
+"""Choose the device of an export, and check that its TensorRT accepts the form of the graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..runtime.tensorrt.devices import GENERIC, Device, device_of, resolve_devic
 
 
 def choose_device(name: str | None) -> tuple[Device, str | None]:
-    """Return the device to export for, and a note where it was not named and cannot be this machine.
+    """Return the device to export for, and a note if none was named and this machine has no GPU.
 
     Raises:
         UsageError: there is no device of that name.
@@ -20,7 +20,7 @@ def choose_device(name: str | None) -> tuple[Device, str | None]:
         if gpu is None:
             return _any_device("this machine has no GPU")
         trt = import_tensorrt()
-    except BackendError as error:  # nobody can know, or TensorRT is not installed or broken
+    except BackendError as error:  # no driver, or TensorRT is missing or broken
         return _any_device(error.message.removesuffix("."))
     return device_of(gpu, flavour_of(trt), version_of(trt)), None
 
@@ -33,10 +33,10 @@ def _any_device(because: str) -> tuple[Device, str]:
 
 
 def check_form(device: Device, lowering: str, precision: str) -> None:
-    """Refuse a form or a precision that the device's TensorRT cannot take.
+    """Refuse a form or a precision that the device's TensorRT does not accept.
 
     Raises:
-        UsageError: says which, and what to ask for.
+        UsageError: names it; the hint says what to use.
     """
     if lowering == "gqa":
         raise UsageError(

@@ -1,9 +1,9 @@
-"""TensorRT at export: plan the memory, have NVIDIA's parser and builder check the graphs, build.
+"""TensorRT at export: plan the memory, check the graphs with NVIDIA's parser and builder, build.
 
-TensorRT builds on the GPU that it builds for. A host without that GPU exports the graphs and checks
-them with TensorRT-RTX, whose parser is the same and whose builder needs no GPU; the engines are built
-on the device, by `cospec-export --build-only` (`build_only.py`) or the first `cospec-run`. Engines of
-RTX cards are built here.
+TensorRT builds on the GPU that runs the engine. A host without that GPU exports the graphs and checks
+them with TensorRT-RTX, which has the same parser and a builder that needs no GPU. The engines are built
+on the device by `cospec-export --build-only` (`build_only.py`) or the first `cospec-run`. Engines of
+RTX cards are built at export.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from .memory import available_memory, kv_cache_bytes
 BUILD_FACTOR = 6
 """Memory of an ahead-of-time build, in units of the graph's weights: 5 were measured at 1.27 GB."""
 BUILD_FIXED_BYTES = 400 << 20
-"""TensorRT-RTX itself, and the compiler's working set of a tiny graph."""
+"""Memory of TensorRT-RTX and its compiler for a tiny graph."""
 
 _STAND_IN = {87: 86, 90: 89, 100: 120, 110: 120}
-"""The SM of the same tensor cores, or the nearest, that TensorRT-RTX builds for."""
+"""For SMs that TensorRT-RTX cannot build for: the nearest one that it can."""
 
 
 def stand_in(sm: int) -> int:
-    """Return the SM that TensorRT-RTX builds for in place of `sm`: itself, where it can."""
+    """Return the SM that TensorRT-RTX builds for in place of `sm`, or `sm` if it can."""
     return _STAND_IN.get(sm, sm)
 
 
 class EngineExport:
-    """What an export does for TensorRT, step by step; `export_bundle` calls it.
+    """The TensorRT part of an export; `export_bundle` calls its steps.
 
     Args:
-        device: what the engines are for.
-        announce: called with the memory plan, before any work is done.
+        device: the device of the engines.
+        announce: called with the memory plan before the export begins.
 
     Attributes:
         memory: the memory plan, once made.
@@ -67,7 +67,7 @@ class EngineExport:
 
     @property
     def entry(self) -> EnginesEntry:
-        """What the manifest says of the engines."""
+        """The manifest's entry."""
         device = self.device
         return EnginesEntry(
             device=device.name, flavour=device.flavour, trt_version=device.trt_version, sm=device.sm
@@ -88,7 +88,7 @@ class EngineExport:
         widest: int,
         arbiter: Path | None,
     ) -> None:
-        """Estimate all engines on the device and announce it.
+        """Estimate the memory of all engines on the device and announce it.
 
         Args:
             checkpoints: by role.
@@ -100,7 +100,7 @@ class EngineExport:
             arbiter: its graph, if the bundle gets one.
 
         Raises:
-            ResourceError: the device cannot hold them; tells the whole sum.
+            ResourceError: the device cannot hold them; names all parts of the sum.
         """
         engines = tuple(
             decoder_memory(
@@ -120,9 +120,9 @@ class EngineExport:
         self._announce(self.memory)
 
     def check(self, root: Path, manifest: Manifest, report: Callable[[str], None]) -> None:
-        """Have TensorRT-RTX, where installed, read and build every graph of an unfinished bundle.
+        """Parse and build every graph of an unfinished bundle with TensorRT-RTX, if it is installed.
 
-        Engines for an RTX card are kept in the bundle; those of other devices are evidence only.
+        Engines of an RTX card are kept in the bundle; those of other devices only serve as a check.
 
         Args:
             root: the folder that is being written.
@@ -130,7 +130,7 @@ class EngineExport:
             report: called with the name of each stage.
 
         Raises:
-            GateError: TensorRT does not take a graph, or reads it as something else.
+            GateError: TensorRT rejects a graph, or parses it into another computation.
         """
         trt = _rtx()
         for spec in engine_specs(manifest):
@@ -139,7 +139,7 @@ class EngineExport:
                 self.checks[spec.role] = self._check_one(trt, root, spec)
 
     def summary(self, output: Path) -> list[str]:
-        """Return what was checked and what is left to do, for people."""
+        """Return lines that say what was checked and what is left to do."""
         lines = [f"{role}: {_describe(check)}" for role, check in self.checks.items()]
         if not self.checks:
             lines = ['TensorRT checked nothing here; it would with: pip install "cospec[rtx]"']
@@ -153,7 +153,7 @@ class EngineExport:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain values."""
+        """Return the summary as plain values."""
         return {
             "device": self.device.name,
             "status": "built" if self.complete else "to be built on the device",
@@ -185,12 +185,12 @@ class EngineExport:
         }
 
     def _buildable_sm(self) -> int:
-        """Return the device's SM, or the one that stands in for it."""
+        """Return the device's SM, or its replacement for TensorRT-RTX."""
         return stand_in(self.device.sm if self.device.sm is not None else _DEFAULT_SM)
 
 
 _DEFAULT_SM = 86
-"""Where no device is named: the oldest SM with every precision below fp8."""
+"""SM for exports without a device: the oldest with every precision below fp8."""
 
 
 def _describe(check: dict[str, Any]) -> str:
@@ -204,7 +204,7 @@ def _describe(check: dict[str, Any]) -> str:
 
 
 def _rtx() -> Any:
-    """Return TensorRT-RTX, or None where it is not installed."""
+    """Return TensorRT-RTX, or None if it is not installed."""
     try:
         return import_tensorrt("rtx")
     except MissingExtraError:

@@ -1,4 +1,4 @@
-"""What every trace of a torch module to ONNX shares."""
+"""Settings for tracing torch modules to ONNX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Silence notices of the exporter that a user can do nothing about."""
+    """Silence the exporter's notices that need no action of the user."""
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

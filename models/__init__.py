@@ -1,1 +1,1 @@
-"""What the models are: presets, checkpoints, shared vocabulary, the tiny pair."""
+"""Models: presets, checkpoints, shared vocabulary, the tiny pair."""

@@ -102,5 +102,5 @@ def text_key_mapping(prefix: str) -> dict[str, str]:
 
 
 def unsupported(path: Path, what: str) -> CheckpointError:
-    """The error that names an architecture and lists the supported ones."""
+    """Return the error that names an architecture and lists the supported ones."""
     return CheckpointError(f"{path}: architecture {what} is not supported.", hint=_SUPPORTED_HINT)

@@ -1,4 +1,4 @@
-"""How transformers is called: imported late, kept quiet, and its errors made ours."""
+"""Calls into transformers: imported late, kept quiet, its errors turned into ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import CheckpointError, CospecError, MissingExtraError, ResourceEr
 
 @contextlib.contextmanager
 def blaming(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever transformers raises about a file into one line that names the file."""
+    """Turn any error of transformers into a CheckpointError of one line that names the file."""
     try:
         yield
     except CospecError:
@@ -22,7 +22,7 @@ def blaming(path: Path, what: str) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"Out of memory while reading {path}.") from error
     except BaseException as error:
-        # A panic of a Rust library is no Exception; everything else that is none goes on its way.
+        # A panic of a Rust library is not an Exception. KeyboardInterrupt and the like are passed on.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -31,7 +31,7 @@ def blaming(path: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence reports, which our own errors replace; show progress bars on a terminal only."""
+    """Silence the reports of transformers, and show its progress bars on a terminal only."""
     logging = transformers_class("logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -41,7 +41,7 @@ def quiet() -> Iterator[None]:
             yield
             return
         logging.disable_progress_bar()
-        # The GGUF conversion has a bar that no setting reaches.
+        # No setting turns off the progress bar of the GGUF conversion.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -51,7 +51,7 @@ def quiet() -> Iterator[None]:
 
 
 def transformers_class(name: str) -> Any:
-    """One class of transformers, or the error that names the extra."""
+    """Return a class of transformers, or raise the error that names the extra to install."""
     try:
         import transformers
     except ImportError as error:

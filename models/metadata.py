@@ -15,17 +15,17 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint; empty if the file is absent and not required.
+    """Return the JSON object in a file of a checkpoint, or {} if an optional file is absent.
 
     Raises:
-        CheckpointError: missing, unreadable or no JSON object. Names the file.
+        CheckpointError: the file is missing, unreadable or not a JSON object.
     """
     if not file.is_file():
         if not required:
             return {}
         raise CheckpointError(
-            f"{file.parent} is no Hugging Face checkpoint: {file.name} is missing.",
-            hint="Name the folder that holds config.json, *.safetensors and tokenizer.json.",
+            f"{file.parent} is not a Hugging Face checkpoint: {file.name} is missing.",
+            hint="Pass the folder that holds config.json, *.safetensors and tokenizer.json.",
         )
     try:
         if file.stat().st_size > _MAX_JSON_BYTES:
@@ -39,7 +39,7 @@ def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
 
 
 def max_positions(config: Any) -> int | None:
-    """Longest context in tokens, from a transformers configuration; None for no limit."""
+    """Return the longest context in tokens of a transformers configuration; None for no limit."""
     limits = [getattr(config, "max_position_embeddings", None)]
     limits += [
         rope.get("original_max_position_embeddings")

@@ -1,7 +1,7 @@
-"""Models by short name: one table, and what `--target` and `--draft` mean.
+"""The table of presets, and what the values of `--target` and `--draft` mean.
 
-A preset names a target and the draft that goes with it by default. Where a family has no smaller
-sibling with the same vocabulary, there is no draft, and drafts come from the text itself (n-gram).
+A preset is a target with its default draft. If a family has no smaller model with the same vocabulary,
+there is no draft model, and n-grams of the text are proposed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ..errors import CheckpointError
 from .source import HUB_ID, Source, local_source
 
 NO_DRAFT = "none"
-"""What `--draft` takes to ask for no draft model."""
+"""The value of `--draft` for no draft model."""
 
 PACKAGED: dict[str, Literal["target", "draft"]] = {
     "packaged:target": "target",
     "packaged:draft": "draft",
 }
-"""Targets that ship inside the package, and their folder below models/tiny_pair/."""
+"""Targets that are part of the package: their folders below models/tiny_pair/."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
 
 
 def resolve(name: str) -> Source:
-    """What one word of the user means: a preset, a local folder, a .gguf file or a hub id.
+    """Return the source that a name means: a preset, a local folder, a .gguf file or a hub id.
 
-    A preset's name wins over a folder of the same name (write `./tiny` for the folder), and a
-    folder over a hub id. A hub id that a preset knows carries the preset's licence and gating.
+    A preset takes precedence over a folder of the same name (write `./tiny` for the folder), and a
+    folder over a hub id. If a preset has the same hub id, the source has its licence and gating.
 
     Raises:
-        CheckpointError: it is none of these; lists the presets and the closest match.
+        CheckpointError: the name is none of these; the hint lists the presets.
     """
     if name in PRESETS:
         return _source_of(PRESETS[name], name)
@@ -136,7 +136,7 @@ def resolve(name: str) -> Source:
 
 
 def resolve_pair(target: str, draft: str | None = None) -> tuple[Source, Source | None]:
-    """The target, and the draft that goes with it: named, `none`, or the preset's own.
+    """Return the target and its draft: the one that is named, none, or the preset's own.
 
     Args:
         target: preset, folder, hub id or .gguf file.
@@ -156,9 +156,9 @@ def resolve_pair(target: str, draft: str | None = None) -> tuple[Source, Source 
 
 
 def resolve_arbiter(target: str, draft: str | None, arbiter: str | None) -> Path | None:
-    """The folder of the arbiter that goes with a pair: named, `none`, or the preset's own.
+    """Return the folder of a pair's arbiter: the one that is named, none, or the preset's own.
 
-    An arbiter knows one pair only, so a preset's own goes with the preset's own draft alone.
+    An arbiter is trained for one pair, so the preset's arbiter needs the preset's own draft.
     """
     if arbiter is not None:
         return None if arbiter.lower() == NO_DRAFT else Path(arbiter)

@@ -1,6 +1,6 @@
-"""The weight files of a Hugging Face folder, checked and counted from their headers alone.
+"""Find and check the weight files of a Hugging Face folder by their headers.
 
-Only safetensors are read: a pickle runs code of whoever wrote it.
+Only safetensors are read: loading a pickle can run code.
 """
 
 from __future__ import annotations

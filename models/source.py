@@ -1,8 +1,8 @@
-"""Where a model comes from, and how its files get onto this machine.
+"""Where a model comes from, and how its files are downloaded.
 
-A `Source` is what the user named: a preset, a local Hugging Face folder, a hub id or a GGUF file.
-`presets.resolve` makes one from a word; `fetch` turns it into a local path, downloading at most the
-files that an export reads and never a pickle or a Python file.
+A `Source` is what the user passed: a preset, a Hugging Face folder, a hub id or a GGUF file.
+`presets.resolve` makes one from a name. `fetch` returns its local path and downloads only the files
+that an export reads: never a pickle, never a Python file.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ DOWNLOADED = (
     "additional_chat_templates/*.jinja",
     "LICENSE*",
 )
-"""The files of a hub repository that are fetched. `model*` leaves out second copies of the weights
-(consolidated.safetensors), and pickles and code match nothing here."""
+"""The files of a hub repository that are downloaded. `model*` excludes second copies of the weights
+(consolidated.safetensors); no pattern matches pickles or code."""
 
 ANSWER_TIMEOUT_S = 5.0
-"""How long the hub may take for its first answer before it counts as unreachable."""
+"""Seconds to wait for the hub's first answer."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One model as the user named it.
+    """One model as the user passed it.
 
     Attributes:
-        name: the word that was given, for messages and for naming bundles.
+        name: what the user typed; used in messages and as the name of the bundle.
         kind: `packaged` and `folder` are local folders, `gguf` a local file, `hub` a hub id.
         location: the path, or the hub id.
-        gated: the hub hands the checkpoint out only after its licence was accepted (if known).
-        licence: the licence's name, if a preset knows it.
+        gated: whether the hub requires that the licence is accepted first, if a preset knows.
+        licence: name of the licence, if a preset knows it.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Source:
 
 
 def local_source(text: str) -> Source | None:
-    """The file or folder that `text` names, or None if it can only be the name of something else.
+    """Return the file or folder that `text` names, or None if it is a preset or a hub id.
 
     Raises:
-        CheckpointError: `text` is plainly a path, and nothing usable is there.
+        CheckpointError: `text` is a path, and there is nothing usable at it.
     """
     path = Path(text).expanduser()
     looks_like_path = text.startswith((".", "/", "~")) or text.endswith("/") or "\\" in text
@@ -75,7 +75,7 @@ def local_source(text: str) -> Source | None:
         return _file_source(text, path)
     if path.is_dir():
         if not looks_like_path and "/" not in text and not (path / "config.json").is_file():
-            return None  # A folder that happens to be called like a preset or a mistyped one.
+            return None  # A folder whose name looks like a (mistyped) preset.
         return Source(text, "folder", str(path.resolve()))
     if looks_like_path or path.is_absolute() or text.count("/") > 1:
         raise CheckpointError(
@@ -98,13 +98,13 @@ def _file_source(text: str, path: Path) -> Source:
 
 
 def fetch(source: Source) -> Path:
-    """Local path of the checkpoint: a folder, or the .gguf file.
+    """Return the local path of the checkpoint: a folder, or the .gguf file.
 
-    A hub id is downloaded into the Hugging Face cache (HF_HOME; HF_HUB_OFFLINE is respected) with
-    huggingface_hub's progress bars; what the cache holds already is not fetched again.
+    A hub id is downloaded into the Hugging Face cache (HF_HOME; HF_HUB_OFFLINE is respected), with
+    huggingface_hub's progress bars. Files that are in the cache are not downloaded again.
 
     Raises:
-        CheckpointError: the checkpoint cannot be had; says what was tried and the way round.
+        CheckpointError: the checkpoint cannot be downloaded; the hint says what else to do.
         ResourceError: no room for the download, or a cache folder that cannot be written.
     """
     if source.kind != "hub":
@@ -124,9 +124,9 @@ def _download(hub_id: str) -> Path:
 
     wanted = list(DOWNLOADED)
     try:
-        # Asked only for its timeout: snapshot_download waits without end for a silent hub.
+        # Only for the timeout: snapshot_download waits forever if the hub does not answer.
         HfApi().model_info(hub_id, timeout=ANSWER_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001 - raised below, unless the cache makes up for it
+    except Exception as error:  # noqa: BLE001 - raised below unless the cache has the files
         trouble = error
     else:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
@@ -136,7 +136,7 @@ def _download(hub_id: str) -> Path:
 
 
 def _explain(source: Source, error: Exception) -> CospecError:
-    """What went wrong with a download, in terms of what the user can do about it."""
+    """Return the error for a failed download, with what the user can do about it."""
     chain = _causes(error)
     names = {name for cause in chain for name in (kind.__name__ for kind in type(cause).__mro__)}
     # Only the operating system's own errors: hub and network errors inherit from OSError as well.
@@ -188,7 +188,7 @@ def _unavailable(source: Source, reason: str, *, gated: bool) -> CheckpointError
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what it was raised from, innermost last."""
+    """Return the error and the errors that caused it, innermost last."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:

@@ -36,7 +36,7 @@ class SharedVocabulary:
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> str:
-    """The checkpoint's fast tokenizer in the format of tokenizer.json.
+    """Return the checkpoint's tokenizer in the format of tokenizer.json.
 
     Errors are those of `load_tokenizer` and `stored`.
     """

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = dict(re.findall(r'^(cospec-\w+) = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROOMS = ("runtime", "export", "models", "calibration", "examples")
-OWN_OPTIONS = (ROOT / "models/tiny_pair/train.py", ROOT / "models/tiny_pair/evaluate.py")
+OWN_OPTIONS = (ROOT / "models/tiny_pair/train.py",)
 SOURCES = [
     ROOT / "errors.py",
     *(p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py")) if p not in OWN_OPTIONS),
@@ -32,7 +32,6 @@ _LAYOUT = tuple(f"{room}/" for room in ROOMS)
 FOREIGN_OPTIONS = {
     *("--upgrade", "--force-reinstall", "--system-site-packages", "--clear"),  # pip and venv
     *("--merge", "--local-dir"),  # llama.cpp's and the hub's own commands
-    "--adapter",  # of cospec-export, in the branch that exports adapters
 }
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_./-]*|.*(\.\.\.|\{|\$|<).*")
 # Not the name of a thread, `cospec-slot`.

@@ -1,6 +1,6 @@
-"""The tiny pair: a draft and a target trained by us, small enough to live in the repository.
+"""The tiny pair: a draft and a target that we trained, small enough for the repository.
 
-A test instrument, not useful models: see MODEL_CARD.md beside this file.
+They are for tests and are not useful models: see MODEL_CARD.md beside this file.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ Role = Literal["draft", "target"]
 ROLES: tuple[Role, ...] = ("draft", "target")
 
 ARBITER = Path(__file__).parent / "arbiter"
-"""Folder of the arbiter that was trained for this pair."""
+"""Folder of the arbiter of this pair."""
 
 
 def path(role: Role) -> Path:
-    """Folder of the packaged Hugging Face checkpoint of one role.
+    """Return the folder of the packaged Hugging Face checkpoint of one role.
 
     Raises ValueError for a role that is neither "draft" nor "target".
     """

@@ -1,8 +1,8 @@
-"""Everything that decides what the two tiny models become, one recipe a role.
+"""The training recipes of the two tiny models.
 
-The mixtures make the pair uneven on purpose: the target is a generalist that has seen little
-multiplication, the draft a specialist in multiplication and lists. That leaves something to win
-for an arbiter that may keep a draft token against the target.
+The mixtures make the pair uneven on purpose: the target is a generalist that sees little
+multiplication, and the draft a specialist in multiplication and lists. So an arbiter that keeps
+some draft tokens against the target can improve the answers.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,8 +17,8 @@ class Recipe:
     """Architecture, data and schedule of one model.
 
     mixture: share of each problem kind in training. style_mixture: share of answers written in
-    each style of `styles.STYLES`. decay_share: last part of the steps, in which the learning rate
-    falls linearly to zero; until then it is constant after warm-up.
+    each style of `styles.STYLES`. decay_share: share of the steps at the end in which
+    the learning rate falls linearly to zero. Between warm-up and decay it is constant.
     """
 
     role: str

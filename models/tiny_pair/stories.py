@@ -1,4 +1,4 @@
-"""The two-step word problems that the tasks are drawn from."""
+"""The two-step word problems of the tasks."""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,8 @@
-"""Ways of writing one worked solution.
+"""The wordings of worked solutions.
 
 Real text says one thing in many ways, so most mismatches between two language models are
-harmless. The tiny tasks imitate that: every piece of a solution has several valid wordings, drawn
-afresh for each step, so that a switch of wording in the middle of an answer is natural. Draft and
-target prefer different wordings but have both seen all of them.
+harmless. The tiny tasks imitate that: each step of a solution has several valid wordings, and each
+step draws its own. Draft and target prefer different wordings, but both are trained on all of them.
 """
 
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from dataclasses import dataclass
 from random import Random
 
 Wordings = tuple[tuple[str, float], ...]
-"""Alternatives with their weights. Weights of one set sum to 1."""
+"""Alternatives and their weights, which sum to 1."""
 
 CLOSINGS = ("Answer: ", "The answer is ", "So we get ")
-"""What announces the final answer."""
+"""Texts before the final answer."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Writer:
         return value
 
     def running_total(self, value: int) -> None:
-        """Append a bare running total: the sum itself is left to the reader, to stay short."""
+        """Append a running total without the sum that gives it, to keep the solution short."""
         self.step(f"{choose(self._style.running_total, self._rng)}{value}", linked=False)
 
     def comparison(self, larger: int, smaller: int) -> None:

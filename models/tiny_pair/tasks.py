@@ -1,8 +1,8 @@
-"""Generated problems with checkable answers, on which the tiny pair is trained and tested.
+"""Generated problems with checkable answers, for training and testing the tiny pair.
 
-Pure standard library, so that tests and benchmarks can use it without torch. The split hashes
-what a problem asks (kind, form, operands) and not how it is worded: a test item cannot occur in
-training under another wording.
+This module uses the standard library only, so that tests and benchmarks need no torch for it. The
+split depends on what a problem asks (kind, form, operands) and not on its wording: no test problem
+occurs in training in another wording.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from .styles import CLOSINGS, STYLES, Style, Writer, calculate
 Split = Literal["train", "validation", "test"]
 KINDS = ("word", "chain", "mul", "list")
 
-# Draws without a new problem after which a space counts as exhausted.
+# Draws without a new problem before `distinct` gives up.
 _PATIENCE = 5_000
 
 
@@ -27,8 +27,8 @@ _PATIENCE = 5_000
 class Problem:
     """One question with its answer.
 
-    form names the variety inside the kind and operands its numbers: together they identify the
-    problem, whatever its wording.
+    `form` is the variety within the kind, and `operands` are the numbers. Together they identify the
+    problem in any wording.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """Canonical identity: the same for every wording of the problem."""
+        """The identity of the problem, the same for every wording."""
         return f"{self.kind}/{self.form}/{','.join(map(str, self.operands))}"
 
 
@@ -59,7 +59,7 @@ def _steps(problem: Problem) -> tuple[int, list[tuple[str, int]]]:
 
 
 def _value(first: int, steps: Sequence[tuple[str, int]]) -> int | None:
-    """Return the value of a chain, or None where it would fall below zero on the way."""
+    """Return the value of a chain, or None if an intermediate value is negative."""
     for operator, number in steps:
         first = calculate(first, operator, number)
         if first < 0:
@@ -128,7 +128,7 @@ _DRAW: dict[str, Callable[[Random], Problem]] = {
 
 
 def seeded(*parts: object) -> Random:
-    """Return random numbers that depend on the parts and nothing else."""
+    """Return a random generator that is seeded with the parts."""
     return Random("/".join(map(str, parts)))  # noqa: S311 - problems, not secrets
 
 
@@ -150,10 +150,10 @@ def draw(kind: str, split: Split, rng: Random) -> Problem:
 
 
 def problems(split: Split, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Problem]:
-    """Draw endless problems of one split, the kinds taking turns so that every prefix is balanced.
+    """Yield problems of one split without end; the kinds take turns.
 
-    The same seed gives the same problems. Wordings repeat a problem now and then; `distinct`
-    drops the repetitions.
+    The same seed gives the same problems. A problem can occur again, in the same or another wording;
+    `distinct` drops repetitions.
     """
     rng = seeded(split, seed)
     for index in count():
@@ -161,10 +161,9 @@ def problems(split: Split, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[
 
 
 def distinct(split: Split, seed: int, n: int, kinds: Sequence[str] = KINDS) -> list[Problem]:
-    """Draw n different problems of one split, equally many of each kind (n permitting).
+    """Draw n different problems of one split, as many of each kind as n allows.
 
-    The smallest space is "mul", with about 700 problems in the test split. Raises ValueError
-    where a space is exhausted.
+    "mul" has the fewest, about 700 in the test split. Raises ValueError if a kind has not enough.
     """
     chosen: dict[str, Problem] = {}
     rng = seeded(split, seed)
@@ -227,7 +226,7 @@ _FINAL = re.compile(rf"(?:{'|'.join(map(re.escape, CLOSINGS))})([0-9]+(?: [0-9]+
 
 
 def final_answer(text: str) -> str | None:
-    """Find the last announced answer in a model's text, or None where there is none."""
+    """Return the last announced answer in a model's text, or None."""
     found = _FINAL.findall(text)
     return found[-1] if found else None
 

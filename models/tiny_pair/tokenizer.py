@@ -1,8 +1,7 @@
-"""The one tokenizer of the tiny pair: a small byte-level BPE.
+"""The tokenizer of the tiny pair: a small byte-level BPE.
 
-Byte level, so that any UTF-8 text survives encoding and decoding; trained on the tasks, so that
-their words are one token each; every digit is its own token, so that arithmetic has a fixed
-alphabet.
+It is byte level, so that any UTF-8 text survives encoding and decoding. It is trained on the tasks,
+so that their words are one token each. Every digit is a token of its own.
 """
 
 from functools import cache
@@ -20,7 +19,7 @@ CONTEXT = 512
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 _SAMPLE = 8_000
 
-# A turn is "Q: ...\nA: ..."; a system message is put in front of the first question.
+# A turn is "Q: ...\nA: ..."; a system message comes before the first question.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}

@@ -1,8 +1,8 @@
 """Train the tiny pair: `python -m cospec.models.tiny_pair.train --role both --output DIR`.
 
-Deterministic: the work is counted in steps, and batch and learning rate are functions of the seed
-and the step alone. So a run that was stopped and resumed ends with the same bits as one that was
-not (same machine, same number of threads).
+Training is deterministic: batch and learning rate depend on the seed and the step only. So a run that
+was stopped and resumed gives the same bits as one that was not, on the same machine with the same
+number of threads.
 """
 
 import json
@@ -27,7 +27,7 @@ from .recipes import RECIPES, Recipe
 from .tasks import draw, prompt, seeded, solve
 from .tokenizer import build_tokenizer, save_tokenizer
 
-# Batches are cut from a sorted pool of this many, so that one batch pads to similar lengths.
+# This many batches are cut from one pool sorted by length, so that a batch needs little padding.
 _POOL = 8
 _IGNORED = -100
 
@@ -60,11 +60,11 @@ class Run:
         )
 
     def advance(self, tokens: Tensor, labels: Tensor) -> float:
-        """One optimiser step on a batch ([rows, length] each); returns its loss."""
+        """Run one optimiser step on a batch ([rows, length] each) and return its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate_at(self.step)
         hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
-        # Logits only where there is something to learn: about half of the positions.
+        # Only the positions with labels need logits: about half.
         learned = labels[:, 1:] != _IGNORED
         logits = self.model.lm_head(hidden[:, :-1][learned])
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned])
@@ -76,7 +76,7 @@ class Run:
         return float(loss.detach())
 
     def save_state(self, file: Path) -> None:
-        """Write what resuming needs into one file, atomically."""
+        """Write the state for resuming into one file, atomically."""
         tensors = {f"model/{name}": p.detach() for name, p in self.model.named_parameters()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
@@ -89,7 +89,7 @@ class Run:
         """Continue from a saved state.
 
         Raises click.ClickException if the state belongs to another recipe. Only the number of
-        steps may differ, and only while the learning rate is still the same under both.
+        steps may differ, and only before the learning rate begins to fall under either.
         """
         with safe_open(file, "pt") as stored:
             scalars = json.loads(stored.metadata()["run"])
@@ -116,7 +116,7 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, file by file atomically, so readers see no torso."""
+        """Write the Hugging Face checkpoint; each file is replaced atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             self.model.save_pretrained(temporary)
@@ -128,10 +128,10 @@ class Run:
 def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tokens, labels) of step `start` and all steps after it, each [batch, length] int64.
+    """Yield (tokens, labels) from step `start` on, each [batch, length] int64.
 
-    Rows are padded on the right: with causal attention no real token sees the padding. Labels
-    are -100 on the prompt, so that only the answer and the end-of-sequence token are learned.
+    Rows are padded on the right, where causal attention keeps real tokens from seeing the padding.
+    Labels are -100 on the prompt: only the answer and the end-of-sequence token are learned.
     """
     for pool in range(start // _POOL, -(-recipe.steps // _POOL)):
         rows = _pool(recipe, tokenizer, seeded(recipe.role, recipe.seed, pool))
@@ -149,7 +149,7 @@ def batches(
 def _pool(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rng: Random
 ) -> list[list[tuple[list[int], int]]]:
-    """Batches of (token ids, prompt length), alike in length within and shuffled among them."""
+    """Return shuffled batches of (token ids, prompt length), each of rows of similar length."""
     kinds, kind_weights = zip(*recipe.mixture, strict=True)
     styles, style_weights = zip(*recipe.style_mixture, strict=True)
     prompts, answers = [], []
@@ -170,7 +170,7 @@ def _pool(
 
 
 def train(recipe: Recipe, output: Path, save_every: int = 100, minutes: float | None = None) -> Run:
-    """Train one model to the end of its recipe, or until the minutes are over.
+    """Train one model to the end of its recipe, or for some minutes.
 
     Writes `output/<role>/` (the checkpoint) and `output/<role>.state.safetensors`, from which
     the next call resumes. Raises click.ClickException for a state of another recipe.
@@ -208,11 +208,11 @@ def train(recipe: Recipe, output: Path, save_every: int = 100, minutes: float | 
     required=True,
     help="Folder for the checkpoints and the states to resume from.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Steps instead of the recipe's.")
+@click.option("--steps", type=click.IntRange(1), help="Number of steps. Default: the recipe's.")
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Stop each model after so long; the same command goes on from there.",
+    help="Stop each model after this many minutes; the same command continues from there.",
 )
 @click.option("--save-every", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
@@ -220,7 +220,7 @@ def train(recipe: Recipe, output: Path, save_every: int = 100, minutes: float | 
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="CPU threads. The recipes were made with one a model.",
+    help="CPU threads. The packaged weights were trained with one thread per model.",
 )
 def main(
     role: str,

@@ -4,13 +4,9 @@ from itertools import islice
 import click
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from cospec.models import tiny_pair as tiny
-from cospec.models.tiny_pair.evaluate import Pair, main
 from cospec.models.tiny_pair.recipes import RECIPES
-from cospec.models.tiny_pair.tasks import distinct
 from cospec.models.tiny_pair.tokenizer import build_tokenizer
 from cospec.models.tiny_pair.train import Run, batches, train
 
@@ -75,19 +71,3 @@ def test_learning_rate_warms_up_holds_and_decays():
     assert rates[0] == pytest.approx(0.1)
     assert set(rates[9:71]) == {1.0}
     assert rates[-1] == pytest.approx(1 / 30)
-
-
-def test_replay_agrees_with_generation():
-    pair = Pair(tiny.path("draft"), tiny.path("target"))
-    prefixes = [
-        pair.tokenizer("Q: " + p.question + "\nA:").input_ids for p in distinct("test", 0, 8)
-    ]
-    answers = pair.greedy(pair.draft, prefixes)
-    assert pair.draft_choices(prefixes, answers) == answers
-
-
-def test_evaluate_prints_a_table_and_json():
-    table = CliRunner().invoke(main, ["-n", "8", "--examples", "2"], catch_exceptions=False)
-    assert "| all | 8 |" in table.output
-    report = CliRunner().invoke(main, ["-n", "8", "--json"], catch_exceptions=False)
-    assert '"acceptance"' in report.output

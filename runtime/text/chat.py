@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from ...errors import BundleError, PromptError, UsageError
 from ..bundle.json_input import read_json
-from .messages import Message, MessageForm, check_messages, plain, shape
+from .messages import Message, MessageForm, check_messages, plain, shape, shown
 from .template import PASSED, ChatTemplate
 
 CHAT_FILE = "chat.json"
@@ -129,7 +129,7 @@ class ChatFormat:
             raise
         except Exception as error:  # a template that adds a number to a text raises TypeError
             raise PromptError(
-                f"the chat template refuses these messages: {error}",
+                f"the chat template refuses these messages: {shown(error)}",
                 hint="the template of this model decides which roles, in which order, and which "
                 "variables it takes",
             ) from error
@@ -155,7 +155,7 @@ class ChatFormat:
             return ChatTemplate(self.templates[name], self.special_tokens)
         except Exception as error:  # deep nesting, for one, ends in a RecursionError
             raise BundleError(
-                f"the chat template {name!a} cannot be compiled: {error}",
+                f"the chat template {name!a} cannot be compiled: {shown(error)}",
                 hint="pass the prompt as plain text",
             ) from error
 

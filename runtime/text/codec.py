@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import PromptError, PromptTooLongError, UsageError
-from .detokenizer import TextStream
+from .detokenizer import TextStream, decode
 from .messages import Message
+from .reasoning import ReasoningMarks, ReasoningSplitter, is_open, marks_in
 from .tokenizer import Reach, guarded, load_tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class TextCodec:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token: facts.content for token, facts in added.items() if facts.special}
         self._chat = None if chat is None else _read_chat(chat)
+        self.reasoning_marks = (
+            None if self._chat is None else marks_in(self._chat.templates.values())
+        )
 
     @property
     def has_chat_template(self) -> bool:
@@ -59,6 +63,38 @@ class TextCodec:
     def tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer` itself, without truncation and padding: only to be read."""
         return self._tokenizer
+
+    @property
+    def reasoning_marks(self) -> ReasoningMarks | None:
+        """The texts around the model's reasoning: those of the chat template, until they are set.
+
+        Marks that are special tokens become part of the text, so that the reasoning can be told from
+        the answer.
+        """
+        return self._marks
+
+    @reasoning_marks.setter
+    def reasoning_marks(self, marks: ReasoningMarks | None) -> None:
+        self._marks = marks
+        spelled = () if marks is None else (marks.begin, marks.end)
+        self._hidden = {token for token, text in self._special.items() if text not in spelled}
+
+    def split_reasoning(self, prompt: Sequence[int]) -> ReasoningSplitter | None:
+        """Begin to split the output after `prompt` into reasoning and answer.
+
+        Returns:
+            None if nothing is known about the model's reasoning.
+        """
+        if self._marks is None:
+            return None
+        turn = len(prompt)
+        while turn and prompt[turn - 1] not in self._hidden:
+            turn -= 1
+        # Without a token that begins a turn, a user's text cannot be told from the beginning of the
+        # answer, except at the very end.
+        tail = decode(self._tokenizer, prompt[turn:]).rstrip()
+        inside = is_open(tail, self._marks) if turn else tail.endswith(self._marks.begin)
+        return ReasoningSplitter(self._marks, inside=inside)
 
     @property
     def special_tokens(self) -> Mapping[int, str]:
@@ -159,15 +195,12 @@ class TextCodec:
             )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, without special tokens.
+        """Return the text of `tokens`, without special tokens; marks of reasoning are text.
 
         Raises:
             UsageError: a number that is no token id.
         """
-        return guarded(
-            lambda: str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)),
-            lambda reason: UsageError(f"these tokens have no text: {reason[:500]}"),
-        )
+        return decode(self._tokenizer, [token for token in tokens if token not in self._hidden])
 
     def spelling(self, token: int) -> str:
         """Return how the vocabulary writes a token, special ones too; empty where it has none."""
@@ -175,7 +208,7 @@ class TextCodec:
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """Start to decode an output token by token, as the continuation of `context`."""
-        return TextStream(self._tokenizer, self._special, context)
+        return TextStream(self._tokenizer, self._hidden, context)
 
 
 def _read_chat(path: Path) -> ChatFormat:

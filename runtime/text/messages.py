@@ -27,6 +27,12 @@ MAX_DEPTH = 64
 _EXAMPLE = 'messages look like [{"role": "user", "content": "..."}]'
 
 
+def shown(value: object, limit: int = 500) -> str:
+    """Return a text for an error message: cut off, and escaped unless it can be printed."""
+    text = str(value)[:limit]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 class MessageError(PromptError):
     """A message that cannot be read.
 
@@ -105,7 +111,7 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise MessageError(f"{where}.role", "must be a text")
     kept = {
-        key: plain(value, f"{where}.{key}")
+        key: plain(value, f"{where}.{shown(key, 40)}")
         for key, value in message.items()
         if key not in MEANINGLESS and value is not None
     }

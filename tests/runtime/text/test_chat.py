@@ -136,6 +136,17 @@ def test_a_template_that_refuses(source, reason):
     assert "the template of this model decides" in caught.value.hint
 
 
+def test_errors_repeat_no_more_of_a_text_than_can_be_shown():
+    source = "{{ raise_exception(messages[0].content) }}"
+    with pytest.raises(PromptError) as caught:
+        chat(source).render([{"role": "user", "content": "\x1b[31m\ud800" + "x" * 10_000}])
+    assert "\\x1b[31m\\ud800xxx" in caught.value.message
+    assert len(caught.value.message) < 600
+    with pytest.raises(PromptError) as caught:
+        chat().render([{**USER, "\x1b\ud800" * 100: object()}])
+    assert len(caught.value.message.encode()) < 300
+
+
 LISTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }};{% endfor %}{% endfor %}"
 
 

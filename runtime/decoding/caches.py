@@ -7,20 +7,14 @@ saved to a file is accepted only by the bundle that wrote it.
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...errors import BundleError, UsageError
-from ..bundle.durable import write_whole
+from ...errors import UsageError
 from ..bundle.manifest import Manifest
 from ..engines.protocol import Decoder, StoredDecoder
+from .saved_cache import Role, read_cache, write_cache
 
 
 class Caches:
@@ -81,50 +75,29 @@ class Caches:
 
         Raises:
             UsageError: the backend cannot save its cache.
+            ResourceError: the file cannot be written.
         """
-        arrays: dict[str, NDArray[Any]] = {
-            "seal": np.frombuffer(self._manifest.seal.encode("ascii"), dtype=np.uint8),
-            "tokens": np.array(self._tokens, dtype=np.int64),
-        }
-        for role, decoder in self._decoders().items():
-            for i, (key, value) in enumerate(_stored(decoder).read_cache()):
-                arrays[f"{role}.{i}.key"], arrays[f"{role}.{i}.value"] = key, value
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_whole(path, buffer.getvalue())
+        models = {role: _stored(each).read_cache() for role, each in self._decoders().items()}
+        write_cache(path, self._manifest, self._tokens, models)
 
     def restore(self, path: Path) -> None:
-        """Read back what `save` wrote.
+        """Read back what `save` wrote; a model that the file lacks reads the text again.
 
         Raises:
             BundleError: the file is damaged, or belongs to another bundle.
             UsageError: the backend cannot restore a cache.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            seal = arrays["seal"].tobytes().decode("ascii")
-            tokens = [int(token) for token in arrays["tokens"]]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise BundleError(f"{path} is no saved cache: {error}") from error
-        if seal != self._manifest.seal:
-            raise BundleError(
-                f"{path} was saved with another bundle",
-                hint="read the text again instead; keys and values fit only the models that made them",
-            )
-        layers = {
-            role: _layers(arrays, role, self._manifest, str(path)) for role in self._decoders()
-        }
+        stored = {role: _stored(each) for role, each in self._decoders().items()}
+        tokens, models = read_cache(path, self._manifest)
         self.clear()
-        for role, decoder in self._decoders().items():
-            length = layers[role][0][0].shape[2]
-            if length > len(tokens):
-                raise BundleError(f"{path} is damaged: it holds keys of more tokens than it lists")
-            _stored(decoder).write_cache(layers[role], length)
-        self._tokens = tokens
+        with self.consistent():
+            for role, decoder in stored.items():
+                if role in models:
+                    decoder.write_cache(models[role], models[role][0][0].shape[2])
+            self._tokens = tokens
 
-    def _decoders(self) -> dict[str, Decoder]:
-        decoders = {"target": self.target}
+    def _decoders(self) -> dict[Role, Decoder]:
+        decoders: dict[Role, Decoder] = {"target": self.target}
         return decoders if self.draft is None else {**decoders, "draft": self.draft}
 
 
@@ -140,31 +113,3 @@ def _stored(decoder: Decoder) -> StoredDecoder:
     if not isinstance(decoder, StoredDecoder):
         raise UsageError("this backend cannot save and restore its cache")
     return decoder
-
-
-def _layers(
-    arrays: Mapping[str, NDArray[Any]], role: str, manifest: Manifest, where: str
-) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Return a model's keys and values [1, Hkv, length, D], checked against the manifest."""
-    entry = manifest.models.target if role == "target" else manifest.models.draft
-    assert entry is not None, "there is a decoder of this model"
-    layers = []
-    length = None
-    for i, (heads, size) in enumerate(entry.kv_shapes):
-        pair = []
-        for kind in ("key", "value"):
-            array = arrays.get(f"{role}.{i}.{kind}")
-            if (
-                array is None
-                or array.dtype != np.dtype(entry.cache_dtype)
-                or array.ndim != 4
-                or (*array.shape[:2], array.shape[3]) != (1, heads, size)
-                or length not in (None, array.shape[2])
-                or array.shape[2] > manifest.capacity
-                or not np.isfinite(array).all()
-            ):
-                raise BundleError(f"{where} is damaged: {role}.{i}.{kind} does not fit")
-            length = array.shape[2]
-            pair.append(array)
-        layers.append((pair[0], pair[1]))
-    return layers

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from pathlib import Path
 from time import sleep
 
-import numpy as np
 import pytest
 
 import cospec
 from cospec import Chat, SamplingParams
-from cospec.errors import BundleError, UsageError
+from cospec.errors import UsageError
 from cospec.runtime.decoding.session import Session
 from cospec.runtime.engines.onnxruntime import OrtOptions
 
@@ -220,54 +218,15 @@ def test_a_full_cache_slides(session, mode):
 def test_saved_and_restored_in_another_process_like_session(session, fresh, tmp_path):
     session.forget()
     whole = session.generate("the block of tokens", max_tokens=10)
-    session.save(tmp_path / "cache.npz")
+    session.save(tmp_path / "cache")
     fresh.forget()
-    fresh.restore(tmp_path / "cache.npz")
+    fresh.restore(tmp_path / "cache")
     assert fresh.caches.tokens == session.caches.tokens
     prompt = "the block of tokens" + whole.text
     wanted, found = (each.generate(prompt + " 12", max_tokens=8) for each in (session, fresh))
     assert found.tokens == wanted.tokens
     assert found.stats.num_cached_tokens == wanted.stats.num_cached_tokens > 5
-    assert list(tmp_path.iterdir()) == [tmp_path / "cache.npz"]
-
-
-def spoil(path: Path, **changes: np.ndarray | None) -> None:
-    with np.load(path) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    arrays.update({name: array for name, array in changes.items() if array is not None})
-    for name in [name for name, array in changes.items() if array is None]:
-        del arrays[name]
-    np.savez(path, **arrays)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seal": np.frombuffer(b"0" * 64, dtype=np.uint8)}, "another bundle"),
-        ({"tokens": None}, "no saved cache"),
-        ({"tokens": np.array([1])}, "keys of more tokens"),
-        ({"target.0.key": None}, "target.0.key does not fit"),
-        ({"draft.1.value": np.zeros((1, 2, 3, 4), np.float32)}, "draft.1.value does not fit"),
-        ({"target.1.key": np.array(["x"], dtype=object)}, "no saved cache"),
-    ],
-)
-def test_a_damaged_cache_is_refused(session, tmp_path, changes, message):
-    path = tmp_path / "cache.npz"
-    session.generate("the block of tokens", max_tokens=4)
-    session.save(path)
-    spoil(path, **changes)
-    with pytest.raises(BundleError, match=message):
-        session.restore(path)
-    wanted = session.generate("Paris", max_tokens=4).tokens
-    session.forget()
-    assert session.generate("Paris", max_tokens=4).tokens == wanted
-
-
-def test_a_file_that_is_no_cache(session, tmp_path):
-    (tmp_path / "text").write_text("hello")
-    for name in ("text", "missing"):
-        with pytest.raises(BundleError, match="no saved cache"):
-            session.restore(tmp_path / name)
+    assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
 
 
 @pytest.mark.parametrize("drafter", ["model", "ngram"])

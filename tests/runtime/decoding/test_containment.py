@@ -240,20 +240,17 @@ def test_an_endless_stream_keeps_a_bounded_number_of_tokens(monkeypatch, reporte
 
 def test_a_cache_is_checked_without_copying_the_decoders_own(session, tmp_path, monkeypatch):
     session.generate(PROMPT, max_tokens=4)
-    session.save(tmp_path / "cache.npz")
+    session.save(tmp_path / "cache")
     decoder = type(session.caches.target)
 
     def copied(self: Any) -> None:
         raise AssertionError("the whole cache is copied to learn its shapes")
 
     monkeypatch.setattr(decoder, "read_cache", copied)
-    session.restore(tmp_path / "cache.npz")
-    with np.load(tmp_path / "cache.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    arrays["target.0.key"] = arrays["target.0.key"].astype(np.float64)
-    np.savez(tmp_path / "other.npz", **arrays)
-    with pytest.raises(BundleError, match=r"target\.0\.key does not fit"):
-        session.restore(tmp_path / "other.npz")
+    session.restore(tmp_path / "cache")
+    (tmp_path / "other").write_bytes((tmp_path / "cache").read_bytes()[:-4])
+    with pytest.raises(BundleError, match="damaged"):
+        session.restore(tmp_path / "other")
 
 
 def test_a_prompt_is_read_once_in_each_generation(session, monkeypatch):

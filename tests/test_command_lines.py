@@ -32,11 +32,20 @@ _LAYOUT = tuple(f"{room}/" for room in ROOMS)
 FOREIGN_OPTIONS = {
     *("--upgrade", "--force-reinstall", "--system-site-packages", "--clear"),  # pip and venv
     *("--merge", "--local-dir"),  # llama.cpp's and the hub's own commands
+    *("--head", "--no"),  # of `ray start`; the beginning of click's own --no-NAME
 }
+FOREIGN_FILES = {"isolation.py"}
+"""Files whose options are those of bubblewrap and setpriv."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_./-]*|.*(\.\.\.|\{|\$|<).*")
-# Not the name of a thread, `cospec-slot`.
-_NAME = re.compile(r"(?<![\w/.-])(cospec-(?!slot)[a-z]+)(?![\w-])")
+# Not the names of threads.
+_NAME = re.compile(r"(?<![\w/.-])(cospec-(?!slot|reader)[a-z]+)(?![\w-])")
 _COMMENT = re.compile(r"(^|\s)#.*$")
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_read(monkeypatch):
+    """Options that take their value from a file get a schema: pages name files that are not there."""
+    monkeypatch.setattr("cospec.runtime.cli.run_options._text_of", lambda path: "{}")
 
 
 @cache
@@ -191,6 +200,8 @@ def test_every_option_that_is_named_exists():
     known.add("--help")
     wrong = []
     for path in SOURCES:
+        if path.name in FOREIGN_FILES:
+            continue
         for line, text in strings(ast.parse(path.read_text())):
             named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
             wrong += [(f"{path.relative_to(ROOT)}:{line}", each) for each in sorted(named - known)]

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import MissingExtraError, ResourceError, UsageError
 from ..models.checkpoint import BYTES_PER_WEIGHT, Checkpoint
 from ..runtime.bundle.durable import free_disk
+from ..runtime.engines import host_memory
 
 PEAK_FACTOR = 1.5
 """Peak memory of an export in units of the exported weights: the module, and the tensors that are
@@ -22,8 +23,6 @@ DISK_FIXED_BYTES = 64_000_000
 
 MIN_CAPACITY = 16
 """Tokens. Less has no room for a prompt and its answer."""
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -129,37 +128,15 @@ def kv_cache_bytes(config: Any, capacity: int, precision: str) -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that can still be allocated in this container or machine."""
+    """Return the bytes that can still be allocated: the machine's, or the container's if less."""
+    known = host_memory.available_memory()
+    if known is not None:
+        return known
     try:
         import psutil
     except ImportError as error:
         raise MissingExtraError("psutil", "export", "Estimating memory") from error
-    free = int(psutil.virtual_memory().available)
-    container = _container_memory(_CGROUP)
-    return free if container is None else min(free, container)
-
-
-def _container_memory(cgroup: Path) -> int | None:
-    """Return what the limit of a container leaves (control groups 1 or 2), None without a limit."""
-    v2 = ("memory.max", "memory.current", "memory.stat", "inactive_file")
-    v1 = (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    )
-    for limit_file, used_file, stat_file, cached_key in (v2, v1):
-        try:
-            limit = (cgroup / limit_file).read_text().strip()
-            used = int((cgroup / used_file).read_text())
-            lines = (cgroup / stat_file).read_text().splitlines()
-        except (OSError, ValueError):
-            continue
-        # Cached files count as used, but the kernel frees them when memory is needed.
-        cached = next((int(x.split()[1]) for x in lines if x.split()[0] == cached_key), 0)
-        if limit.isdigit():
-            return max(int(limit) - used + cached, 0)
-    return None
+    return int(psutil.virtual_memory().available)
 
 
 def _gb(size: int) -> str:

@@ -47,6 +47,11 @@ _PORTABLE_PATH = matching(
     "starting or ending with a dot)",
     max_length=240,
 )
+_GRAPH_PATH = matching(
+    rf"^{_PATH_PART}(?:/{_PATH_PART})*(?<=[.]onnx)\Z",
+    "a path inside the bundle that ends with .onnx",
+    max_length=240,
+)
 _SHA256 = matching(r"^[0-9a-f]{64}\Z", "a SHA-256 of 64 lower-case hexadecimal digits")
 
 Name = Annotated[str, _PRINTABLE, Meta(min_length=1, max_length=256)]
@@ -54,6 +59,8 @@ Text = Annotated[str, _PRINTABLE, Meta(min_length=1, max_length=4096)]
 RelativePath = Annotated[str, _PORTABLE_PATH]
 """A relative POSIX path that names the same file on every system: not absolute, no drive, no '..', no
 backslash, no control character and nothing that Unicode normalisation could change."""
+GraphPath = Annotated[str, _GRAPH_PATH]
+"""The name decides how ONNX Runtime reads a file: others would not be read as ONNX."""
 Sha256 = Annotated[str, _SHA256]
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 Large = Annotated[int, Meta(ge=0, le=1 << 50)]
@@ -79,7 +86,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     the same token in both vocabularies, each with the reason.
     """
 
-    graph: RelativePath
+    graph: GraphPath
     source: Text
     architecture: Name
     parameters: Large
@@ -99,7 +106,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
 class ArbiterEntry(Checked, frozen=True, kw_only=True):
     """The arbiter: its graph, and the score above which a draft token stays by default."""
 
-    graph: RelativePath
+    graph: GraphPath
     threshold: Annotated[float, Meta(ge=0, le=1)]
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ...errors import BundleError
 from .files import Stamp, byte_progress, hash_files, list_files, look_at, stamp_of
+from .graph_scan import scan_graphs
 from .manifest import (
     ENGINES_FOLDER,
     EXPORT_OR_COPY_AGAIN,
@@ -58,7 +59,9 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True, progress: bool | None = None) -> Bundle:
-        """Open the bundle at `path` after checking its manifest, then all sizes, then all hashes.
+        """Open the bundle at `path` after checking its manifest, all sizes, then all hashes.
+
+        Then no graph refers to a file that is not listed.
 
         The files are checked once, here; see `load_unchanged` for a bundle that may be replaced before
         an engine has read it. A large bundle that was hashed before, in this very state, is not hashed
@@ -84,6 +87,7 @@ class Bundle:
                 _raise_if_bad(root, report)
                 stamps[report.path] = stamp
             remember(root, manifest.seal, stamps)
+        scan_graphs(root, manifest)
         return cls(root, manifest, stamps)
 
     def ensure_unchanged(self) -> None:

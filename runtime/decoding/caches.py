@@ -44,7 +44,7 @@ class Caches:
             How many of them the target's cache holds already.
         """
         shared = common_prefix(self._tokens, tokens[:-1])
-        for decoder in self._decoders().values():
+        for decoder in self.decoders().values():
             decoder.truncate(min(decoder.length, shared))
         self._tokens = tokens
         return self.target.length
@@ -61,13 +61,13 @@ class Caches:
     def clear(self) -> None:
         """Empty the caches."""
         self._tokens = []
-        for decoder in self._decoders().values():
+        for decoder in self.decoders().values():
             decoder.truncate(0)
 
     def cut(self, length: int) -> None:
         """Drop everything after the first `length` tokens of the text."""
         del self._tokens[length:]
-        for decoder in self._decoders().values():
+        for decoder in self.decoders().values():
             decoder.truncate(min(decoder.length, max(0, length - 1)))
 
     def save(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class Caches:
             UsageError: the backend cannot save its cache.
             ResourceError: the file cannot be written.
         """
-        models = {role: _stored(each).read_cache() for role, each in self._decoders().items()}
+        models = {role: _stored(each).read_cache() for role, each in self.decoders().items()}
         write_cache(path, self._manifest, self._tokens, models)
 
     def restore(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class Caches:
             BundleError: the file is damaged, or belongs to another bundle.
             UsageError: the backend cannot restore a cache.
         """
-        stored = {role: _stored(each) for role, each in self._decoders().items()}
+        stored = {role: _stored(each) for role, each in self.decoders().items()}
         tokens, models = read_cache(path, self._manifest)
         self.clear()
         with self.consistent():
@@ -96,7 +96,8 @@ class Caches:
                     decoder.write_cache(models[role], models[role][0][0].shape[2])
             self._tokens = tokens
 
-    def _decoders(self) -> dict[Role, Decoder]:
+    def decoders(self) -> dict[Role, Decoder]:
+        """Return the decoders by role."""
         decoders: dict[Role, Decoder] = {"target": self.target}
         return decoders if self.draft is None else {**decoders, "draft": self.draft}
 

@@ -11,6 +11,7 @@ from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
 from ..drafting.draft_length import LONGEST_AUTO_DRAFT, DraftLengthController
 from ..drafting.protocol import Drafter, no_evidence
+from ..engines.protocol import PassInterruptedError
 from ..sampling.declaration import OptionError
 from ..sampling.grammar import GrammarCompiler, GrammarState
 from ..sampling.sampler import Sampler
@@ -163,24 +164,32 @@ def rounds(
     """
     left = plan.limits.max_tokens
     slides = True
-    while slides:
-        slides = False
-        for round_ in decode(
-            caches.target,
-            drafter,
-            tokens,
-            replace(plan.limits, max_tokens=left),
-            plan.referee,
-            controller,
-            plan.sampler,
-            plan.options.observer,
-            plan.interrupt.reason,
-        ):
-            left -= len(round_.tokens)
-            slides = round_.finish == "capacity" and plan.options.overflow == "slide" and left > 0
-            yield replace(round_, finish=None) if slides else round_
-        if slides:
-            tokens = _slide(tokens, caches, plan.sampler)
+    try:
+        while slides:
+            slides = False
+            for round_ in decode(
+                caches.target,
+                drafter,
+                tokens,
+                replace(plan.limits, max_tokens=left),
+                plan.referee,
+                controller,
+                plan.sampler,
+                plan.options.observer,
+                plan.interrupt.reason,
+            ):
+                left -= len(round_.tokens)
+                slides = (
+                    round_.finish == "capacity" and plan.options.overflow == "slide" and left > 0
+                )
+                yield replace(round_, finish=None) if slides else round_
+            if slides:
+                tokens = _slide(tokens, caches, plan.sampler)
+    except PassInterruptedError:
+        caches.clear()  # what the pass left is unknown
+        yield Round([], [], 0, 0, plan.interrupt.reason() or "cancelled")
+    finally:
+        plan.interrupt.close()
 
 
 def _slide(tokens: list[int], caches: Caches, sampler: Sampler | None) -> list[int]:

@@ -254,6 +254,7 @@ class Session:
         text = Detokenizer(stream_of_text, self.codec.special_tokens, plan.options)
         if plan.referee is not None:
             stream.stats.num_capped = plan.referee.num_capped
+        decoders = self.caches.decoders().values()
         while stream.finish_reason is None:
             with self._lock:
                 if self._running is not stream:
@@ -262,7 +263,7 @@ class Session:
                         hint="a session runs one generation at a time: for several at once, also from "
                         "threads, give each a session of its own with session.new_session()",
                     )
-                with self.caches.consistent():
+                with self.caches.consistent(), plan.interrupt.ends_passes(decoders):
                     round_ = next(going)
                 new, whole = text.push(round_)
                 if len(whole.tokens) < len(round_.tokens):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from threading import Event
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event, Lock, Timer
 from time import perf_counter
 from typing import Literal
 
 from ...errors import UsageError
+from ..engines.protocol import Interruptible
 
 
 class StopTexts:
@@ -88,10 +90,41 @@ class Interrupt:
             raise UsageError(f"timeout is {timeout} seconds, but must be above 0")
         self._deadline = None if timeout is None else perf_counter() + timeout
         self._cancelled = Event()
+        self._lock = Lock()
+        self._passing: Sequence[Interruptible] = ()
+        self._timer: Timer | None = None
 
     def cancel(self) -> None:
-        """End the generation before its next pass; from any thread."""
+        """End the generation before its next pass, and the pass that runs; from any thread."""
         self._cancelled.set()
+        self._end_passes()
+
+    @contextmanager
+    def ends_passes(self, decoders: Iterable[object]) -> Iterator[None]:
+        """End the passes of the body, too, on those decoders that allow it; others run to their end."""
+        if self._deadline is not None and self._timer is None:
+            self._timer = Timer(max(0.0, self._deadline - perf_counter()), self._end_passes)
+            self._timer.daemon = True
+            self._timer.start()
+        with self._lock:
+            self._passing = [each for each in decoders if isinstance(each, Interruptible)]
+        try:
+            yield
+        finally:
+            with self._lock:
+                for decoder in self._passing:
+                    decoder.resume()
+                self._passing = ()
+
+    def close(self) -> None:
+        """Stop the clock: the generation has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end_passes(self) -> None:
+        with self._lock:
+            for decoder in self._passing:
+                decoder.interrupt()
 
     def reason(self) -> Literal["cancelled", "timeout"] | None:
         """Return why the generation must end now, or None."""

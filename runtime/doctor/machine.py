@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from ...errors import MissingExtraError
+from ..engines.host_memory import machine_memory
 from ..tensorrt.api import Gpu, read_gpu
 
 MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
@@ -126,7 +126,7 @@ class Machine:
 
 def probe(folder: Path) -> Machine:
     """Read the machine at hand; `folder` is on the disk that matters."""
-    memory = _meminfo()
+    memory, memory_free = machine_memory()
     broken, providers = _import_all()
     gpu, cuda_driver = _cuda(broken)
     release = _text("/etc/nv_tegra_release")
@@ -147,8 +147,8 @@ def probe(folder: Path) -> Machine:
         has_driver=any(Path(path).exists() for path in _DRIVER_FILES),
         l4t=parse_l4t(release),
         jetpack=None if release is None else parse_dpkg(_text("/var/lib/dpkg/status")),
-        memory=memory.get("MemTotal"),
-        memory_free=memory.get("MemAvailable"),
+        memory=memory,
+        memory_free=memory_free,
         disk_free=shutil.disk_usage(_existing(folder)).free,
         isolated=_isolated(),
     )
@@ -181,12 +181,6 @@ def parse_extras(
             if in_base == (name == "") and (marker is None or marker.evaluate({"extra": name})):
                 found.append(wanted)
     return {name: tuple(found) for name, found in extras.items()}
-
-
-def parse_meminfo(text: str) -> dict[str, int]:
-    """Return the lines of /proc/meminfo in bytes."""
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
-    return {name: int(size) << 10 for name, size in found}
 
 
 def _extras() -> dict[str, tuple[Requirement, ...]]:
@@ -236,16 +230,6 @@ def _cuda(broken: Mapping[str, str]) -> tuple[Gpu | None, tuple[int, int] | None
     status, version = cudart.cudaDriverGetVersion()
     known = int(status) == 0 and version > 0
     return read_gpu(cudart), (version // 1000, version % 1000 // 10) if known else None
-
-
-def _meminfo() -> dict[str, int]:
-    text = _text("/proc/meminfo")
-    if text is not None:
-        return parse_meminfo(text)
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        return {}
-    return {"MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
 
 
 def _text(path: str) -> str | None:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BackendError, MissingExtraError, UsageError
-from .protocol import GraphShape, StepOutput
+from ...errors import BackendError, BundleError, MissingExtraError, UsageError
+from .graph_tensors import Tensor, decoder_outputs, decoder_tensors, difference
+from .host_memory import ensure_memory
+from .protocol import GraphShape, PassInterruptedError, StepOutput
 from .sequence import CachedSequence, ShapedEngine, fetched
 
 ALWAYS_KEPT, WIDE_KEPT = 16, 4
@@ -78,6 +80,7 @@ class OrtEngine(ShapedEngine):
     Raises:
         MissingExtraError: onnxruntime is not installed.
         BackendError: ONNX Runtime cannot load the graph.
+        BundleError: its inputs and outputs are not those of `shape`.
         UsageError: `provider="cuda"` without a CUDA build or device; or a pool of threads that does
             not go with what this process has already.
     """
@@ -111,6 +114,12 @@ class OrtEngine(ShapedEngine):
                     hint="check the CUDA and cuDNN versions that this onnxruntime-gpu asks for",
                 )
             self.device = "cpu"
+        problem = difference(decoder_tensors(shape), _tensors_of(self.session))
+        if problem is not None:
+            raise BundleError(
+                f"the graph {graph} is not what its bundle's manifest says: {problem}",
+                hint="export the bundle again with cospec-export",
+            )
 
     def decoder(self, outputs: tuple[str, ...] = ("token",)) -> OrtDecoder:
         """Open a decoder with an empty cache that returns `outputs` from each step."""
@@ -126,12 +135,14 @@ class OrtDecoder(CachedSequence):
         self._session = engine.session
         self._device = engine.device
         self._graph = engine.graph
+        self._run_options = ort.RunOptions()
         self._cache_length = np.zeros(1, dtype=np.int64)
         optional = {each.name for each in engine.session.get_overridable_initializers()}
         self._cuts_head = LOGITS_TO_KEEP in optional
         self._by_outputs: dict[tuple[str, ...], dict[tuple[int, int], _Binding]] = {}
         self.select(outputs)
         shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
+        ensure_memory(shape.cache_bytes, "the cache of a decoder")
         # Zeroed, because a masked position is multiplied by zero: stray NaN bytes would survive that.
         self._cache = {
             f"{i}.{kind}": ort.OrtValue.ortvalue_from_numpy(
@@ -148,12 +159,14 @@ class OrtDecoder(CachedSequence):
         width = len(tokens)
         self._ensure_room(width)
         kept = width if rows is None or not self._cuts_head else min(rows, width)
-        binding = self._bindings.get((width, kept)) or self._bind(width, kept)
-        binding.tokens[:] = tokens
-        self._cache_length[0] = self._length
         try:
-            self._session.run_with_iobinding(binding.io)
+            binding = self._bindings.get((width, kept)) or self._bind(width, kept)
+            binding.tokens[:] = tokens
+            self._cache_length[0] = self._length
+            self._session.run_with_iobinding(binding.io, self._run_options)
         except Exception as error:
+            if self._run_options.terminate:
+                raise PassInterruptedError from error
             raise BackendError(f"ONNX Runtime failed in a step: {_first_line(error)}") from error
         if self._device != "cpu":
             binding.fetch()
@@ -165,6 +178,14 @@ class OrtDecoder(CachedSequence):
             )
         self._length += width
         return binding.output
+
+    def interrupt(self) -> None:
+        """End the pass that runs, and all until `resume`; from any thread."""
+        self._run_options.terminate = True
+
+    def resume(self) -> None:
+        """Allow passes again."""
+        self._run_options.terminate = False
 
     def select(self, outputs: tuple[str, ...]) -> None:
         """Choose what the next steps return; see `engines.protocol.Decoder.select`."""
@@ -225,21 +246,15 @@ class _Binding:
         outputs: tuple[str, ...],
         device: str,
     ) -> None:
-        sizes: dict[str, tuple[tuple[int, ...], type]] = {
-            "token": ((1, kept), np.int64),
-            "top_values": ((1, kept, shape.summary_top), np.float32),
-            "top_ids": ((1, kept, shape.summary_top), np.int64),
-            "logsumexp": ((1, kept), np.float32),
-            "entropy": ((1, kept), np.float32),
-            "next_input_logprob": ((1, kept), np.float32),
-            "hidden": ((1, kept, shape.hidden_size), np.float32),
-            "logits": ((1, kept, shape.vocab_size), np.float32),
-        }
+        tensors = decoder_outputs(shape)
         self.io = session.io_binding()
         self.logits_to_keep = np.array([kept], dtype=np.int64)
         self.input_ids = np.zeros((1, width), dtype=np.int64)
         self.tokens = self.input_ids[0]
-        self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(*sizes[name]) for name in outputs}
+        self._arrays: dict[str, NDArray[Any]] = {
+            name: np.zeros((1, kept, *tensors[name].shape[2:]), dtype=tensors[name].dtype)
+            for name in outputs
+        }
         self._logsumexp = self._arrays["logsumexp"][0]
         self._zeros = np.zeros(kept, dtype=np.float32)
         self._device = device
@@ -262,6 +277,22 @@ class _Binding:
         """Copy the outputs from the device into the host buffers."""
         for name, value in self._on_device.items():
             self._arrays[name][...] = value.numpy()
+
+
+def _tensors_of(session: Any) -> dict[str, Tensor]:
+    """Return the inputs and outputs that a graph declares."""
+    return {
+        value.name: Tensor(
+            _DTYPES.get(value.type, value.type),
+            tuple(size if isinstance(size, int) else -1 for size in value.shape),
+            is_input=is_input,
+        )
+        for is_input, values in ((True, session.get_inputs()), (False, session.get_outputs()))
+        for value in values
+    }
+
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
 def _providers(ort: Any, options: OrtOptions) -> list[str]:
@@ -288,8 +319,10 @@ def _session_options(ort: Any, options: OrtOptions) -> Any:
         session_options.enable_cpu_mem_arena = False
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
+    from packaging.version import Version
+
     session_options.inter_op_num_threads = 1
-    briefly = tuple(map(int, ort.__version__.split(".")[:2])) >= BRIEF_SPINNING_SINCE
+    briefly = Version(ort.__version__).release >= BRIEF_SPINNING_SINCE
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(briefly)))
     if briefly:
         session_options.add_session_config_entry(

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BackendError
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -65,6 +67,12 @@ class GraphShape:
     summary_top: int
     kv_shapes: tuple[tuple[int, int], ...]
     cache_dtype: str
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one cache: keys and values of all layers at full capacity."""
+        rows = 2 * self.capacity * sum(heads * dim for heads, dim in self.kv_shapes)
+        return rows * np.dtype(self.cache_dtype).itemsize
 
 
 class Decoder(Protocol):
@@ -128,6 +136,24 @@ class StoredDecoder(Decoder, Protocol):
 
     def write_cache(self, layers: Sequence[tuple[NDArray[Any], NDArray[Any]]], length: int) -> None:
         """Replace the cache by `layers`: (key, value) [1, Hkv, length, D] of each layer."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A decoder whose passes can be ended from another thread."""
+
+    def interrupt(self) -> None:
+        """End the pass that runs, and all until `resume`, with a PassInterruptedError."""
+
+    def resume(self) -> None:
+        """Allow passes again."""
+
+
+class PassInterruptedError(BackendError):
+    """A pass was ended by `interrupt`; nothing was fed."""
+
+    def __init__(self) -> None:
+        super().__init__("the pass was interrupted")
 
 
 class Engine(Protocol):

@@ -7,6 +7,7 @@ parameter and never a global, so that both can be used, and tested, in one proce
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +69,19 @@ def release(version: str) -> tuple[int, int]:
     """(major, minor) of a version, for comparing."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
+
+
+def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
+    """Return a logger that passes each (severity, text) on; the severity is TensorRT's own name."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            write(severity.name, message)
+
+    return Logger()
 
 
 def find_gpu() -> Gpu | None:

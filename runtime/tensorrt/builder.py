@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, GateError
-from .api import flavour_of, version_of
+from .api import flavour_of, make_logger, version_of
 from .profiles import Profile
 
 Progress = Callable[[float], None]
@@ -114,7 +114,7 @@ def parse_graph(trt: Any, graph: Path) -> ParsedGraph:
         BackendError: TensorRT cannot start on this machine.
     """
     log = BuildLog()
-    logger = _make_logger(trt, log)
+    logger = make_logger(trt, log.add)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what the bindings say when there is no driver
@@ -209,17 +209,6 @@ def _make_profile(builder: Any, network: Any, profile: Profile) -> Any:
         if -1 in shape:
             made.set_shape(tensor.name, *profile.shapes(shape))
     return made
-
-
-def _make_logger(trt: Any, log: BuildLog) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            log.add(str(severity).rpartition(".")[2], message)
-
-    return Logger()
 
 
 def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
+from ..engines.graph_tensors import decoder_tensors
 from ..engines.protocol import GraphShape, StepOutput
 from ..engines.sequence import CachedSequence, ShapedEngine, fetched
 from .cuda import Cuda, Stream
 from .execution import Buffers, Contexts, Run, is_fixed, profile_of
-from .plan import Plan, Tensor
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -189,29 +190,6 @@ class TensorRtDecoder(CachedSequence):
                     pitch = self.capacity * row
                     self._stream.clear_rows(memory.address + start, pitch, rest, heads)
         self._stream.synchronize()
-
-
-def decoder_tensors(shape: GraphShape) -> dict[str, Tensor]:
-    """Return every input and output that the plan of a decoder has; -1 is the width of a pass."""
-    top, cache = shape.summary_top, shape.cache_dtype
-    tensors = {
-        "input_ids": Tensor("int64", (1, -1), is_input=True),
-        "cache_length": Tensor("int64", (1,), is_input=True),
-        "logits": Tensor("float32", (1, -1, shape.vocab_size), is_input=False),
-        "token": Tensor("int64", (1, -1), is_input=False),
-        "top_values": Tensor("float32", (1, -1, top), is_input=False),
-        "top_ids": Tensor("int64", (1, -1, top), is_input=False),
-        "logsumexp": Tensor("float32", (1, -1), is_input=False),
-        "entropy": Tensor("float32", (1, -1), is_input=False),
-        "next_input_logprob": Tensor("float32", (1, -1), is_input=False),
-        "hidden": Tensor("float32", (1, -1, shape.hidden_size), is_input=False),
-    }
-    for i, (heads, dim) in enumerate(shape.kv_shapes):
-        for kind in ("key", "value"):
-            size = (1, heads, shape.capacity, dim)
-            tensors[f"past.{i}.{kind}"] = Tensor(cache, size, is_input=True)
-            tensors[f"present.{i}.{kind}"] = Tensor(cache, size, is_input=False)
-    return tensors
 
 
 def _cache_names(shape: GraphShape) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CospecError
+from ..engines.graph_tensors import Tensor
 from ..engines.protocol import StepOutput
 from .cuda import CudaGraph, DeviceMemory, Stream, pinned
-from .plan import Context, Plan, Tensor, scratch_bytes
+from .plan import Context, Plan, scratch_bytes
 
 _TOKEN_BYTES = 8  # int64
 

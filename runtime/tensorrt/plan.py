@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import BackendError
+from ..engines.graph_tensors import Tensor, difference
+from .api import make_logger
 from .cuda import Cuda, DeviceMemory, Stream
 
 # Not trt.nptype: it raises for bfloat16, which numpy does not know.
@@ -24,21 +25,6 @@ _DTYPE_NAMES = {
     "BOOL": "bool",
 }
 _REBUILD = "build it again: cospec-export --build-only DIR"
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of a plan.
-
-    Attributes:
-        dtype: numpy's name of it.
-        shape: -1 where the size is that of a pass.
-        is_input: or an output.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    is_input: bool
 
 
 class Plan:
@@ -61,7 +47,7 @@ class Plan:
         self.cuda = cuda
         self.what = what
         self._messages: deque[str] = deque(maxlen=3)
-        self._logger = _logger(trt, self._messages)
+        self._logger = make_logger(trt, self._log)
         # The engine refers to the runtime and to the logger, so all three live equally long.
         self._runtime = trt.Runtime(self._logger)
         self.engine = self._runtime.deserialize_cuda_engine(data)
@@ -71,6 +57,10 @@ class Plan:
                 hint=f"it was built for another version or GPU, or is damaged; {_REBUILD}",
             )
         self.tensors = self._read_tensors()
+
+    def _log(self, severity: str, text: str) -> None:
+        if severity.endswith("ERROR"):
+            self._messages.append(text.strip())
 
     def error(self, message: str, *, hint: str | None = None) -> BackendError:
         """Return an error with TensorRT's own last words, if it said any."""
@@ -84,14 +74,10 @@ class Plan:
         Raises:
             BackendError: names the first that differs.
         """
-        for name in [*expected, *(name for name in self.tensors if name not in expected)]:
-            wanted, found = expected.get(name), self.tensors.get(name)
-            if wanted is None or found is None or not _fits(wanted, found):
-                raise self.error(
-                    f"{self.what} is not that of this bundle: '{name}' is {_show(found)}, "
-                    f"expected {_show(wanted)}",
-                    hint=_REBUILD,
-                )
+        problem = difference(expected, self.tensors)
+        if problem is not None:
+            raise self.error(f"{self.what} is not that of this bundle: {problem}", hint=_REBUILD)
+        for name in expected:
             if self.engine.get_tensor_location(name) != self.trt.TensorLocation.DEVICE:
                 raise self.error(
                     f"{self.what} wants '{name}' in host memory, where the device cannot feed it",
@@ -220,33 +206,3 @@ class Context:
 def scratch_bytes(plan: Plan) -> int:
     """Return the bytes that contexts of `plan` need for activations, whatever their profile."""
     return int(plan.engine.device_memory_size_v2)
-
-
-def _fits(wanted: Tensor, found: Tensor) -> bool:
-    return (
-        (wanted.dtype, wanted.is_input) == (found.dtype, found.is_input)
-        and len(wanted.shape) == len(found.shape)
-        # Not known before a pass is -1 on either side.
-        and all(w == -1 or f in (w, -1) for w, f in zip(wanted.shape, found.shape, strict=True))
-    )
-
-
-def _show(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "not there"
-    kind = "input" if tensor.is_input else "output"
-    return f"an {kind} {tensor.dtype} {list(tensor.shape)}"
-
-
-def _logger(trt: Any, messages: deque[str]) -> Any:
-    """Return a logger that keeps TensorRT's errors for ours, and is silent otherwise."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                messages.append(message.strip())
-
-    return Logger()

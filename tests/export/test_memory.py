@@ -8,7 +8,8 @@ from cospec.errors import ResourceError, UsageError
 from cospec.export import memory
 from cospec.models.checkpoint import open_checkpoint
 from cospec.models.presets import resolve
-from cospec.runtime.bundle import files
+from cospec.runtime.bundle import durable
+from cospec.runtime.engines import host_memory
 
 GB = 1_000_000_000
 
@@ -71,13 +72,13 @@ def test_too_little_memory_names_both_figures(monkeypatch):
 
 def test_too_little_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available_memory", lambda: 100 * GB)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GB))
+    monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GB))
     with pytest.raises(ResourceError, match=r"needs 33\.7 GB of disk.* 2\.0 GB free"):
         memory.ensure_fits(plan(disk_path=tmp_path))
 
 
 def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
-    assert files.free_disk(tmp_path / "a" / "b") > 0
+    assert durable.free_disk(tmp_path / "a" / "b") > 0
 
 
 @pytest.mark.parametrize("capacity", [-1, 0, 15])
@@ -104,7 +105,7 @@ def test_container_limit_counts(version, tmp_path, monkeypatch):
     (root / names[0]).write_text("1000\n")
     (root / names[1]).write_text("900\n")
     (root / "memory.stat").write_text(f"anon 5\n{names[2]} 300\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
     assert memory.available_memory() == 400
     if version == 2:
         (root / names[0]).write_text("max\n")
@@ -112,6 +113,6 @@ def test_container_limit_counts(version, tmp_path, monkeypatch):
 
 
 def test_without_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
     total = psutil.virtual_memory().total
     assert 0 < memory.available_memory() <= total

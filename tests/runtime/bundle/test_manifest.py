@@ -161,6 +161,8 @@ def test_an_edit_by_hand_is_called_one():
         ("models.target", None, "models.target: expected object"),
         ("models.target.graph", "../model.onnx", "models.target.graph"),
         ("models.target.graph", "target/other.onnx", "not among the bundle's files"),
+        ("models.target.graph", "target/model.ort", "target.graph: expected a path inside the"),
+        ("models.target.graph", "tokenizer.json", "a path inside the bundle that ends with .onnx"),
         ("models.target.kv_shapes", [], "models.target.kv_shapes: expected array of length >= 1"),
         (
             "models.target.kv_shapes",

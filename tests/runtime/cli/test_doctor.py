@@ -31,9 +31,9 @@ from cospec.runtime.doctor.machine import (
     parse_dpkg,
     parse_extras,
     parse_l4t,
-    parse_meminfo,
     probe,
 )
+from cospec.runtime.engines.host_memory import parse_meminfo
 from cospec.runtime.tensorrt.api import Gpu
 from cospec.runtime.text.chat import ChatFormat
 

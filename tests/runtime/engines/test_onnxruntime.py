@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from cospec.errors import BackendError, PromptError, UsageError
+from cospec.errors import BackendError, BundleError, PromptError, ResourceError, UsageError
+from cospec.runtime.engines import host_memory
 from cospec.runtime.engines.onnxruntime import (
     SPIN_MICROSECONDS,
     OrtDecoder,
@@ -269,12 +271,37 @@ def test_a_graph_that_cannot_be_loaded(graphs, tmp_path, damage):
     assert "cospec-verify" in caught.value.hint
 
 
-def test_a_graph_that_is_not_what_the_shape_says_fails_in_its_first_step(graphs):
+WRONG_SHAPES = {
+    "head size": ({"kv_shapes": ((2, 999),) * 2}, "'past.0.key' is an input float32"),
+    "a layer too many": ({"kv_shapes": ((2, 16),) * 3}, "'past.2.key' is not there, expected"),
+    "a layer too few": ({"kv_shapes": ((2, 16),)}, "expected not there"),
+    "capacity": ({"capacity": 1 << 24}, "'past.0.key' is an input float32"),
+    "hidden size": ({"hidden_size": 7}, "'hidden' is an output float32 [1, -1, 64], expected"),
+    "vocabulary": ({"vocab_size": 7}, "'logits' is an output float32 [1, -1, 320], expected"),
+    "candidates": ({"summary_top": 1}, "'top_values' is an output float32"),
+    "cache dtype": ({"cache_dtype": "float16"}, "'past.0.key' is an input float32"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SHAPES)
+@pytest.mark.parametrize("form", ["gqa", "portable"])
+def test_a_graph_that_is_not_what_the_manifest_says_is_refused_at_load(graphs, form, wrong):
     paths, shape = graphs
-    heads, dim = shape.kv_shapes[0]
-    engine = OrtEngine(paths["gqa"], replace(shape, kv_shapes=((heads, dim * 2),) * 2), CPU)
-    with pytest.raises(BackendError):
-        engine.decoder().step(PROMPT)
+    changes, problem = WRONG_SHAPES[wrong]
+    with pytest.raises(BundleError, match=re.escape(problem)) as caught:
+        OrtEngine(paths[form], replace(shape, **changes), CPU)
+    assert str(paths[form]) in caught.value.message
+
+
+def test_a_cache_that_no_memory_can_hold_is_refused_before_it_is_allocated(graphs, monkeypatch):
+    paths, shape = graphs
+    engine = OrtEngine(paths["gqa"], shape, CPU)
+    monkeypatch.setattr(host_memory, "available_memory", lambda: shape.cache_bytes - 1)
+    with pytest.raises(ResourceError, match="the cache of a decoder takes") as caught:
+        engine.decoder()
+    assert "--capacity" in caught.value.hint
+    monkeypatch.setattr(host_memory, "available_memory", lambda: None)
+    assert engine.decoder().length == 0, "where nobody knows, it is tried"
 
 
 @pytest.mark.skipif(

@@ -17,11 +17,10 @@ from ...runtime.bundle.manifest import ModelEntry
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.writer import BundleWriter
 from ...runtime.decoding.placement import graph_shape
-from ...runtime.decoding.session import Session
+from ...runtime.decoding.session import Session, codec_of
 from ...runtime.drafting.costs import CONTEXT, time_passes
 from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ...runtime.engines.protocol import Decoder, Engine
-from ...runtime.text.codec import TextCodec
 from ..quality.machine_facts import machine_facts
 from ..tasks.resolve import resolve_tasks
 from ..weights.format_speed import ROUNDS, rate_of
@@ -85,7 +84,7 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
     with BundleWriter(request.output, force=request.force) as writer:
         target = _engine(source, manifest.models.target)
         drafts = {"before": _engine(source, draft)}
-        session = Session(manifest, target, drafts["before"], _codec(source))
+        session = Session(manifest, target, drafts["before"], codec_of(source, None))
         counted, held_out = _texts(request, source, session, progress)
         counts, unseen = (count(texts, manifest.vocab_size) for texts in (counted, held_out))
         kept = most_frequent(counts, request.size, manifest)
@@ -181,15 +180,6 @@ def _engine(source: Bundle, entry: ModelEntry, graph: Path | None = None) -> Ort
     # With the default threads: all cores, as when the bundle is used.
     shape = graph_shape(source.manifest, entry)
     return OrtEngine(graph or source.path(entry.graph), shape, OrtOptions())
-
-
-def _codec(source: Bundle) -> TextCodec:
-    """Open the bundle's tokenizer and its chat template, which tasks may need."""
-    manifest = source.manifest
-    template = manifest.chat_template
-    return TextCodec(
-        source.path(manifest.tokenizer), None if template is None else source.path(template)
-    )
 
 
 def _texts(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...errors import UsageError
+from ...errors import MissingExtraError, UsageError
 from ...runtime.cli.common import (
     CospecCommand,
     CospecGroup,
@@ -40,6 +41,16 @@ Modes:
   random:RATE    keeps each with that probability
   always-draft   keeps all
   typical:EPSILON,ALPHA   relaxed:TOP_N,DELTA   fly:WINDOW,ENTROPY   ensemble:WEIGHT
+"""
+
+LM_EVAL_EPILOG = """
+\b
+Examples:
+  cospec-bench lm-eval --model_args engine_dir=models/tiny,mode=collab --tasks gsm8k --limit 200 \\
+    --apply_chat_template --use_cache .cache/answers --output_path results
+  cospec-bench lm-eval --model_args engine_dir=models/tiny,mode=target --include_path my-tasks \\
+    --tasks my_task
+  cospec-bench lm-eval run --help
 """
 
 RUN_OPTIONS = (
@@ -89,6 +100,27 @@ def main() -> None:
 
 
 main.add_command(speed)
+
+
+@main.command(
+    name="lm-eval",
+    cls=CospecCommand,
+    epilog=LM_EVAL_EPILOG,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run lm-evaluation-harness on a bundle.
+
+    ARGUMENTS are those of the harness's own command `lm_eval`; the model is a bundle unless --model
+    names another. --model_args takes the arguments of `CospecLM`: engine_dir, mode, threshold, arbiter,
+    num_draft_tokens, max_gen_toks, max_length, seed, processes, threads and cluster.
+    """
+    if find_spec("lm_eval") is None:
+        raise MissingExtraError("lm-eval", "eval", "Evaluating with lm-evaluation-harness")
+    from .lm_eval_adapter import run_command
+
+    run_command(arguments)
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)

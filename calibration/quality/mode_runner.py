@@ -12,7 +12,7 @@ from ...runtime.arbitration.baselines import RandomArbiter, baseline
 from ...runtime.arbitration.learned import LearnedArbiter
 from ...runtime.arbitration.protocol import Arbiter
 from ...runtime.decoding.completion import Completion
-from ...runtime.decoding.session import Session, load
+from ...runtime.decoding.session import Prompt, Session, load
 from ...runtime.engines.onnxruntime import OrtOptions
 from ...runtime.sampling.params import SamplingParams
 from ..tasks.checkers import check
@@ -103,20 +103,38 @@ class ModeRunner:
         )
 
     def _generate(self, task: Task, mode: Mode, max_tokens: int | None) -> Completion:
-        session = self._alone if mode.kind == "draft" else self._session
-        assert session is not None, "ModeSetup knows all modes"
-        session.forget()  # no mode may profit from what another one has read
-        return session.generate(
-            task.prompt,
-            max_tokens=max_tokens,
-            num_draft_tokens=0 if mode.is_plain else self._config.num_draft_tokens,
-            sampling=sampling_of(mode, task) or SamplingParams(),
-            mode="collab" if mode.is_judged else "strict",
-            threshold=mode.threshold,
-            arbiter=self._arbiter(mode, task),
+        return self.generate(
+            task.prompt, mode, task.id, max_tokens, sampling_of(mode, task) or SamplingParams()
         )
 
-    def _arbiter(self, mode: Mode, task: Task) -> Arbiter | None:
+    def generate(
+        self,
+        prompt: Prompt,
+        mode: Mode,
+        item: str,
+        max_tokens: int | None,
+        sampling: SamplingParams,
+    ) -> Completion:
+        """Generate one answer; `item` identifies the prompt to rules that draw."""
+        session = self.session_of(mode)
+        session.forget()  # no mode may profit from what another one has read
+        return session.generate(
+            prompt,
+            max_tokens=max_tokens,
+            num_draft_tokens=0 if mode.is_plain else self._config.num_draft_tokens,
+            sampling=sampling,
+            mode="collab" if mode.is_judged else "strict",
+            threshold=mode.threshold,
+            arbiter=self._arbiter(mode, item),
+        )
+
+    def session_of(self, mode: Mode) -> Session:
+        """Return the session that runs `mode`."""
+        session = self._alone if mode.kind == "draft" else self._session
+        assert session is not None, "the constructor gets all modes"
+        return session
+
+    def _arbiter(self, mode: Mode, item: str) -> Arbiter | None:
         if mode.graph is not None:
             return self._graphs[mode.graph]
         if mode.rule is None or not mode.is_judged:
@@ -124,7 +142,7 @@ class ModeRunner:
         if mode.rule.startswith("random:"):
             # A seed for each item: the draws do not depend on which worker runs what, in which order.
             rate, _, seed = mode.rule.removeprefix("random:").partition(",")
-            return RandomArbiter(float(rate), f"{seed or 0}/{task.id}")
+            return RandomArbiter(float(rate), f"{seed or 0}/{item}")
         return baseline(mode.rule)
 
 

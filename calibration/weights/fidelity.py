@@ -55,17 +55,22 @@ def read(engine: Engine, texts: Sequence[Text], width: int, chunk: int) -> Readi
         BackendError: the engine fails, or its numbers are not finite.
     """
     decoder = engine.decoder(OUTPUTS)
-    parts = [_read(decoder, text, width, chunk) for text in texts]
+    parts = []
+    for text in texts:
+        decoder.truncate(0)
+        parts.append(read_text(decoder, text, width, chunk))
     logprobs, chosen = zip(*(pair for part in parts for pair in part), strict=True)
     return Reading(np.concatenate(logprobs), np.concatenate(chosen))
 
 
-def _read(
+def read_text(
     decoder: Decoder, text: Text, width: int, chunk: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Return (log-probabilities, choices) pass by pass."""
+    """Return (log-probabilities, choices) of the scored tokens, pass by pass.
+
+    The decoder returns OUTPUTS. It is empty, or holds the text up to `scored_from - 1`.
+    """
     tokens, start = text.tokens, text.scored_from - 1
-    decoder.truncate(0)
     # All but one of these tokens: the scored passes begin with it.
     prefill(decoder, tokens[: start + 1], chunk, ahead=chunk - 1)
     passes = []

@@ -337,12 +337,14 @@ def load(
         manifest = bundle.manifest
         found = find_drafter(drafter, has_draft=manifest.models.draft is not None)
         placed = place(bundle, backend, options, drafts=found.uses_model)
-        template = manifest.chat_template
-        codec = TextCodec(
-            bundle.path(manifest.tokenizer),
-            None if template is None else bundle.path(template),
-            manifest.capacity,
-        )
+        codec = codec_of(bundle, manifest.capacity)
         return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
 
     return load_unchanged(path, make, verify=verify)
+
+
+def codec_of(bundle: Bundle, capacity: int | None) -> TextCodec:
+    """Open the tokenizer and the chat format of a bundle; see `TextCodec` for `capacity`."""
+    chat = bundle.manifest.chat_template
+    tokenizer = bundle.path(bundle.manifest.tokenizer)
+    return TextCodec(tokenizer, None if chat is None else bundle.path(chat), capacity)

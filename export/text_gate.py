@@ -44,14 +44,14 @@ def write_chat(folder: Path, tokenizer: Any, name: str) -> str | None:
     """Write the chat format of a checkpoint, and return the name of the file; None if it has none.
 
     Raises:
-        GateError: a template cannot be compiled.
+        GateError: a template cannot be compiled, or has constants that take too long to compute.
     """
     chat = chat_format(tokenizer)
     if chat is None:
         return None
     for template in chat.templates:
         try:
-            chat.compiled(template)
+            chat.compiled(template).check_constants()
         except Exception as error:
             raise GateError(
                 f"{name}: {getattr(error, 'message', error)}", hint=_WITHOUT_CHAT

@@ -75,6 +75,23 @@ class ChatTemplate:
         known = PASSED | self._special_tokens.keys() | self._environment.globals.keys()
         return {str(name) for name in found - known}
 
+    def check_constants(self) -> None:
+        """Compute the constant expressions, which Jinja without a budget computes when it compiles.
+
+        Raises:
+            TemplateCostError: one of them takes too many steps or too much memory.
+        """
+        tree = self._environment.parse(self.source)
+        for node in tree.find_all((nodes.BinExpr, nodes.Concat, nodes.Filter, nodes.Test)):
+            if not any(node.find_all((nodes.Name, nodes.Call))):
+                alone = nodes.Template([nodes.Output([node])], lineno=1)
+                try:
+                    self._environment.from_string(alone).render()
+                except TemplateCostError:
+                    raise
+                except Exception:  # noqa: BLE001, S112  a rendering shows it, if it gets there
+                    continue
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

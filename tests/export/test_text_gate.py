@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from factories import CHAT_TEMPLATE, write_tokenizer
+from gguf_files import CONTROL, byte_level, write_gguf
 from transformers import AutoTokenizer
 
 from cospec.errors import BundleError, GateError, PromptError
-from cospec.export.text_gate import check_text, write_chat
+from cospec.export.text_gate import chat_format, check_text, write_chat
+from cospec.models.checkpoint import open_checkpoint
 from cospec.models.fast_tokenizer import load_tokenizer, stored
+from cospec.models.presets import resolve
 from cospec.runtime.text.codec import TextCodec
 from cospec.runtime.text.reference import compare, read_record
 
@@ -165,6 +168,21 @@ def test_named_templates_from_every_place(tmp_path):
     assert passed(source)[0].chat.render(talk) == "Lx"
 
 
+def test_named_templates_of_a_gguf_file(tmp_path):
+    file = write_gguf(
+        tmp_path / "model.gguf",
+        byte_level(("<|end|>", CONTROL)),
+        kind="gpt2",
+        ggml__pre="gpt-2",
+        ggml__eos_token_id=256,
+        chat_template="D{{ eos_token }}",
+        chat_template__tool_use="T",
+    )
+    chat = chat_format(open_checkpoint(resolve(str(file))).tokenizer)
+    assert chat.templates == {"default": "D{{ eos_token }}", "tool_use": "T"}
+    assert chat.render([{"role": "user", "content": "x"}]) == "D<|end|>"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -214,7 +232,7 @@ def test_a_template_that_cannot_be_compiled(tmp_path, template):
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ 'a' * 10**9 }}",
+        "{{ messages[0].content * 10**9 }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
@@ -223,6 +241,22 @@ def test_a_hostile_template_never_reaches_transformers(tmp_path, template, monke
     monkeypatch.setattr(reference, "apply_chat_template", None)
     with pytest.raises(GateError, match="too many steps or too much memory"):
         check_text(folder, codec, reference, "mine")
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "10**(10**8)",
+        "'%2000000000d' % 1",
+        "'a' | center(1000000000)",
+        "'a' * 10**9",
+        "[1, 'a' * 10**9]",
+    ],
+)
+def test_constants_that_transformers_would_compute_when_it_compiles(tmp_path, constant):
+    source = "{% if messages[0].content == 'never' %}{{ " + constant + " }}{% endif %}" + CONTENTS
+    with pytest.raises(GateError, match="the rendering was ended"):
+        bundle(checkpoint(tmp_path / "source", source))
 
 
 def test_the_record_is_repeated_without_the_reference(tmp_path):

@@ -231,9 +231,7 @@ def _open_gguf(source: Source, file: Path) -> Checkpoint:
     header = gguf.read_header(file)
     gguf.check_header(file, header)
     with quiet(), blaming(file, "transformers does not accept its header"):
-        config = transformers_class("AutoConfig").from_pretrained(
-            file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
-        )
+        config = gguf.read_config(header)
     if config.model_type not in FAMILIES:
         raise unsupported(file, config.model_type)
     gguf.check_config(file, header, config)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, MissingExtraError
+from .hf import transformers_class
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
 """`general.architecture` values whose conversion in transformers is known to be faithful."""
@@ -122,6 +123,27 @@ def check_header(file: Path, header: GgufHeader) -> None:
             "conversion of transformers drops: its results would be wrong.",
             hint="Use the Hugging Face checkpoint of this model.",
         )
+
+
+def read_config(header: GgufHeader) -> Any:
+    """Return the transformers configuration of a file, by transformers' own table of names.
+
+    AutoConfig gives the same, and parses the header again with GGUFReader for it.
+    """
+    from transformers import modeling_gguf_pytorch_utils as conversion
+
+    names = conversion.GGUF_TO_TRANSFORMERS_MAPPING["config"]
+    config = dict(conversion.GGUF_CONFIG_DEFAULTS_MAPPING.get(header.architecture) or {})
+    config["tie_word_embeddings"] = all(t.name != "output.weight" for t in header.tensors)
+    config["vocab_size"] = len(header.metadata.get("tokenizer.ggml.tokens", ()))
+    for key, value in header.metadata.items():
+        prefix, _, rest = key.partition(".")
+        name = names.get(prefix, {}).get(rest)
+        if name not in (None, -1):
+            config[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if config["model_type"] == "gemma3":  # a GGUF file holds the text part only
+        config["model_type"] = "gemma3_text"
+    return transformers_class("AutoConfig").for_model(**config)
 
 
 def check_config(file: Path, header: GgufHeader, config: Any) -> None:

@@ -7,9 +7,11 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 import torch
+from gguf_files import SPM_TOKENS, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import AutoConfig
 
 from cospec.errors import CheckpointError
 from cospec.models import gguf
@@ -67,6 +69,17 @@ def test_split_file(tmp_path):
     file = write(tmp_path / "m.gguf", split__count=2)
     with pytest.raises(CheckpointError, match="split"):
         gguf.read_header(file)
+
+
+@pytest.mark.parametrize("architecture", gguf.ARCHITECTURES)
+def test_the_configuration_is_that_of_transformers(tmp_path, architecture):
+    own = {"attention.sliding_window": 32} if "gemma" in architecture else {}
+    keys = {"ggml__bos_token_id": 1, "ggml__eos_token_id": 2}
+    file = write_gguf(tmp_path / "m.gguf", SPM_TOKENS, architecture=architecture, sizes=own, **keys)
+    theirs = AutoConfig.from_pretrained(tmp_path, gguf_file=file.name)
+    ours = gguf.read_config(gguf.read_header(file))
+    assert type(ours) is type(theirs)
+    assert ours.to_dict() == theirs.to_dict() | {"_name_or_path": ""}
 
 
 def test_lost_window_is_noticed(tmp_path):

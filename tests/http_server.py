@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -140,3 +141,13 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def events(response: httpx.Response) -> Iterator[str]:
     """Yield the data of a stream's events."""
     return (line.removeprefix("data: ") for line in response.iter_lines() if line)
+
+
+@contextmanager
+def silence(caplog: Any) -> Iterator[None]:
+    """Check that nothing was logged, by us, by uvicorn or by asyncio."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        yield
+    records = [record for record in caplog.records if not record.name.startswith("http")]
+    assert [record.getMessage() for record in records] == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
-from ..decoding.completion import Completion, Piece
+from ..decoding.completion import Piece, Stream
 from ..decoding.loop import FinishReason
-from ..decoding.stats import GenerationStats
 from ..sampling.sampler import TokenLogprob
 from .token_text import TokenTexts
 
@@ -23,103 +23,180 @@ FINISH_REASONS: dict[FinishReason, str] = {
 """OpenAI's finish reasons. Cancelled and timed-out generations have none: they are errors."""
 
 
-class Answer(ABC):
-    """Forms the answer of one request.
+@dataclass(frozen=True)
+class Form:
+    """What an answer contains.
 
-    Args:
+    Attributes:
         model: name of the model.
         fingerprint: of the bundle; the same seed gives the same answer only with the same bundle.
         texts: text and bytes of single tokens.
-        logprobs: whether the request asks for log-probabilities.
-        include_usage: whether a stream ends with the usage.
-        show_cached: whether the usage says how much of the prompt was found in a cache.
+        streams: the answer is sent in chunks.
+        logprobs: report log-probabilities.
+        include_usage: a stream ends with the usage.
+        show_cached: the usage says how many tokens of the prompts were found in a cache.
+        details: report who chose each token, and the statistics.
+    """
+
+    model: str
+    fingerprint: str
+    texts: TokenTexts
+    streams: bool = False
+    logprobs: bool = False
+    include_usage: bool = False
+    show_cached: bool = True
+    details: bool = False
+
+
+@dataclass
+class Usage:
+    """Tokens that an answer cost."""
+
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+
+
+@dataclass
+class Choice:
+    """One choice of an answer, as far as it is written."""
+
+    index: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    details: list[dict[str, str]] = field(default_factory=list)
+    offset: int = 0
+
+
+class Answer(ABC):
+    """Forms the answer of one request. Its choices are written one after the other.
+
+    Args:
+        form: what it contains.
     """
 
     whole_object: str
     chunk_object: str
     id_prefix: str
+    ending: bytes | None = b"[DONE]"
+    """Last event of a stream, if the API has one."""
 
-    def __init__(
-        self,
-        model: str,
-        fingerprint: str,
-        texts: TokenTexts,
-        *,
-        logprobs: bool,
-        include_usage: bool,
-        show_cached: bool = True,
-    ) -> None:
+    def __init__(self, form: Form) -> None:
+        self._form = form
         self._head = {
             "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
             "created": int(time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
+            "model": form.model,
+            "system_fingerprint": form.fingerprint,
         }
-        self._texts = texts
-        self._logprobs = logprobs
-        self._include_usage = include_usage
-        self._show_cached = show_cached
+        self._usage = Usage()
+        self._written: list[dict[str, Any]] = []
+        self._choice = Choice(-1)
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """Return the answer as one object."""
-        choice = {
-            "index": 0,
-            **self._message(completion.text),
-            "logprobs": self._reported(completion.tokens, completion.logprobs),
-            "finish_reason": FINISH_REASONS[completion.finish_reason],
-        }
-        return {
-            **self._head,
-            "object": self.whole_object,
-            "choices": [choice],
-            "usage": self._usage(completion.stats),
-        }
-
-    def opening(self) -> list[dict[str, Any]]:
-        """Return the chunks before the first text."""
+    def open(self, index: int) -> list[dict[str, Any]]:
+        """Begin a choice, and return its first chunks."""
+        self._choice = Choice(index)
         return []
 
-    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        """Return the chunks of a piece; none if it has neither text nor log-probabilities."""
-        if not piece.text and not (self._logprobs and piece.tokens):
+    def push(self, piece: Piece) -> list[dict[str, Any]]:
+        """Add a piece to the choice, and return its chunks."""
+        details = self._segments(piece) if self._form.details else []
+        if not self._form.streams:
+            choice = self._choice
+            choice.text += piece.text
+            choice.tokens += piece.tokens
+            choice.logprobs += piece.logprobs
+            choice.details += details
             return []
-        logprobs = self._reported(piece.tokens, piece.logprobs)
-        return [self._chunk(self._delta(piece.text), logprobs)]
+        if not (piece.text or details or (self._form.logprobs and piece.tokens)):
+            return []
+        chunk = self._delta(piece.text)
+        if details:
+            chunk["details"] = details
+        return [self._chunk(chunk, self._reported(piece.tokens, piece.logprobs))]
 
-    def closing(self, finish: FinishReason, stats: GenerationStats) -> list[dict[str, Any]]:
-        """Return the chunks after the last text."""
-        last = [self._chunk(self._delta(""), None, FINISH_REASONS[finish])]
-        if self._include_usage:
-            last.append(
-                {
-                    **self._head,
-                    "object": self.chunk_object,
-                    "choices": [],
-                    "usage": self._usage(stats),
-                }
-            )
-        return last
+    def close(
+        self, stream: Stream, trace: str | None, *, counts_prompt: bool
+    ) -> list[dict[str, Any]]:
+        """End the choice, and return its last chunks.
+
+        Args:
+            stream: of the generation, which has ended.
+            trace: page that shows it.
+            counts_prompt: whether the prompt belongs to the usage; the choices of a prompt share it.
+        """
+        stats, usage = stream.stats, self._usage
+        usage.generated += stats.num_generated_tokens
+        if counts_prompt:
+            usage.prompt += stats.num_prompt_tokens
+            usage.cached += stats.num_cached_tokens
+        assert stream.finish_reason is not None, "it has ended"
+        finish = FINISH_REASONS[stream.finish_reason]
+        extra: dict[str, Any] = {"stats": stats.to_json()} if self._form.details else {}
+        if trace is not None:
+            extra["trace"] = trace
+        if self._form.streams:
+            return [self._chunk(self._delta("") | extra, None, finish)]
+        done = self._choice
+        if self._form.details:
+            extra["details"] = done.details
+        self._written.append(
+            {
+                "index": done.index,
+                **self._message(done.text),
+                "logprobs": self._reported(done.tokens, done.logprobs),
+                "finish_reason": finish,
+                **extra,
+            }
+        )
+        return []
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Return the chunks after the last choice."""
+        if not self._form.include_usage:
+            return []
+        head = {**self._head, "object": self.chunk_object}
+        return [{**head, "choices": [], "usage": self._usage_json()}]
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer as one object, when all choices are closed."""
+        head = {**self._head, "object": self.whole_object}
+        return {**head, "choices": self._written, "usage": self._usage_json()}
 
     def _chunk(
         self, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None = None
     ) -> dict[str, Any]:
-        choice = {"index": 0, **delta, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": self._choice.index, **delta}
+        choice |= {"logprobs": logprobs, "finish_reason": finish}
         chunk = {**self._head, "object": self.chunk_object, "choices": [choice]}
-        return {**chunk, "usage": None} if self._include_usage else chunk
+        return {**chunk, "usage": None} if self._form.include_usage else chunk
 
-    def _usage(self, stats: GenerationStats) -> dict[str, Any]:
-        """Return what an answer cost, in tokens."""
-        prompt, generated = stats.num_prompt_tokens, stats.num_generated_tokens
-        total = {"prompt_tokens": prompt, "completion_tokens": generated}
-        total["total_tokens"] = prompt + generated
-        if not self._show_cached:
+    def _usage_json(self) -> dict[str, Any]:
+        usage = self._usage
+        total = {"prompt_tokens": usage.prompt, "completion_tokens": usage.generated}
+        total["total_tokens"] = usage.prompt + usage.generated
+        if not self._form.show_cached:
             return total
-        return {**total, "prompt_tokens_details": {"cached_tokens": stats.num_cached_tokens}}
+        return {**total, "prompt_tokens_details": {"cached_tokens": usage.cached}}
+
+    def _segments(self, piece: Piece) -> list[dict[str, str]]:
+        """Return the text of a piece by the token that it belongs to, with who chose the token.
+
+        The texts joined are that of the piece, from which a stop text may be missing.
+        """
+        left, segments = piece.text, []
+        last = len(piece.tokens) - 1
+        for i, (token, who) in enumerate(zip(piece.tokens, piece.provenance, strict=True)):
+            size = len(left) if i == last else len(self._form.texts.spell(token)[0])
+            segments.append({"text": left[:size], "by": who})
+            left = left[size:]
+        return segments
 
     def _reported(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, Any] | None:
-        return self._logprobs_of(tokens, logprobs) if self._logprobs else None
+        return self._logprobs_of(tokens, logprobs) if self._form.logprobs else None
 
     @abstractmethod
     def _message(self, text: str) -> dict[str, Any]:
@@ -131,7 +208,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _logprobs_of(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, Any]:
         """Return the log-probabilities of the next tokens; called in the order of the output."""
 
@@ -143,8 +220,9 @@ class ChatAnswer(Answer):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl"
 
-    def opening(self) -> list[dict[str, Any]]:
-        """Return the chunk with the role."""
+    def open(self, index: int) -> list[dict[str, Any]]:
+        """Begin a choice, and return the chunk with the role."""
+        super().open(index)
         return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
 
     def _message(self, text: str) -> dict[str, Any]:
@@ -154,7 +232,7 @@ class ChatAnswer(Answer):
         return {"delta": {"content": text} if text else {}}
 
     def _logprobs_of(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, Any]:
         content = [
             {
@@ -162,11 +240,12 @@ class ChatAnswer(Answer):
                 "top_logprobs": [self._entry(*top) for top in each.top],
             }
             for token, each in zip(tokens, logprobs, strict=True)
+            if each is not None
         ]
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, data = self._texts.spell(token)
+        text, data = self._form.texts.spell(token)
         return {"token": text, "logprob": logprob, "bytes": list(data)}
 
 
@@ -176,7 +255,6 @@ class TextAnswer(Answer):
     whole_object = "text_completion"
     chunk_object = "text_completion"
     id_prefix = "cmpl"
-    _offset = 0
 
     def _message(self, text: str) -> dict[str, Any]:
         return {"text": text}
@@ -185,19 +263,19 @@ class TextAnswer(Answer):
         return {"text": text}
 
     def _logprobs_of(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, Any]:
-        texts = [self._texts.spell(token)[0] for token in tokens]
+        texts = [self._form.texts.spell(token)[0] for token in tokens]
         offsets = []
         for text in texts:
-            offsets.append(self._offset)
-            self._offset += len(text)
+            offsets.append(self._choice.offset)
+            self._choice.offset += len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [each.logprob for each in logprobs],
-            "top_logprobs": [
-                {self._texts.spell(token)[0]: logprob for token, logprob in each.top}
-                for each in logprobs
-            ],
+            "token_logprobs": [None if each is None else each.logprob for each in logprobs],
+            "top_logprobs": [None if each is None else self._top(each) for each in logprobs],
             "text_offset": offsets,
         }
+
+    def _top(self, each: TokenLogprob) -> dict[str, float]:
+        return {self._form.texts.spell(token)[0]: logprob for token, logprob in each.top}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from time import perf_counter, time
 from typing import Any
 
@@ -20,13 +20,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..decoding.completion import Piece
-from ..decoding.generation import Plan
 from ..decoding.session import Session
 from .access import KnownHosts, owner_of
-from .answers import Answer, ChatAnswer, TextAnswer
+from .answers import Answer, ChatAnswer, Form, TextAnswer
 from .bodies import read_body
 from .containment import Containment
+from .jobs import Job, Parse, Reader
 from .metrics import Metrics
 from .refusals import RefusedError, refusal_of, unknown_model
 from .requests import Defaults, Request, chat_request, completion_request
@@ -36,8 +35,6 @@ from .token_text import TokenTexts
 
 CLIENT_LEFT = 499
 """nginx's status for a client that closed the connection; nobody reads it."""
-
-Parse = Callable[[bytes, Defaults], Request]
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +88,8 @@ class Service:
                 Route("/v1/completions", self._text, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/detokenize", self._detokenize, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
             ],
@@ -99,10 +98,8 @@ class Service:
         )
         self._session = sessions[0]
         self._running: set[Running] = set()
-        # One thread reads all requests: what holds Python's lock there delays the event loop once, not
-        # once for each client.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="cospec-reader")
-        self._plan(completion_request(b'{"prompt": "?"}', options.defaults))
+        self._reader = Reader(sessions[0], options.defaults, options.timeout)
+        self._reader.read(completion_request, b'{"prompt": "?"}', perf_counter(), 0)
         if self._session.drafter != "none":
             _ = self._session.draft_length_controller  # measures costs while nothing else runs
         self._texts = TokenTexts(self._session.codec)
@@ -156,82 +153,94 @@ class Service:
     async def _metrics(self, http: HttpRequest) -> Response:
         return Response(self.metrics.render(), headers={"Content-Type": self.metrics.content_type})
 
-    async def _answer(self, http: HttpRequest, parse: Parse, form: type[Answer]) -> Response:
+    async def _tokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, self._reader.tokenize)
+
+    async def _detokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, self._reader.detokenize)
+
+    async def _convert(
+        self, http: HttpRequest, convert: Callable[[bytes], dict[str, Any]]
+    ) -> Response:
+        """Answer a request that needs the tokenizer only."""
+        self._owner(http)
+        try:
+            return _json(await self._reader.run(convert, await self._body(http)))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
+
+    async def _body(self, http: HttpRequest) -> bytes:
+        return await read_body(http, self.options.max_body_bytes, self.options.body_timeout)
+
+    async def _answer(self, http: HttpRequest, parse: Parse, kind: type[Answer]) -> Response:
         """Answer one request of either API."""
         arrived = perf_counter()
         owner = self._owner(http)
         try:
-            data = await read_body(http, self.options.max_body_bytes, self.options.body_timeout)
+            data = await self._body(http)
             self.scheduler.ensure_room()  # before work is done on its text
-            request, order = await asyncio.get_running_loop().run_in_executor(
-                self._reader, self._read, parse, data, arrived, owner
-            )
-            answer = form(
-                self.options.defaults.model,
-                f"fp_{self._session.manifest.seal[:16]}",
-                self._texts,
-                logprobs=request.options.logprobs is not None,
-                include_usage=request.include_usage,
-                show_cached=not self.options.hide_cached_tokens,
-            )
-            running = Running(self.scheduler, order, http, self._running)
-            if not request.stream:
-                stream = await running.end()
-                return _json(answer.whole(stream.completion()))
-            pieces = aiter(running)
-            first = await anext(pieces)  # until here, an error is a status of its own
-            return EventStream(self._events(answer, running, first, pieces))
+            job, order = await self._reader.run(self._reader.read, parse, data, arrived, owner)
+            answer = kind(self._form(job.request))
+            chunks = self._choices(http, job, order, answer)
+            first = await anext(chunks)  # until here, an error is a status of its own
+            if job.request.stream:
+                return EventStream(self._events(answer, first, chunks))
+            async for _ in chunks:
+                pass
+            return _json(answer.whole())
         except (ClientLeftError, ClientDisconnect):
             return Response(status_code=CLIENT_LEFT)
 
+    def _form(self, request: Request) -> Form:
+        return Form(
+            self.options.defaults.model,
+            f"fp_{self._session.manifest.seal[:16]}",
+            self._texts,
+            streams=request.stream,
+            logprobs=request.options.logprobs is not None,
+            include_usage=request.include_usage,
+            show_cached=not self.options.hide_cached_tokens,
+            details=request.details,
+        )
+
+    async def _choices(
+        self, http: HttpRequest, job: Job, order: Order, answer: Answer
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """Decode the choices one after the other, write them into the answer, yield its chunks."""
+        for index in range(job.count):
+            if index > 0:
+                order = await self._reader.run(self._reader.order, job, index)
+            chunks = answer.open(index)
+            running = Running(self.scheduler, order, http, self._running)
+            async for piece in running:
+                yield chunks + answer.push(piece)
+                chunks = []
+            stream = await running.end()
+            page = await self._reader.run(order.page, stream)
+            is_new = index % job.request.n == 0
+            yield chunks + answer.close(stream, page, counts_prompt=is_new)
+        yield answer.finish()
+
     async def _events(
-        self, answer: Answer, running: Running, first: Piece, pieces: AsyncIterator[Piece]
+        self,
+        answer: Answer,
+        first: list[dict[str, Any]],
+        rest: AsyncIterator[list[dict[str, Any]]],
     ) -> AsyncIterator[bytes]:
         """Yield the data of each event."""
         try:
-            for chunk in answer.opening() + answer.chunks(first):
+            for chunk in first:
                 yield _encode(chunk)
-            async for piece in pieces:
-                for chunk in answer.chunks(piece):
+            async for chunks in rest:
+                for chunk in chunks:
                     yield _encode(chunk)
-            stream = await running.end()
-            assert stream.finish_reason is not None, "it has ended"
-            for chunk in answer.closing(stream.finish_reason, stream.stats):
-                yield _encode(chunk)
         except ClientLeftError:
             return
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in a library written in Rust is one
             yield self._refused(error).to_json()  # too late for a status: clients know this event
-        finally:
-            running.cancel()
         yield b"[DONE]"
-
-    def _read(self, parse: Parse, data: bytes, arrived: float, owner: int) -> tuple[Request, Order]:
-        """Read a request and tokenise its prompt; called in the reader's thread."""
-        try:
-            request = parse(data, self.options.defaults)
-            return request, Order(self._plan(request), arrived, owner)
-        except RecursionError:
-            raise RefusedError("the body is nested too deeply") from None
-
-    def _plan(self, request: Request) -> Plan:
-        """Check a request against the bundle.
-
-        Raises:
-            CospecError: it cannot be decoded.
-        """
-        defaults = self._session.manifest.generation
-        length = request.options.num_draft_tokens
-        widest = max(defaults.num_draft_tokens, defaults.prefill_chunk - 1)
-        if isinstance(length, int) and length > widest:
-            raise RefusedError(
-                f"num_draft_tokens is {length}, but a pass of this bundle drafts at most {widest}",
-                param="num_draft_tokens",
-            )
-        options = replace(request.options, timeout=self.options.timeout)
-        return self._session.plan(request.prompt, **vars(options))
 
     def _owner(self, http: HttpRequest) -> int:
         return owner_of(http.headers.get("authorization", ""), self.options.api_keys)
@@ -243,6 +252,19 @@ class Service:
             "created": self._started,
             "owned_by": "cospec",
             "max_model_len": self._session.manifest.capacity,
+            "capabilities": self._capabilities(),
+        }
+
+    def _capabilities(self) -> dict[str, Any]:
+        """Return what requests may ask of this bundle, under our own key."""
+        session = self._session
+        return {
+            "chat": session.codec.has_chat_template,
+            "modes": ["strict"] if session.arbiter is None else ["strict", "collab"],
+            "drafter": session.drafter,
+            "num_draft_tokens": session.manifest.generation.num_draft_tokens,
+            "max_tokens": session.manifest.generation.max_tokens,
+            "grammars": find_spec("llguidance") is not None,
         }
 
     def _refused(self, error: BaseException) -> RefusedError:

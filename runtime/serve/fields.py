@@ -77,6 +77,25 @@ class Fields:
             if len(value) != len(NULL) or bytes(value) != NULL:
                 self._left[name.text] = value
 
+    def has(self, name: str, value: bytes | None = None) -> bool:
+        """Return whether a field is given and not read yet; with this JSON as its value, if any."""
+        return name in self._left and value in (None, bytes(self._left[name]))
+
+    def inside(self, name: str) -> Fields:
+        """Return the fields of a field that is an object.
+
+        Raises:
+            RefusedError: it is not given, or no object.
+        """
+        value = self._left.pop(name, None)
+        if value is None:
+            raise self.missing(name)
+        return Fields(value, within=f"{self._path(name)}.")
+
+    def missing(self, name: str) -> RefusedError:
+        """Return the refusal of an object that lacks a field."""
+        return RefusedError(f"{self._path(name)} is missing", param=self._path(name))
+
     def take(self, name: str, kind: Any = Any) -> Any:
         """Return the value of a field, or None where it is not given.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from ...errors import CospecError, PromptError, PromptTooLongError, UsageError
+from ...errors import CospecError, MissingExtraError, PromptError, PromptTooLongError, UsageError
 
 INVALID = "invalid_request_error"
 LONGEST_MESSAGE = 2000
@@ -70,8 +70,8 @@ def refusal_of(error: BaseException) -> RefusedError:
     text = text_of(error)
     if isinstance(error, PromptTooLongError):
         return RefusedError(text, code="context_length_exceeded", reason="context_length")
-    if isinstance(error, (PromptError, UsageError)):
-        return RefusedError(text)
+    if isinstance(error, (PromptError, UsageError, MissingExtraError)):
+        return RefusedError(text, param=getattr(error, "option", None))
     return _server_error(text)
 
 

@@ -14,8 +14,10 @@ import msgspec
 from msgspec import Raw
 
 from ..decoding.options import GenerationOptions
-from ..decoding.session import Prompt
 from ..sampling.declaration import OptionError, options_of
+from ..text.codec import TextCodec
+from ..text.messages import Message
+from .constraints import read_constraint
 from .fields import Fields
 from .refusals import RefusedError, text_of, unknown_model
 
@@ -34,20 +36,17 @@ HARMLESS = frozenset(
 """Fields that change nothing in the text of an answer; any value is accepted."""
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
+    "guided_decoding_backend": (),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "reasoning_effort": (),
     "verbosity": (),
     "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
@@ -56,6 +55,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
 }
 """Fields that are known and not supported, each with the values at which it has no effect here."""
+
+MAX_CHOICES = 128
+"""Largest number of choices of one request."""
 
 ROLE = Literal["system", "developer", "user", "assistant"]
 
@@ -81,20 +83,61 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Messages, and how the chat template writes them.
+
+    Attributes:
+        messages: the conversation.
+        variables: values of the template's own variables.
+        begins_answer: end the prompt with the beginning of an answer; None decides by the next field.
+        continues: leave the last message open, so that the output continues it.
+    """
+
+    messages: Sequence[Message]
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    begins_answer: bool | None = None
+    continues: bool = False
+
+    def tokens(self, codec: TextCodec) -> list[int]:
+        """Return the prompt; errors as `TextCodec.encode_chat`."""
+        return codec.encode_chat(
+            self.messages,
+            template_args=self.variables,
+            add_generation_prompt=self.begins_answer,
+            continue_final_message=self.continues,
+        )
+
+
+@dataclass(frozen=True)
 class Request:
     """One request, checked as far as that goes without the bundle.
 
     Attributes:
-        prompt: text or messages.
-        options: of the generation.
+        prompts: texts, token ids or conversations.
+        options: of the generations.
+        n: choices for each prompt.
+        echo: put the prompt in front of the output.
+        writes: generate at all; False for `max_tokens: 0`, which only makes sense with echo.
         stream: answer with events.
         include_usage: end the events with the usage.
+        details: report who chose each token, and the statistics.
+        trace: report a page that shows each round.
     """
 
-    prompt: Prompt
+    prompts: Sequence[str | list[int] | Conversation]
     options: GenerationOptions
-    stream: bool
-    include_usage: bool
+    n: int = 1
+    echo: bool = False
+    writes: bool = True
+    stream: bool = False
+    include_usage: bool = False
+    details: bool = False
+    trace: bool = False
+
+    def options_of_choice(self, index: int) -> GenerationOptions:
+        """Return the options of one choice: the choices of a prompt have successive seeds."""
+        seed = self.options.seed
+        return self.options if seed is None else replace(self.options, seed=seed + index % self.n)
 
 
 def chat_request(data: bytes, defaults: Defaults) -> Request:
@@ -104,12 +147,13 @@ def chat_request(data: bytes, defaults: Defaults) -> Request:
         RefusedError: names the field.
     """
     fields = Fields(data)
-    prompt = _messages(fields.take("messages", list[Raw]))
+    conversation = _conversation(fields)
     wanted = fields.take("logprobs", bool)
     top = fields.take("top_logprobs")
     if top and not wanted:
         raise RefusedError("top_logprobs needs logprobs: true", param="top_logprobs")
-    return _request(fields, prompt, {"top_logprobs": (top or 0) if wanted else None}, defaults)
+    logprobs = {"top_logprobs": (top or 0) if wanted else None}
+    return _request(fields, [conversation], defaults, logprobs)
 
 
 def completion_request(data: bytes, defaults: Defaults) -> Request:
@@ -119,48 +163,124 @@ def completion_request(data: bytes, defaults: Defaults) -> Request:
         RefusedError: names the field.
     """
     fields = Fields(data)
-    prompt = fields.take("prompt", str | list[Any])
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if isinstance(prompt, list):
+    prompt = fields.take("prompt", str | list[str | int | list[int]])
+    prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
+    if not prompts or not all(isinstance(one, str) or _is_ids(one) for one in prompts):
         raise RefusedError(
-            "prompt is a list: several prompts, or tokens, are not supported; send one text",
-            param="prompt",
+            "prompt must be a text, a list of token ids, or a list of those", param="prompt"
         )
-    if not isinstance(prompt, str):
-        raise RefusedError("prompt must be a string", param="prompt")
-    return _request(fields, prompt, {"logprobs": fields.take("logprobs")}, defaults)
+    echo = fields.take("echo", bool) or False
+    writes = not (echo and fields.has("max_tokens", b"0"))
+    if not writes:
+        fields.take("max_tokens")
+    logprobs = {"logprobs": fields.take("logprobs")}
+    return _request(fields, prompts, defaults, logprobs, echo=echo, writes=writes)
 
 
 def _request(
-    fields: Fields, prompt: Prompt, logprobs: Mapping[str, Any], defaults: Defaults
+    fields: Fields,
+    prompts: Sequence[str | list[int] | Conversation],
+    defaults: Defaults,
+    logprobs: Mapping[str, Any],
+    **settings: bool,
 ) -> Request:
     """Read what both APIs share, and refuse what is left.
 
     Args:
         fields: of the body.
-        prompt: of the request.
-        logprobs: the number of log-probabilities, by the name of its field in this API.
+        prompts: of the request.
         defaults: of the server.
+        logprobs: the number of log-probabilities, by the name of its field in this API.
+        settings: fields of the request that only one API has.
     """
+    _check_model(fields, defaults)
+    n = fields.take("n", int)
+    count = 1 if n is None else n
+    if not 1 <= count * len(prompts) <= MAX_CHOICES:
+        raise RefusedError(
+            f"n is {count} and there are {len(prompts)} prompts, but an answer has from 1 to "
+            f"{MAX_CHOICES} choices",
+            param="prompt" if n is None else "n",
+        )
+    stream = fields.take("stream", bool) or False
+    include_usage = _include_usage(fields, stream=stream)
+    options = _options(fields, logprobs, defaults.options)
+    details, trace = (fields.take(name, bool) or False for name in ("details", "trace"))
+    fields.finish({"best_of": (1, count), **UNSUPPORTED}, HARMLESS)
+    return Request(
+        prompts,
+        options,
+        n=count,
+        stream=stream,
+        include_usage=include_usage,
+        details=details,
+        trace=trace,
+        **settings,
+    )
+
+
+def tokenize_request(data: bytes, defaults: Defaults) -> tuple[str | Conversation, bool]:
+    """Read the body of `/tokenize`: return what to tokenise, and whether to spell the tokens.
+
+    Raises:
+        RefusedError: names the field.
+    """
+    fields = Fields(data)
+    _check_model(fields, defaults)
+    spelled = fields.take("return_token_strs", bool) or False
+    prompt = fields.take("prompt", str)
+    if prompt is None:
+        prompt = _conversation(fields)
+    fields.finish({"add_special_tokens": (True,)})
+    return prompt, spelled
+
+
+def detokenize_request(data: bytes, defaults: Defaults) -> list[int]:
+    """Read the body of `/detokenize`: return the token ids.
+
+    Raises:
+        RefusedError: names the field.
+    """
+    fields = Fields(data)
+    _check_model(fields, defaults)
+    tokens: list[int] | None = fields.take("tokens", list[int])
+    if tokens is None:
+        raise fields.missing("tokens")
+    fields.finish({})
+    return tokens
+
+
+def _conversation(fields: Fields) -> Conversation:
+    variables = fields.take("chat_template_kwargs", dict[str, Any]) or {}
+    effort = fields.take("reasoning_effort", str)
+    if effort is not None:
+        variables = {"reasoning_effort": effort, **variables}
+    return Conversation(
+        _messages(fields.take("messages", list[Raw])),
+        variables,
+        fields.take("add_generation_prompt", bool),
+        fields.take("continue_final_message", bool) or False,
+    )
+
+
+def _check_model(fields: Fields, defaults: Defaults) -> None:
     model = fields.take("model", str)
     if model is not None and model != defaults.model:
         raise unknown_model(model, defaults.model)
-    stream = fields.take("stream", bool) or False
-    include_usage = _include_usage(fields.take("stream_options", Raw), stream=stream)
-    options = _options(fields, logprobs, defaults.options)
-    fields.finish(UNSUPPORTED, HARMLESS)
-    return Request(prompt, options, stream, include_usage)
 
 
-def _include_usage(options: Raw | None, *, stream: bool) -> bool:
-    if options is None:
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+def _include_usage(fields: Fields, *, stream: bool) -> bool:
+    if not fields.has("stream_options"):
         return False
     if not stream:
         raise RefusedError("stream_options needs stream: true", param="stream_options")
-    fields = Fields(options, within="stream_options.")
-    wanted = fields.take("include_usage", bool)
-    fields.finish({"include_obfuscation": (False,), "continuous_usage_stats": (False,)})
+    options = fields.inside("stream_options")
+    wanted = options.take("include_usage", bool)
+    options.finish({"include_obfuscation": (False,), "continuous_usage_stats": (False,)})
     return wanted or False
 
 
@@ -190,7 +310,7 @@ def _options(
             raise RefusedError(text, param=name) from None
         if read.setdefault(option.name, new) != new:
             raise RefusedError(f"{option.name} and {name} differ", param=option.name)
-    options = defaults.updated(read)
+    options = defaults.updated(read | read_constraint(fields))
     if options.max_tokens is not None and options.min_tokens > options.max_tokens:
         raise RefusedError(
             f"min_tokens is {options.min_tokens}, above max_tokens, {options.max_tokens}",

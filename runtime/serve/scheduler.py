@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from ..decoding.caches import common_prefix
 from ..decoding.completion import Piece, Stream
 from ..decoding.generation import Plan
 from ..decoding.session import Session
+from ..trace.page import render
+from ..trace.record import Trace
 from .metrics import Metrics
 from .refusals import queue_full, shutting_down, timed_out
 
@@ -31,11 +34,32 @@ class Order:
         plan: of its generation. Its timeout includes the time in the queue.
         arrived: time of arrival, on the clock of `perf_counter`.
         owner: index of the API key that it came with.
+        is_first: whether it is the first order of its request. Later ones have a place in the queue.
+        echo: text of the prompt, which becomes the first piece; with log-probabilities if the plan asks
+            for them.
+        writes: generate; False only returns the prompt.
+        trace: observes the generation.
     """
 
     plan: Plan
     arrived: float
     owner: int = 0
+    is_first: bool = True
+    echo: str | None = None
+    writes: bool = True
+    trace: Trace | None = None
+
+    def page(self, stream: Stream) -> str | None:
+        """Return the page of the trace of a generation that has ended."""
+        return None if self.trace is None else render([self.trace.to_json(stream.completion())])
+
+    def prompt_piece(self, session: Session) -> Piece:
+        """Return the prompt as a piece; its first token has no log-probability."""
+        tokens, top = list(self.plan.tokens), self.plan.options.logprobs
+        scores: list[Any] = []
+        if top is not None:
+            scores = [None, *session.score(tokens, top=top, interrupt=self.plan.interrupt)]
+        return Piece(self.echo or "", tokens, ["target"] * len(tokens), scores)
 
 
 @dataclass(eq=False)
@@ -148,7 +172,8 @@ class Scheduler:
 
     async def _turn(self, order: Order) -> Slot:
         """Wait for a slot."""
-        self.ensure_room()
+        if order.is_first:
+            self.ensure_room()
         if self._free:
             slot = max(self._free, key=lambda one: one.shared(order))
             self._free.remove(slot)
@@ -189,10 +214,17 @@ class Scheduler:
             put(piece)
 
         def run() -> None:
+            if order.echo is not None:
+                loop.call_soon_threadsafe(put, order.prompt_piece(session))
+            if not order.writes:
+                stream.finish_reason = order.plan.interrupt.reason() or "length"
+                return
             hand_on: Callable[[Piece], None] = first
             for piece in stream:
                 loop.call_soon_threadsafe(hand_on, piece)
                 hand_on = put
+            if order.echo is not None:  # the prompt was read just now, to score it
+                stream.stats.num_cached_tokens = 0
 
         started = perf_counter()
         ending = loop.run_in_executor(self._threads, run)

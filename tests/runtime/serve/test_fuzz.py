@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attacks.http_requests import attack
-from test_hostile import silence
+from http_server import silence
 
 
 def test_no_request_gets_a_5xx_or_a_traceback(served, caplog):

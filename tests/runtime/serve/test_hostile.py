@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import tracemalloc
-from contextlib import contextmanager
 from http.client import HTTPConnection
 
 import httpx2 as httpx
 import pytest
+from http_server import silence
 
 from cospec.runtime.serve.fields import Fields
 from cospec.runtime.serve.refusals import RefusedError
@@ -23,16 +22,6 @@ HALF = "\ud83d"
 def refusal(answer: bytes) -> tuple[int, dict]:
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)["error"]
-
-
-@contextmanager
-def silence(caplog):
-    """Check that nothing was logged, by us, by uvicorn or by asyncio."""
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        yield
-    records = [record for record in caplog.records if not record.name.startswith("http")]
-    assert [record.getMessage() for record in records] == []
 
 
 @pytest.mark.parametrize(
@@ -191,13 +180,13 @@ def test_a_value_that_is_not_used_is_never_built():
 def test_bodies_are_read_one_at_a_time_and_not_in_the_event_loop(serving, monkeypatch):
     threads = []
     with serving() as served:
-        read = served.service._read
+        read = served.service._reader.read
 
         def spy(*args):
             threads.append(threading.current_thread().name)
             return read(*args)
 
-        monkeypatch.setattr(served.service, "_read", spy)
+        monkeypatch.setattr(served.service._reader, "read", spy)
         for _ in range(3):
             assert (
                 served.post("completions", b'{"prompt": "x", "max_tokens": 1}').status_code == 200

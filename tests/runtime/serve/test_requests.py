@@ -31,7 +31,7 @@ def text(**fields: Any) -> Any:
 
 def test_a_bare_request_is_greedy_and_takes_the_defaults():
     request = chat()
-    assert request.prompt == [USER]
+    assert request.prompts[0].messages == [USER]
     assert request.options == GenerationOptions()
     assert request.options.is_plain
     assert not request.stream
@@ -102,7 +102,7 @@ def test_messages_may_come_in_parts_and_from_developers():
             {"role": "assistant", "content": "Hi", "tool_calls": None, "refusal": None},
         ]
     )
-    assert asked.prompt == [
+    assert asked.prompts[0].messages == [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "Hello", "name": "Ann"},
         {"role": "assistant", "content": "Hi"},
@@ -118,20 +118,24 @@ def test_harmless_fields_and_neutral_values_are_accepted():
     for name, neutral in UNSUPPORTED.items():
         for value in neutral:
             assert chat(**{name: value}) == chat()
+    assert chat(best_of=1, top_logprobs=0, max_tokens=16.0, seed=-1) == chat(max_tokens=16)
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "part"),
     [
-        ({"n": 2}, "n", "only 1"),
-        ({"n": True}, "n", "only 1"),
+        ({"n": 0}, "n", "from 1 to 128 choices"),
+        ({"n": 129}, "n", "from 1 to 128 choices"),
+        ({"n": True}, "n", "an integer"),
         ({"tools": [{"type": "function"}]}, "tools", "only []"),
         ({"tool_choice": "required"}, "tool_choice", "only"),
-        ({"response_format": {"type": "json_object"}}, "response_format", '"text"'),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "one of text, json_object"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x", "unknown field"),
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_json", "one of them only"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "several"),
         ({"best_of": 3}, "best_of", "only 1"),
-        ({"echo": True}, "echo", "only false"),
         ({"suffix": "x"}, "suffix", "only"),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "does not support"),
         ({"beam_width": 3}, "'beam_width'", "unknown field"),
         ({"temperature": "hot"}, "temperature", "a number"),
         ({"temperature": True}, "temperature", "a number"),
@@ -193,11 +197,79 @@ def test_messages_that_are_none_are_refused(messages, part):
     assert part in caught.value.message
 
 
-@pytest.mark.parametrize("prompt", [None, 5, ["a", "b"], [1, 2, 3], [5], [["a"]]])
-def test_a_prompt_is_one_text(prompt):
+@pytest.mark.parametrize(
+    "prompt", [None, 5, [], [["a"]], [[]], ["a", 1], [1, "a"], [1.5], ["a"] * 129]
+)
+def test_what_is_no_prompt_is_refused(prompt):
     with pytest.raises(RefusedError) as caught:
         text(prompt=prompt)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], "a", [2, 3]], [[1], "a", [2, 3]]),
+    ],
+)
+def test_prompts_are_texts_or_token_ids_or_several(prompt, prompts):
+    assert text(prompt=prompt).prompts == prompts
+
+
+def test_no_tokens_are_written_only_where_the_prompt_is_echoed():
+    assert not text(echo=True, max_tokens=0).writes
+    assert text(echo=True, max_tokens=1).writes
+    with pytest.raises(RefusedError, match="max_tokens is 0"):
+        text(max_tokens=0)
+    with pytest.raises(RefusedError, match="only false for echo"):
+        chat(echo=True)
+
+
+def test_choices_of_a_prompt_have_successive_seeds():
+    request = text(prompt=["a", "b"], n=3, seed=7, temperature=1)
+    assert [request.options_of_choice(i).seed for i in range(6)] == [7, 8, 9, 7, 8, 9]
+    assert {text(n=2).options_of_choice(i).seed for i in range(2)} == {None}
+
+
+def test_variables_of_the_template_arrive():
+    conversation = chat(
+        chat_template_kwargs={"enable_thinking": False},
+        reasoning_effort="low",
+        continue_final_message=True,
+        add_generation_prompt=False,
+    ).prompts[0]
+    assert conversation.variables == {"enable_thinking": False, "reasoning_effort": "low"}
+    assert (conversation.continues, conversation.begins_answer) == (True, False)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "option", "value"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", {"type": "object"}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            "json_schema",
+            SCHEMA,
+        ),
+        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a", "b"]}, "choice", ("a", "b")),
+        ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", {"type": "object"}),
+        ({"response_format": {"type": "text"}}, "regex", None),
+    ],
+)
+def test_every_spelling_of_a_constraint_arrives(fields, option, value):
+    for read in (chat, text):
+        found = getattr(read(**fields).options, option)
+        assert (json.loads(found) if option == "json_schema" else found) == value
 
 
 def test_each_api_has_its_own_fields():

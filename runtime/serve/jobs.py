@@ -9,11 +9,18 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
+from ..decoding.options import CHAT_OPTIONS, GenerationOptions
 from ..decoding.session import Session
+from ..sampling.declaration import options_of
 from ..trace.record import Trace
 from .refusals import RefusedError, timed_out
-from .requests import Conversation, Defaults, Request, detokenize_request, tokenize_request
+from .requests import Defaults, Request, detokenize_request, tokenize_request
 from .scheduler import Order
+
+_NO_CHAT_OPTIONS: dict[str, Any] = {
+    name: options_of(GenerationOptions)[name].default for name in CHAT_OPTIONS
+}
+"""Values of options that only say how messages become tokens."""
 
 Parse = Callable[[bytes, Defaults], Request]
 Result = TypeVar("Result")
@@ -70,34 +77,31 @@ class Reader:
         """
         try:
             request = parse(data, self._defaults)
-            prompts = [self.tokens(prompt) for prompt in request.prompts]
-            job = Job(request, prompts, arrived, owner)
+            job = Job(request, self._tokens(request), arrived, owner)
             return job, self.order(job, 0)
         except RecursionError:
             raise RefusedError("the body is nested too deeply") from None
 
     def tokenize(self, data: bytes) -> dict[str, Any]:
-        """Answer a request to `/tokenize`; the prompt may be longer than the capacity."""
-        prompt, is_spelled = tokenize_request(data, self._defaults)
-        codec = self._session.codec
-        tokens = codec.encode(prompt) if isinstance(prompt, str) else prompt.tokens(codec)
-        capacity = self._session.manifest.capacity
-        answer = {"count": len(tokens), "max_model_len": capacity, "tokens": tokens}
-        spelled = [codec.spelling(token) for token in tokens] if is_spelled else None
-        return {**answer, "token_strs": spelled}
+        """Answer a request to `/tokenize`; the prompt must fit the bundle's capacity."""
+        request, is_spelled = tokenize_request(data, self._defaults)
+        (tokens,) = self._tokens(request)
+        spelling = self._session.codec.spelling
+        return {
+            "count": len(tokens),
+            "max_model_len": self._session.manifest.capacity,
+            "tokens": tokens,
+            "token_strs": [spelling(token) for token in tokens] if is_spelled else None,
+        }
 
     def detokenize(self, data: bytes) -> dict[str, Any]:
         """Answer a request to `/detokenize`; special tokens are spelled, as vLLM does it."""
-        session = self._session
-        tokens = session.checked_ids(detokenize_request(data, self._defaults))
-        return {"prompt": session.codec.tokenizer.decode(tokens, skip_special_tokens=False)}
+        codec = self._session.codec
+        tokens = self._session.encode(detokenize_request(data, self._defaults))
+        return {"prompt": codec.tokenizer.decode(tokens, skip_special_tokens=False)}
 
-    def tokens(self, prompt: str | list[int] | Conversation) -> list[int]:
-        """Return the tokens of a prompt; errors as `Session.encode`."""
-        session = self._session
-        if isinstance(prompt, Conversation):
-            return session.encode(prompt.tokens(session.codec))
-        return session.encode(prompt)
+    def _tokens(self, request: Request) -> list[list[int]]:
+        return [self._session.encode(prompt, request.options) for prompt in request.prompts]
 
     def order(self, job: Job, index: int) -> Order:
         """Return the order of one choice.
@@ -110,7 +114,9 @@ class Reader:
         if left <= 0:
             raise timed_out(self._timeout, queued=True)
         trace = Trace(self._session) if request.trace else None
-        options = replace(request.options_of_choice(index), timeout=left, observer=trace)
+        options = replace(
+            request.options_of_choice(index), timeout=left, observer=trace, **_NO_CHAT_OPTIONS
+        )
         self._check_length(options.num_draft_tokens)
         plan = self._session.plan(job.prompts[place], **vars(options))
         echo = None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from ...errors import CospecError, MissingExtraError, PromptError, PromptTooLongError, UsageError
+from ..sampling.declaration import OptionError
+from ..text.messages import MessageError
 
 INVALID = "invalid_request_error"
 LONGEST_MESSAGE = 2000
@@ -71,7 +73,8 @@ def refusal_of(error: BaseException) -> RefusedError:
     if isinstance(error, PromptTooLongError):
         return RefusedError(text, code="context_length_exceeded", reason="context_length")
     if isinstance(error, (PromptError, UsageError, MissingExtraError)):
-        return RefusedError(text, param=getattr(error, "option", None))
+        field = error.option if isinstance(error, OptionError) else None
+        return RefusedError(text, param=error.where if isinstance(error, MessageError) else field)
     return _server_error(text)
 
 

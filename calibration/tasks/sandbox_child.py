@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 _FILE_BYTES = 4 << 20
 _OPEN_FILES = 32
-_PROCESSES = 32
+_THREADS = 256
 _REASON_LENGTH = 300
 
 _MODULES = {
     *("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools"),
     *("heapq", "itertools", "json", "math", "numbers", "operator", "random", "re", "statistics"),
-    *("string", "time", "typing"),
+    *("string", "sys", "time", "typing"),
 }
 """Modules that the tests may use without an import of their own, as they do beside the solution."""
 _WELL_KNOWN = {
@@ -70,7 +70,7 @@ def _limit(seconds: int, memory_bytes: int) -> None:
         "RLIMIT_FSIZE": _FILE_BYTES,
         "RLIMIT_NOFILE": _OPEN_FILES,
         "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NPROC": _PROCESSES,
+        "RLIMIT_NPROC": _THREADS,
     }
     for name, value in wanted.items():
         kind = getattr(resource, name, None)
@@ -131,7 +131,8 @@ def _run(code: str, module: types.ModuleType) -> None:
 
 def _solve(peer: "Peer", payload: "dict[str, Any]") -> None:
     """Run the solution and serve what it defines."""
-    peer.send(["hello"])
+    peer.send(["started"])
+    peer.receive()  # the process of the tests is ready and out of reach
     module = _module("solution")
 
     def lookup(name: str) -> "tuple[Any, ...] | None":
@@ -160,10 +161,11 @@ def _solve(peer: "Peer", payload: "dict[str, Any]") -> None:
 
 def _judge(peer: "Peer", payload: "dict[str, Any]", report: int) -> None:
     """Run the tests against the solution's functions, and report how that ended."""
-    if peer.receive() != ["hello"]:
+    if peer.receive() != ["started"]:
         return
     os.write(report, b"ready\n")
     try:
+        peer.send(["run"])
         peer.result(peer.receive())  # the solution ran to its end
         module = _module(TESTS)
         _run(payload["helpers"], module)

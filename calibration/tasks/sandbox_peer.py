@@ -26,6 +26,7 @@ MESSAGE_BYTES = 16 << 20
 _SMALL = 1 << 53  # larger integers cross in hexadecimal, which has no limit of digits
 
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 _VIEWS: dict[str, tuple[type, Any]] = {
     "keys": (type({}.keys()), lambda items: dict.fromkeys(items).keys()),
     "values": (type({}.values()), lambda items: dict(enumerate(items)).values()),
@@ -223,7 +224,7 @@ class Peer:
 
     def encode(self, value: Any) -> Any:  # noqa: C901 - a line for each kind of value
         """A value as JSON: scalars are themselves, all else is [tag, content]."""
-        kind = type(value)
+        kind: type = type(value)
         if value is None or kind is bool or kind is str or kind is float:
             return value
         if isinstance(value, int):
@@ -249,6 +250,8 @@ class Peer:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name in _LIBRARY:
             return [name, [*map(self.encode, _LIBRARY[name][0](value))]]
+        if isinstance(value, type) and value in _TYPES.values():
+            return ["type", str(value.__name__)]
         if isinstance(value, Remote):
             return ["mine", vars(value)["_number"]]
         return self._export(value)
@@ -292,6 +295,8 @@ class Peer:
             kind = getattr(importlib.import_module(module), name)
             method = _LIBRARY[tag][1]
             return (getattr(kind, method) if method else kind)(*map(self.decode, content))
+        if tag == "type":
+            return _TYPES[content]
         if tag == "mine":
             return self.exported[content]
         return self._proxy(*content)

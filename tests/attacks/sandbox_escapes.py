@@ -240,7 +240,7 @@ RESOURCES = [
     ("open files", "import os\nx = [os.open('/dev/null', 0) for _ in range(64)]"),
     (
         "threads",
-        "import threading, time\nfor _ in range(64): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+        "import threading, time\nthreading.stack_size(1 << 16)\nfor _ in range(400): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
     ),
     ("a fork bomb", "import os\nfor _ in range(64): os.fork()"),
     ("a daemon", "import os\nif os.fork() == 0:\n    os.setsid()\n    os.fork()"),

@@ -167,6 +167,16 @@ CALLS = [
     ),
     ("a class passed", "def f(kind, x): return kind(x)", "assert f(int, '3') == 3"),
     (
+        "a class to compare with",
+        "def f(xs, kind): return [x for x in xs if type(x) is not kind and not isinstance(x, str)]",
+        "assert f((4, 5.5, 'a', 7), int) == [5.5]",
+    ),
+    (
+        "sys of the solution",
+        "import sys\ndef f(x): return sys.getsizeof(x)",
+        "assert f((1, 2)) == sys.getsizeof((1, 2))",
+    ),
+    (
         "changes a list",
         "def f(xs): xs.sort()",
         "xs = [2, 1]\nassert f(xs) is None and xs == [1, 2]",

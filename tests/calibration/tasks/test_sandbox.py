@@ -2,6 +2,7 @@ import contextlib
 import marshal
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -167,9 +168,38 @@ def test_nothing_of_a_run_outlives_it(level):
     mark = f"x = {os.getpid()}"
     code = f"{mark}\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass"
     assert "took longer" in run_python(code, seconds=0.5).reason
-    time.sleep(1)
+    _wait(lambda: not _running())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_ends_with_the_process_that_asked_for_it(level):
+    code = (
+        "from attacks.sandbox_campaign import only\n"
+        "from cospec.calibration.tasks.sandbox import isolation, run_python\n"
+        f"with only({level!r}):\n    print(isolation(), flush=True)\n"
+        "    run_python('while True: pass', seconds=60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as asking:
+        try:
+            assert asking.stdout.readline().decode().strip() == level
+            _wait(lambda: len(_running()) >= 2)
+        finally:
+            asking.kill()
+    _wait(lambda: not _running())
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _running():
     paths = Path("/proc").glob("[0-9]*/cmdline")
-    assert not any("import marshal, sys; stream" in text for text in map(_text, paths))
+    return [path for path in paths if "import marshal, sys; stream" in _text(path)]
 
 
 def _text(path):

@@ -17,14 +17,13 @@ from ..decoding.chat import Chat
 from ..decoding.options import GenerationOptions
 from ..decoding.session import Session
 from ..decoding.stats import GenerationStats
-from ..text.messages import Message
+from ..text.messages import Message, MessageError, check_messages
 from ..trace.page import write_page
 from ..trace.record import Trace
 from .run_output import Painter, describe, incomplete, print_any_text, warn_if_uncertified
 from .run_terminal import ctrl_c_cancels, line_editing, lines
 
 _MAX_CONVERSATION_BYTES = 64 << 20
-_ROLES = ("system", "user", "assistant")
 
 
 class Conversation:
@@ -242,18 +241,12 @@ def read_messages(path: Path) -> list[Message]:
         value = parse_json_object(data, max_bytes=_MAX_CONVERSATION_BYTES, max_depth=8)
     except (OSError, BundleError) as error:
         raise UsageError(f"{path} is no saved conversation: {error}") from error
-    messages = value.get("messages")
-    if not isinstance(messages, list) or not all(
-        isinstance(each, dict)
-        and each.get("role") in _ROLES
-        and isinstance(each.get("content"), str)
-        for each in messages
-    ):
+    try:
+        return [*check_messages(value.get("messages"))]
+    except MessageError as error:
         raise UsageError(
-            f"{path} is no saved conversation",
-            hint='it looks like {"messages": [{"role": "user", "content": "..."}]}',
-        )
-    return messages
+            f"{path} is no saved conversation: {error.message}", hint=error.hint
+        ) from error
 
 
 def _number(kind: type[Any], word: str, example: str) -> Any:

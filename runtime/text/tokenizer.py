@@ -90,7 +90,6 @@ class Reach:
         characters: then nothing can be said.
         """
         tokenizer = self._tokenizer
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         shrinking = 1
         for step in _steps(tokenizer.normalizer):
             factor = _shrinking(step)
@@ -100,19 +99,39 @@ class Reach:
         steps = list(_steps(tokenizer.pre_tokenizer))
         if not all(step["type"] in _KEEPS_ALL or _keeps_all(step) for step in steps):
             return None
-        if type(tokenizer.model).__name__ != "BPE" or not self._knows_all(vocabulary, steps):
+        if type(tokenizer.model).__name__ != "BPE" or not self._knows_all(steps):
             return None
-        return max(map(len, vocabulary), default=1) * shrinking
+        longest = self._longest_spelling()
+        return None if longest is None else longest * shrinking
 
-    def _knows_all(self, vocabulary: Mapping[str, int], steps: list[dict[str, Any]]) -> bool:
+    def _longest_spelling(self) -> int | None:
+        """Return the length of the longest token; None if ids have too many gaps to see them all.
+
+        Token by token, because the whole vocabulary at once would stop other threads for a third of a
+        second.
+        """
+        left = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        longest = 1
+        for token in range(4 * left):
+            spelling = self._tokenizer.id_to_token(token)
+            if spelling is not None:
+                longest = max(longest, len(spelling))
+                left -= 1
+                if left == 0:
+                    return longest
+        return None
+
+    def _knows_all(self, steps: list[dict[str, Any]]) -> bool:
         """Say whether each character has tokens of its own, so that no two unknown ones share one."""
+        tokenizer = self._tokenizer
         if any(step["type"] == "ByteLevel" for step in steps):
             from tokenizers.pre_tokenizers import ByteLevel
 
-            return all(letter in vocabulary for letter in ByteLevel.alphabet())
-        model = self._tokenizer.model
-        if model.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
-            return True
+            return all(tokenizer.token_to_id(one) is not None for one in ByteLevel.alphabet())
+        model = tokenizer.model
+        if model.byte_fallback:
+            spellings = (f"<0x{byte:02X}>" for byte in range(256))
+            return all(tokenizer.token_to_id(one) is not None for one in spellings)
         return model.unk_token is not None and not model.fuse_unk
 
     @cached_property

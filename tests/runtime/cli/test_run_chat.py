@@ -135,7 +135,7 @@ def test_an_error_is_told_and_the_conversation_goes_on(root, line, code, message
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"messages": 1}', '{"messages": [{"role": "god", "content": "x"}]}']
+    "text", ["", "[]", '{"messages": 1}', '{"messages": [{"role": 1, "content": "x"}]}']
 )
 def test_what_is_no_conversation_is_not_loaded(root, tmp_path, text):
     (tmp_path / "talk.json").write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from unittest import mock
 
 from ..errors import GateError, PromptError
 from ..models.hf import quiet
-from ..runtime.text.chat import CHAT_FILE, DEFAULT, ChatFormat
+from ..runtime.text.chat_format import CHAT_FILE, DEFAULT, ChatFormat
 from ..runtime.text.codec import TextCodec
 from ..runtime.text.messages import check_messages, shape
 from ..runtime.text.reference import RECORD_FILE, Case, Record, compare

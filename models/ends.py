@@ -11,11 +11,9 @@ every file counts. Known spellings count as well, as in llama.cpp, with two diff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+from typing import Any, Protocol
 
 SPELLINGS = (
     "<|eot_id|>",
@@ -62,7 +60,27 @@ class EndToken:
         return f"{self.text[:80]!r}: {', '.join(self.sources)}"
 
 
-def end_tokens(checkpoint: Checkpoint) -> tuple[EndToken, ...]:
+class NamesEnds(Protocol):
+    """What is read of a checkpoint: see `Checkpoint`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+
+    @property
+    def stated_ends(self) -> Sequence[tuple[str, int | None]]:
+        """Ids that its files name, each with the file."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def default_end(self) -> int | None:
+        """The family's default, if there is one."""
+
+
+def end_tokens(checkpoint: NamesEnds) -> tuple[EndToken, ...]:
     """Return the tokens that end an output of the checkpoint, each once, those of the files first.
 
     Errors are those of `load_tokenizer`.

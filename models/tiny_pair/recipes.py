@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from transformers import LlamaConfig
 
-from .tokenizer import CONTEXT
+from .pair_tokenizer import CONTEXT
 
 
 @dataclass(frozen=True)

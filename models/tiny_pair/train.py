@@ -23,9 +23,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from . import ROLES
+from .pair_tokenizer import build_tokenizer, save_tokenizer
 from .recipes import RECIPES, Recipe
 from .tasks import draw, prompt, seeded, solve
-from .tokenizer import build_tokenizer, save_tokenizer
 
 # This many batches are cut from one pool sorted by length, so that a batch needs little padding.
 _POOL = 8

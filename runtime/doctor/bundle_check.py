@@ -32,7 +32,7 @@ def _check_chat(bundle: Bundle) -> Iterator[Finding]:
     file = bundle.manifest.chat_template
     if file is None:
         return
-    from ..text.chat import ChatFormat
+    from ..text.chat_format import ChatFormat
 
     try:
         chat = ChatFormat.read(bundle.path(file))

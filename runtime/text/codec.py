@@ -13,7 +13,7 @@ from .reasoning import ReasoningMarks, ReasoningSplitter, is_open, marks_in
 from .tokenizer import Reach, guarded, load_tokenizer
 
 if TYPE_CHECKING:
-    from .chat import ChatFormat
+    from .chat_format import ChatFormat
 
 
 class TextCodec:
@@ -212,6 +212,6 @@ class TextCodec:
 
 
 def _read_chat(path: Path) -> ChatFormat:
-    from .chat import ChatFormat  # imports jinja2
+    from .chat_format import ChatFormat  # imports jinja2
 
     return ChatFormat.read(path)

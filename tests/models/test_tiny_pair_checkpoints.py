@@ -5,9 +5,9 @@ import pytest
 import transformers
 
 from cospec.models import tiny_pair as tiny
+from cospec.models.tiny_pair.pair_tokenizer import build_tokenizer
 from cospec.models.tiny_pair.styles import STYLES
 from cospec.models.tiny_pair.tasks import problems, prompt, solve
-from cospec.models.tiny_pair.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module", params=tiny.ROLES)

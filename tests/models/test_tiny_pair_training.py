@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cospec.models.tiny_pair.pair_tokenizer import build_tokenizer
 from cospec.models.tiny_pair.recipes import RECIPES
-from cospec.models.tiny_pair.tokenizer import build_tokenizer
 from cospec.models.tiny_pair.train import Run, batches, train
 
 SMALL = replace(RECIPES["draft"], batch=4, steps=3, layers=1, warmup_steps=2)

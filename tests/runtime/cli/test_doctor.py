@@ -35,7 +35,7 @@ from cospec.runtime.doctor.machine import (
 )
 from cospec.runtime.engines.host_memory import parse_meminfo
 from cospec.runtime.tensorrt.api import Gpu
-from cospec.runtime.text.chat import ChatFormat
+from cospec.runtime.text.chat_format import ChatFormat
 
 GIB = 1 << 30
 REQUIREMENTS = [

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from cospec.errors import BundleError, PromptError, PromptTooLongError, UsageError
-from cospec.runtime.text.chat import ChatFormat
+from cospec.runtime.text.chat_format import ChatFormat
 from cospec.runtime.text.codec import TextCodec
 
 HELLO = [{"role": "user", "content": "hello"}]

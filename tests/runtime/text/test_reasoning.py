@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from cospec.errors import UsageError
-from cospec.runtime.text.chat import ChatFormat
+from cospec.runtime.text.chat_format import ChatFormat
 from cospec.runtime.text.codec import TextCodec
 from cospec.runtime.text.reasoning import ReasoningMarks, ReasoningSplitter, marks_in
 

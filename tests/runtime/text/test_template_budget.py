@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cospec.errors import PromptError
-from cospec.runtime.text.chat import ChatFormat
+from cospec.runtime.text.chat_format import ChatFormat
 from cospec.runtime.text.template import MAX_SOURCE_CHARACTERS, ChatTemplate
 
 MAX_MEGABYTES = 500

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cospec.errors import BundleError, PromptError, UsageError
-from cospec.runtime.text.chat import ChatFormat
+from cospec.runtime.text.chat_format import ChatFormat
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "ab"}

@@ -1,4 +1,4 @@
-"""cospec-export: from checkpoints to a bundle."""
+"""cospec-export: export checkpoints to a bundle."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ Examples:
 @click.option(
     "--draft",
     metavar="NAME",
-    help="The same for the draft, or 'none'. Default: the preset's own draft, if it has one.",
+    help="The draft, named like the target, or 'none'. Default: the preset's own draft, if any.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=True),
-    help="The bundle's folder. Default: models/NAME.",
+    help="Folder of the bundle. Default: models/NAME.",
 )
 @click.option(
     "--lowering",
@@ -66,12 +66,14 @@ Examples:
     type=int,
     help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
 )
-@click.option("--num-draft-tokens", type=int, help="Tokens to draft a round.  [default: 3]")
+@click.option(
+    "--num-draft-tokens", type=int, help="Default number of draft tokens per round.  [default: 3]"
+)
 @click.option(
     "--arbiter",
     metavar="DIR",
     help="Folder of an arbiter for this pair (model.onnx, arbiter.json), or 'none'. Default: the "
-    "preset's own, if it has one.",
+    "preset's own, if any.",
 )
 @click.option(
     "--adapter",
@@ -90,20 +92,22 @@ Examples:
     is_flag=True,
     help="Leave the checkpoint's chat template out: the bundle then takes plain text only.",
 )
-@click.option("--trt", is_flag=True, help="Export for TensorRT, and build where that is possible.")
+@click.option(
+    "--trt", is_flag=True, help="Export for TensorRT, and build the engines if this machine can."
+)
 @click.option(
     "--device",
     metavar="NAME",
-    help="What the engines are for, with --trt or --build-only: agx-orin-jp6, thor-jp7.2, rtx-4090 "
-    "and others; an unknown name lists them. Default: this machine.",
+    help="Device of the engines, with --trt or --build-only: agx-orin-jp6, thor-jp7.2, rtx-4090 and "
+    "others; an unknown name lists all. Default: this machine.",
 )
 @click.option(
     "--build-only",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Build the engines of the bundle DIR for this machine, and export nothing.",
+    help="Build the engines of the existing bundle DIR; export nothing.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def main(
     target: str | None,
@@ -195,7 +199,7 @@ def _left_out(bundle: Path) -> list[str]:
 def _engines(
     device: str | None, lowering: str | None, precision: str | None, *, as_json: bool
 ) -> EngineExport:
-    """Choose the device and check what was asked for against it."""
+    """Choose the device, and check the form and the precision against it."""
     from .target_device import check_form, choose_device
     from .tensorrt_export import EngineExport
 
@@ -212,7 +216,7 @@ def _engines(
 
 
 def _refuse_what_is_for_exports(context: click.Context) -> None:
-    """Refuse options that `--build-only` would not look at.
+    """Refuse options that `--build-only` would ignore.
 
     Raises:
         UsageError: names them.
@@ -229,7 +233,7 @@ def _refuse_what_is_for_exports(context: click.Context) -> None:
 
 
 def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
-    """Build the engines of a bundle that is there."""
+    """Build the engines of an existing bundle."""
     from ..runtime.bundle.reader import Bundle, find_bundle
     from ..runtime.tensorrt.devices import resolve_device
     from .build_only import build_bundle
@@ -246,11 +250,11 @@ def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
     if built:
         click.echo(f"Engines for SM {sm} built in {seconds:.0f} s: {', '.join(built)}.")
     else:
-        click.echo(f"Every engine for SM {sm} was there already.")
+        click.echo(f"All engines for SM {sm} exist already.")
 
 
 def _default_output(target: str) -> Path:
-    """models/NAME, where NAME is the last part of what was named, without .gguf."""
+    """Return models/NAME, where NAME is the last part of the target, without .gguf."""
     path = Path(target)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return Path("models") / re.sub(r"(?i)\.gguf$", "", name)
@@ -268,7 +272,7 @@ class _StageBar:
         return self
 
     def begin(self, stage: str) -> None:
-        """Show `stage` as the one at work."""
+        """Show `stage` as the current one."""
         if self._bar is None:
             from tqdm import tqdm
 

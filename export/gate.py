@@ -1,10 +1,10 @@
 """The parity gate: no bundle exists before its graphs have computed what their checkpoint computes.
 
-The transformers module is the reference. It runs first and is freed before the graph is loaded, so
-that the gate needs the memory of one model. Two kinds of probe:
+The transformers module is the reference. It runs first and is freed before the graph is loaded, so that
+the gate needs the memory of one model only. There are two kinds of probes:
 
-- one sequence, played through the graph as a session would play it: chunked prefill, single steps,
-  verify passes of every width, and before each step a detour over garbage tokens that is rolled back;
+- one sequence, fed to the graph as a session would feed it: chunked prefill, single steps, verify
+  passes of every width, and before each step some garbage tokens that are rolled back;
 - jumps to positions up to the very end of the capacity, over a cache that both sides are given. So
   late positions are checked without the cost of reaching them. The cache is made of keys and values
   from the sequence: random ones are so unlike a trained model's own that rounding alone grew to 1e-3
@@ -40,7 +40,7 @@ _Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Resampled:
-    """A full cache at the price of a short one: rows of a played sequence in another order.
+    """A full cache that needs the memory of a short one: rows of the sequence in another order.
 
     Attributes:
         played: keys and values that the model itself produced.
@@ -78,7 +78,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate measured; goes into the bundle's certificate.
+    """The result of the gate, for the bundle's certificate.
 
     Attributes:
         rows: rows of logits that were compared.

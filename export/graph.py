@@ -1,6 +1,6 @@
-"""torch -> ONNX: trace the decoder, clean the graph, write it with its weights streamed beside it.
+"""torch -> ONNX: trace the decoder, simplify the graph, write it with its weights beside it.
 
-The weights keep their checkpoint names in the graph, so that the audit can account for each of them.
+The weights keep their checkpoint names in the graph, so that the audit can find each of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFIX = "module."
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A decoder graph in memory: structure here, weights still in the torch module.
+    """A decoder graph in memory. The weights are still in the torch module.
 
     Attributes:
         model: the onnx_ir model.
@@ -66,7 +66,7 @@ def trace(
     shapes = kv_shapes(module)
     dtype = next(module.parameters()).dtype
     past = [torch.zeros(1, h, capacity, d, dtype=dtype) for h, d in shapes for _ in range(2)]
-    # Any width above one will do as an example: torch specialises on one, and S stays symbolic.
+    # Any width above one keeps S symbolic; torch specialises on a width of one.
     example = (torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past)
     decoder = Decoder(module, lowering, vocab_size, unshared).eval()
     try:
@@ -102,14 +102,14 @@ def trace(
 
 
 def write(graph: TracedGraph, path: Path) -> None:
-    """Write `model.onnx` at `path` and the weights beside it, one tensor in memory at a time."""
+    """Write `model.onnx` at `path` and the weights beside it, one tensor at a time."""
     import onnx_ir
 
     onnx_ir.save(graph.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=_FOLD_LIMIT)
 
 
 def _simplify(model: Any) -> None:
-    """Inline functions, fold small constants, drop what nothing uses."""
+    """Inline functions, fold small constants and remove unused nodes."""
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
@@ -119,8 +119,8 @@ def _simplify(model: Any) -> None:
         onnx_shape_inference=False,
         input_size_limit=_FOLD_LIMIT,
         output_size_limit=_FOLD_LIMIT,
-        # Whatever reads a weight stays: folded, the weight would lose its name (and small ones their
-        # place in the audit), and a transposed one would be held in memory.
+        # Nodes that read a weight are not folded: the weight would lose its name, which the audit
+        # needs, and a transposed weight would be held in memory.
         should_fold=lambda node: False if _reads_weight(node) else None,
     )
     passes.RemoveUnusedNodesPass()(model)
@@ -135,7 +135,7 @@ def _reads_weight(node: Any) -> bool:
 
 
 def _merge(model: Any) -> None:
-    """Merge equal small constants and equal subexpressions (each layer makes its own mask)."""
+    """Merge equal small constants and equal subexpressions, such as the mask of each layer."""
     import onnx_ir.passes.common as passes
 
     passes.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
@@ -145,21 +145,21 @@ def _merge(model: Any) -> None:
 
 
 def _tidy(model: Any) -> None:
-    """Name what has no name, and forget what the exporter noted."""
+    """Name unnamed values, and remove the exporter's metadata."""
     import onnx_ir.passes.common as passes
 
-    # The exporter notes a stack trace at every node: most of the file, with paths of this machine.
+    # The exporter stores a stack trace in every node, with paths of this machine.
     passes.ClearMetadataAndDocStringPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
 
 
 def _fold_transposes(model: Any) -> None:
-    """Store linear weights the way MatMul reads them.
+    """Store linear weights as MatMul reads them.
 
-    torch keeps them transposed; left in the graph, ONNX Runtime would transpose them at every load,
-    and quantisers look for a constant operand. A weight with a second reader (a tied embedding) stays
-    as it is, so that it is stored once.
+    torch stores them transposed. With a Transpose in the graph, ONNX Runtime would transpose them at
+    every load, and quantisers would not find a constant operand. A weight with a second reader (a tied
+    embedding) is left as it is, so that it is stored once.
     """
     import onnx_ir
 
@@ -185,7 +185,7 @@ def _fold_transposes(model: Any) -> None:
 
 
 def _audit(model: Any, decoder: Decoder) -> None:
-    """Account for every weight: each parameter is read by the graph, and nothing large is not one."""
+    """Check that the graph reads every parameter, and that every large constant is a parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in decoder.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -344,7 +344,7 @@ cli.main()
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT: POSIX")
 def test_a_second_export_is_refused_and_ctrl_c_leaves_nothing(llama, models, tmp_path):
     # Deep enough for a trace of many seconds.
-    deep = random_checkpoint(tmp_path / "deep", "llama", layers=6)
+    deep = random_checkpoint(tmp_path / "deep", "llama", layers=16)
     output = models / "x"
     command = [sys.executable, "-c", SLOW_EXPORT, "--target", str(deep), "--draft", "none"]
     with subprocess.Popen(

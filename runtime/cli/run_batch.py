@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CospecError, PromptError, ResourceError, UsageError
-from ..bundle.durable import write_whole
+from ..bundle.durable import ensure_replaceable, write_whole
 from ..bundle.json_input import parse_json_object
 from ..decoding.options import GenerationOptions
 from ..decoding.session import Prompt, Session
@@ -99,11 +99,12 @@ def run_batch(
     Raises:
         UsageError: a file cannot be read, a line is bad, or `output` answers another file.
         PromptError: a prompt is empty or does not fit; names the line.
-        ResourceError: `output` cannot be written.
+        ResourceError: `output` cannot be written, or is a device, a pipe or a folder.
         BackendError: the backend failed; what was answered before is in `output`.
     """
     from tqdm import tqdm
 
+    ensure_replaceable(output)
     lines = list(_read(source, prompts, options))
     failures = [line for line in lines if isinstance(line, Failure)]
     if failures and not keep_going:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +210,37 @@ def test_options_that_do_not_fit_together(root, options, message):
     result = CliRunner().invoke(main, ["--engine-dir", str(root), *options])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX files")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/null", "/dev/zero", "/dev/full", "link"])
+def test_an_output_that_is_no_regular_file_is_neither_read_nor_replaced(batch, tmp_path, kind):
+    batch.ask({"prompt": "a"})
+    batch.output = tmp_path / "special"
+    if kind == "pipe":
+        os.mkfifo(batch.output)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(batch.output))
+        server.close()
+    elif kind == "link":
+        batch.output.symlink_to("/dev/zero")
+    else:
+        batch.output = Path(kind)
+    before = batch.output.lstat()
+    result = batch.run()
+    assert result.exit_code == 7, result.output
+    assert "is not a regular file" in result.stderr
+    assert batch.output.lstat().st_ino == before.st_ino
+    assert batch.output.lstat().st_mode == before.st_mode
+
+
+def test_a_linked_output_is_written_and_stays_a_link(batch, tmp_path):
+    batch.ask({"prompt": "a"})
+    batch.output = tmp_path / "link"
+    batch.output.symlink_to(tmp_path / "real.jsonl")
+    assert batch.run().exit_code == 0
+    (tmp_path / "real.jsonl").write_bytes((tmp_path / "real.jsonl").read_bytes() + b"half")
+    assert "0 answered, 1 were there already" in batch.run().stderr
+    assert batch.output.is_symlink()
+    assert len(batch.rows()) == 1

@@ -1,1 +1,1 @@
-"""Whose token stays at a mismatch: the learned arbiter, its baselines, and the caps on all of them."""
+"""Decisions at mismatches: the learned arbiter, baseline rules, and the caps on all of them."""

@@ -1,16 +1,15 @@
-"""Rules that others use where the models disagree, as arbiters: what the learned one is up against.
+"""Baselines: published rules for mismatches, as arbiters that the learned one is compared with.
 
-All of them decide at mismatches only and within the caps of `referee.py`, as the learned arbiter does;
-so one loop plays them all and a comparison compares the rules. Scores are 1 for keep and 0 for reject:
-any threshold between means the same.
+Like the learned arbiter they decide at mismatches only and within the caps of `referee.py`, so that a
+comparison compares the rules alone. Scores are 1 for keep and 0 for reject; any threshold between the
+two gives the same decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ _TOP_OF_TARGET = ("top_values", "logsumexp")
 
 @dataclass(frozen=True)
 class AlwaysDraft:
-    """Keeps every draft token: the upper bound of speed, and mostly the draft's own accuracy."""
+    """Keeps every draft token: an upper bound of the speed, with about the draft's own accuracy."""
 
     target_outputs: ClassVar[tuple[str, ...]] = ()
     draft_outputs: ClassVar[tuple[str, ...]] = ()
@@ -35,25 +34,29 @@ class AlwaysDraft:
         return np.ones(len(block.drafted), dtype=np.float32)
 
 
+@dataclass(frozen=True)
 class RandomArbiter:
-    """Keeps each mismatch with a fixed probability: what an override rate is worth without judgement.
+    """Keeps each mismatch with a fixed probability: the value of an override rate without judgement.
 
     Args:
         rate: that probability.
         seed: of the draws; the same seed and blocks give the same decisions.
     """
 
-    target_outputs: tuple[str, ...] = ()
-    draft_outputs: tuple[str, ...] = ()
+    rate: float
+    seed: int | str = 0
+    target_outputs: ClassVar[tuple[str, ...]] = ()
+    draft_outputs: ClassVar[tuple[str, ...]] = ()
+    _random: Random = field(init=False, repr=False, compare=False)
 
-    def __init__(self, rate: float, seed: int | str = 0) -> None:
-        _within("rate", rate, 0, 1)
-        self._rate = rate
-        self._random = Random(seed)  # noqa: S311 - an experiment, not a secret
+    def __post_init__(self) -> None:
+        _within("rate", self.rate, 0, 1)
+        draws = Random(self.seed)  # noqa: S311 - an experiment, not a secret
+        object.__setattr__(self, "_random", draws)
 
     def score(self, block: Block) -> Scores:
         """Return [k], 1 with the probability `rate`."""
-        draws = [self._random.random() < self._rate for _ in block.drafted]
+        draws = [self._random.random() < self.rate for _ in block.drafted]
         return np.array(draws, dtype=np.float32)
 
 
@@ -62,8 +65,8 @@ class TypicalAcceptance:
     """Typical acceptance (Medusa, Cai et al., 2024): p_target(d) > min(epsilon, alpha * exp(-H)).
 
     H is the target's entropy in nats. Medusa applies the rule to sampled candidates of its own heads
-    and, at temperature 0, falls back to exact match; here a greedy draft's token is judged by the
-    target's distribution at temperature 1, and matches stand without it.
+    and, at temperature 0, falls back to exact match. Here the rule is applied to mismatches only, with
+    the target's distribution at temperature 1.
     """
 
     epsilon: float = 0.3
@@ -85,9 +88,10 @@ class TypicalAcceptance:
 class RelaxedTopK:
     """Relaxed acceptance (TensorRT-LLM, `relaxed_topk` and `relaxed_delta` of its MTP decoding).
 
-    The draft's token stays if it is among the target's `top_n` and at most `delta` less probable than
-    the target's choice. There it is used in the thinking phase of reasoning models only, with 10 and
-    0.6; here everywhere. `top_n` cannot exceed the candidates of the bundle's graphs (`summary_top`).
+    The draft's token is kept if it is among the target's `top_n` candidates and at most `delta` less
+    probable than the target's choice. TensorRT-LLM uses the rule only in the thinking phase of
+    reasoning models, with 10 and 0.6; here it is used everywhere. `top_n` cannot exceed the number of
+    candidates in the bundle's graphs (`summary_top`).
     """
 
     top_n: int = 3
@@ -122,10 +126,10 @@ class RelaxedTopK:
 class FlyDeferred:
     """Entropy-gated deferred acceptance (FLy, arXiv 2511.22972, by the first author of the method).
 
-    A mismatch stays only if the next `window - 1` drafted tokens of the block all match, so that it
-    proved harmless; never among the block's last `window - 1` positions, where that cannot be seen;
-    and never where the target is sure, its entropy below `entropy`. As in the published code, that is
-    the entropy in nats of the three largest probabilities, not renormalised.
+    A mismatch is kept only if the next `window - 1` drafted tokens of the block all match, which shows
+    that it was harmless. So no mismatch among the block's last `window - 1` positions is kept, and none
+    at which the target's entropy is below `entropy`. As in the published code, that is the entropy in
+    nats of the three largest probabilities, not renormalised.
 
     Published with blocks of 15 and a window of 6. A window wider than the block keeps nothing, so
     short blocks need a narrower one.
@@ -141,7 +145,7 @@ class FlyDeferred:
         _within("entropy", self.entropy, 0, 1 << 20)
 
     def score(self, block: Block) -> Scores:
-        """Return [k], 1 where the target is unsure and agrees with what the draft said next."""
+        """Return [k], 1 where the target is uncertain and the following draft tokens match."""
         k = len(block.drafted)
         probabilities = np.maximum(_top_probabilities(block.target)[:, :3], 1e-30)
         unsure = -(probabilities * np.log(probabilities)).sum(axis=1) >= self.entropy
@@ -156,10 +160,10 @@ class FlyDeferred:
 class StaticEnsemble:
     """A fixed mixture of both models: the static ensemble that DIVERSED (2026) compares with.
 
-    Of the two candidates the one stays that is likelier under `weight` * target + (1 - weight) *
-    draft. A true ensemble would take the mixture's most likely token of the whole vocabulary; here a
-    third token cannot win. The draft's probability of the target's token is read from the draft's
-    best candidates and counts as 0 where it is not among them.
+    The candidate that is more likely under `weight` * target + (1 - weight) * draft is kept. A true
+    ensemble would take the mixture's most likely token of the whole vocabulary; here a third token
+    cannot win. The draft's probability of the target's token is read from the draft's best candidates
+    and is 0 if it is not among them.
     """
 
     weight: float = 0.5
@@ -181,30 +185,14 @@ class StaticEnsemble:
         return _as_scores(gain > 0)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How a baseline is written: its parameters in order, and how many must be given."""
-
-    make: Callable[..., Arbiter]
-    parameters: tuple[tuple[str, type], ...] = ()
-    required: int = 0
-
-    def usage(self, name: str) -> str:
-        names = [
-            parameter if i < self.required else f"[{parameter}]"
-            for i, (parameter, _) in enumerate(self.parameters)
-        ]
-        return f"{name}:{','.join(names)}" if names else name
-
-
-_RULES: dict[str, _Rule] = {
-    "draft": _Rule(AlwaysDraft),
-    "always-draft": _Rule(AlwaysDraft),
-    "random": _Rule(RandomArbiter, (("rate", float), ("seed", int)), required=1),
-    "typical": _Rule(TypicalAcceptance, (("epsilon", float), ("alpha", float))),
-    "relaxed": _Rule(RelaxedTopK, (("top_n", int), ("delta", float))),
-    "fly": _Rule(FlyDeferred, (("window", int), ("entropy", float))),
-    "ensemble": _Rule(StaticEnsemble, (("weight", float),)),
+_RULES: dict[str, Any] = {
+    "draft": AlwaysDraft,
+    "always-draft": AlwaysDraft,
+    "random": RandomArbiter,
+    "typical": TypicalAcceptance,
+    "relaxed": RelaxedTopK,
+    "fly": FlyDeferred,
+    "ensemble": StaticEnsemble,
 }
 
 
@@ -215,27 +203,41 @@ def baseline(spec: str) -> Arbiter:
         UsageError: an unknown rule, or parameters that are missing, superfluous or out of range.
     """
     name, colon, text = spec.partition(":")
-    rule = _RULES.get(name)
-    if rule is None:
-        usages = ", ".join(rule.usage(name) for name, rule in _RULES.items())
-        raise UsageError(f"unknown rule '{name}'", hint=f"the rules are: {usages}")
-    hint = f"it is written {rule.usage(name)}"
+    if name not in _RULES:
+        hint = f"the rules are: {', '.join(map(_usage, _RULES))}"
+        raise UsageError(f"unknown rule '{name}'", hint=hint)
+    hint = f"it is written {_usage(name)}"
+    parameters = _parameters(name)
     words = text.split(",") if colon else []
-    if not rule.required <= len(words) <= len(rule.parameters):
+    required = sum(each.default is MISSING for each in parameters)
+    if not required <= len(words) <= len(parameters):
         raise UsageError(f"'{spec}' has {len(words)} parameters", hint=hint)
     values = []
-    for word, (parameter, kind) in zip(words, rule.parameters, strict=False):
+    for word, parameter in zip(words, parameters, strict=False):
+        is_float = parameter.type == "float"
         try:
-            values.append(kind(word))
+            values.append(float(word) if is_float else int(word))
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
+            what = "a number" if is_float else "an integer"
             raise UsageError(
-                f"{parameter} in '{spec}' is '{word}', not {what}", hint=hint
+                f"{parameter.name} in '{spec}' is '{word}', not {what}", hint=hint
             ) from None
     try:
-        return rule.make(*values)
+        made: Arbiter = _RULES[name](*values)
     except UsageError as error:
         raise UsageError(f"'{spec}': {error.message}", hint=hint) from None
+    return made
+
+
+def _parameters(name: str) -> list[Field[Any]]:
+    return [each for each in fields(_RULES[name]) if each.init]
+
+
+def _usage(name: str) -> str:
+    names = [
+        each.name if each.default is MISSING else f"[{each.name}]" for each in _parameters(name)
+    ]
+    return f"{name}:{','.join(names)}" if names else name
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -252,7 +254,7 @@ def _top_probabilities(rows: StepOutput) -> NDArray[np.float32]:
 
 
 def _read(rows: StepOutput, name: str) -> NDArray[np.float32]:
-    """Return an output that this arbiter asked for by `target_outputs` or `draft_outputs`."""
+    """Return an output that is in the arbiter's `target_outputs` or `draft_outputs`."""
     array: NDArray[np.float32] = getattr(rows, name)
     return array
 

@@ -1,8 +1,8 @@
 """What the loop asks of an arbiter.
 
-An arbiter sees a drafted block after the target has verified it, and scores every position in one call:
-how likely it is that keeping the draft's token there leads to a right answer. The score is used only
-where the two models disagree and the block is reached; see `referee.py`.
+An arbiter sees a drafted block after the target has verified it, and scores all positions in one call:
+the probability that keeping the draft's token there leads to a correct answer. Only scores at
+mismatches that are reached have an effect; see `referee.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..engines.protocol import StepOutput
 
 @dataclass(frozen=True)
 class Block:
-    """A drafted block of k tokens with what both models saw. Row i is the moment before token i.
+    """A drafted block of k tokens and both models' rows. Row i is the model's view before token i.
 
-    To reach position i, every mismatch before it must have been kept; so what was kept on the way is
-    known for all positions at once, and they can be scored together.
+    A position is reached only if every mismatch before it was kept. So the counts of kept tokens are
+    known for all positions, and all can be scored in one call.
 
     Attributes:
         drafted: int64 [k], the draft's tokens.
-        matches: bool [k], where the target would have chosen the same.
-        mismatches: float32 [k], mismatches in the block before each position.
-        run: float32 [k], draft tokens kept in a row right before each position.
+        matches: bool [k], whether the target would have chosen the same token.
+        mismatches: float32 [k], number of mismatches in the block before each position.
+        run: float32 [k], number of kept draft tokens directly before each position.
         position: float32 [k], 0 to k-1.
         draft: the draft's rows [k].
         target: the target's rows [k]; `next_input_logprob[i]` is its log-probability of drafted[i].
@@ -51,7 +51,7 @@ class Arbiter(Protocol):
 
     @property
     def draft_outputs(self) -> tuple[str, ...]:
-        """Outputs of the draft that it reads."""
+        """Outputs of the draft that the arbiter reads."""
 
     def score(self, block: Block) -> NDArray[np.float32]:
-        """Return [k]: the probability that the draft's token should stay; only mismatches count."""
+        """Return [k]: the probability that the draft's token should be kept. Only mismatches count."""

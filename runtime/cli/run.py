@@ -1,4 +1,4 @@
-"""cospec-run: generate text with a bundle; one answer, a conversation, or a file of prompts."""
+"""cospec-run: generate text with a bundle: one answer, a conversation, or a file of prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Examples:
   cospec-run --engine-dir models/tiny --batch prompts.jsonl --output answers.jsonl
 
 \b
-A line of a batch is a prompt or messages, and settings of its own where they differ:
+A line of a batch is a prompt or messages, with any options that differ from the command's:
   {"id": "a", "prompt": "What is 12 + 30?", "max_tokens": 64}
   {"messages": [{"role": "user", "content": "Hello."}], "temperature": 0.8, "seed": 7}
 """
@@ -46,10 +46,14 @@ A line of a batch is a prompt or messages, and settings of its own where they di
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.argument("prompt", required=False)
 @engine_dir_option
-@click.option("--chat", is_flag=True, help="A conversation; what a terminal gets without PROMPT.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@click.option(
+    "--chat", is_flag=True, help="Hold a conversation. Default on a terminal without PROMPT."
+)
+@click.option(
+    "--system", metavar="TEXT", help="System message before the conversation or each prompt."
+)
 @generation_options
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as text, without the chat template.")
 @click.option(
     "--batch",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -60,24 +64,25 @@ A line of a batch is a prompt or messages, and settings of its own where they di
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="OUT.jsonl",
-    help="Where the answers of a batch go. What is there already is not answered again.",
+    help="Write the answers of a batch to this file. Answers that it already has are kept.",
 )
 @click.option(
     "--keep-going",
     is_flag=True,
-    help="Record bad lines of a batch as errors, end with 1, and try them again the next time.",
+    help="Record bad lines of a batch as errors and exit with 1. The next run tries them again.",
 )
 @engine_options
-@click.option("--provenance", is_flag=True, help="Colour each token by who chose it.")
-@click.option("--stats", is_flag=True, help="Print statistics on stderr at the end of an answer.")
+@click.option("--provenance", is_flag=True, help="Colour each token by the model that chose it.")
+@click.option("--stats", is_flag=True, help="Print statistics on stderr after each answer.")
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.html",
-    help="Write a page that shows who chose each token, and why; anew after each answer of a chat.",
+    help="Write a page that shows which model chose each token, and why. In a chat it is rewritten "
+    "after each answer.",
 )
 @json_option
-@click.option("--jsonl", is_flag=True, help="Print one JSON object a round, as they come.")
+@click.option("--jsonl", is_flag=True, help="Print one JSON object per round, as it comes.")
 def main(
     prompt: str | None,
     engine_dir: Path,
@@ -97,8 +102,8 @@ def main(
 ) -> int:
     """Generate text from PROMPT, or from standard input.
 
-    The prompt is sent as a chat message where the bundle has a chat template, unless --raw is given.
-    On a terminal, and without PROMPT, a conversation begins.
+    The prompt is sent as a chat message if the bundle has a chat template, unless --raw is given. On a
+    terminal without PROMPT a conversation starts.
     """
     _refuse_what_does_not_go_together(click.get_current_context().params)
     if GenerationOptions().updated(given).logprobs is not None and not (as_json or jsonl or batch):
@@ -154,7 +159,7 @@ def _answer(
     as_json: bool,
     jsonl: bool,
 ) -> None:
-    """Generate once, and print it as it comes."""
+    """Generate one answer and print it as it comes."""
     from ..trace.record import Trace
 
     observer = None if trace is None else Trace(session)
@@ -185,7 +190,7 @@ def _answer(
 
 
 _ALONE = (
-    # An option, what it needs, and what it does not go with; names as click has them.
+    # An option, the options that it needs, and those that exclude it; with click's names.
     ("chat", (), ("prompt", "raw", "as_json", "jsonl", "batch")),
     ("batch", ("output",), ("prompt", "jsonl", "trace", "provenance", "stats")),
     ("output", ("batch",), ()),
@@ -196,7 +201,7 @@ _ALONE = (
 
 
 def _refuse_what_does_not_go_together(given: dict[str, object]) -> None:
-    """Refuse options that would be passed over in silence."""
+    """Refuse combinations in which an option would have no effect."""
 
     def is_given(name: str) -> bool:
         return given[name] not in (None, False)

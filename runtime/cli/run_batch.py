@@ -1,7 +1,7 @@
-"""cospec-run's batch: a file of prompts in, a file of answers out, and a job that can be stopped.
+"""cospec-run's batch: it answers the prompts of a file into another file, and can be interrupted.
 
-An answer is a line of its own, written when it is there. The same command again keeps the lines that
-are whole and no errors, and answers the rest.
+Each answer is written as one line as soon as it is complete. Running the same command again keeps the
+complete answers and generates the rest.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Request:
 
     Attributes:
         number: of the line, from 1.
-        id: what the answer is called; the line's number if the line does not say.
-        prompt: what is generated behind.
+        id: of the answer; the line's number if the line has none.
+        prompt: of the generation.
         options: of the generation.
-        digest: of all that the answer depends on.
+        digest: hash of everything that the answer depends on.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Done:
-    """What a batch came to: lines answered now, answered before, and failed."""
+    """Result of a batch: number of lines answered now, answered before, and failed."""
 
     answered: int
     kept: int
@@ -84,13 +84,13 @@ def run_batch(
     *,
     keep_going: bool,
 ) -> Done:
-    """Answer every line of `source` that `output` does not answer yet.
+    """Answer every line of `source` that `output` has no answer for.
 
     All lines are checked before the first is answered.
 
     Args:
         source: JSONL; each line has a `prompt` or `messages`, perhaps an `id`, and options.
-        output: JSONL; a line an answer, as they come.
+        output: JSONL; one line per answer, as they come.
         prompts: makes prompts for the session.
         options: for lines that do not set them.
         folder: the bundle's.
@@ -100,7 +100,7 @@ def run_batch(
         UsageError: a file cannot be read, a line is bad, or `output` answers another file.
         PromptError: a prompt is empty or does not fit; names the line.
         ResourceError: `output` cannot be written, or is a device, a pipe or a folder.
-        BackendError: the backend failed; what was answered before is in `output`.
+        BackendError: the backend failed; the answers so far are in `output`.
     """
     from tqdm import tqdm
 
@@ -133,12 +133,12 @@ def run_batch(
 
 
 def _answer(line: Request | Failure, session: Session) -> dict[str, Any] | Failure:
-    """Return what the output says about a line."""
+    """Return the output line of an input line, or its failure."""
     if isinstance(line, Failure):
         return line
     try:
         completion = session.generate(line.prompt, **vars(line.options))
-    except UsageError as error:  # the sampling parameters leave no token, which only a pass shows
+    except UsageError as error:  # such as sampling parameters that forbid every token
         return Failure(line.number, line.id, error)
     return {"id": line.id, "request": line.digest, **completion.to_json()}
 
@@ -146,7 +146,7 @@ def _answer(line: Request | Failure, session: Session) -> dict[str, Any] | Failu
 def _read(
     source: Path, prompts: Prompts, options: GenerationOptions
 ) -> Iterator[Request | Failure]:
-    """Yield the lines of the input; blank ones are passed over."""
+    """Yield the lines of the input without blank ones."""
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -183,7 +183,7 @@ def _id(row: Mapping[str, Any], number: int) -> Id:
 def _request(
     number: int, name: Id, row: dict[str, Any], prompts: Prompts, options: GenerationOptions
 ) -> Request:
-    """Check one line, down to whether its prompt fits."""
+    """Check one line, including the length of its prompt."""
     rest = {key: value for key, value in row.items() if key not in ("id", "prompt", "messages")}
     if ("prompt" in row) == ("messages" in row):
         raise UsageError("a line has either a prompt or messages")
@@ -204,10 +204,10 @@ def _request(
 
 
 def _resume(output: Path, requests: Mapping[Id, Request]) -> set[Id]:
-    """Return the ids that the output answers; errors and a half line are taken out of it.
+    """Return the ids that the output answers; errors and an incomplete line are removed from it.
 
     Raises:
-        UsageError: it holds anything else than answers to these requests.
+        UsageError: it has a line that is no answer to these requests.
     """
     try:
         data = output.read_bytes()
@@ -223,7 +223,7 @@ def _resume(output: Path, requests: Mapping[Id, Request]) -> set[Id]:
         if problem is not None:
             raise UsageError(
                 f"{output}, line {number} {problem}",
-                hint="the input, an option or the bundle is another one: name another --output",
+                hint="the input, an option or the bundle has changed: choose another --output",
             )
         if name is not None:
             ids.add(name)
@@ -234,7 +234,7 @@ def _resume(output: Path, requests: Mapping[Id, Request]) -> set[Id]:
 
 
 def _problem(line: bytes, requests: Mapping[Id, Request]) -> tuple[str | None, Id | None]:
-    """Return (what is wrong with a line of the output or None, the id that it answers, if any)."""
+    """Return the problem of an output line or None, and the id that it answers, if any."""
     try:
         row = _parse(line)
     except UsageError as error:
@@ -250,7 +250,7 @@ def _problem(line: bytes, requests: Mapping[Id, Request]) -> tuple[str | None, I
 
 
 def _named(source: Path, failure: Failure) -> CospecError:
-    """Return the error of a line, with the line's number in front."""
+    """Return the error of a line, with the line's number."""
     error = failure.error
     hint = error.hint or "--keep-going records bad lines as errors and answers the rest"
     return type(error)(f"{source}, line {failure.number}: {error.message}", hint=hint)

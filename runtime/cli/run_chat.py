@@ -1,4 +1,4 @@
-"""cospec-run's conversation: a line is a message, a line that begins with / a command."""
+"""cospec-run's conversation: each line is a message, or a command if it begins with /."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_CONVERSATION_BYTES = 64 << 20
 
 
 class Conversation:
-    """A conversation on the terminal, or with what is piped in.
+    """A conversation on the terminal, or with lines from a pipe.
 
     Args:
         session: of a bundle with a chat template.
@@ -36,10 +36,10 @@ class Conversation:
         system: a first message, or None.
         provenance: colour the tokens of answers.
         stats: print the statistics of each answer.
-        trace: the page that shows the conversation, written anew whenever that changes; or None.
+        trace: page that shows the conversation, rewritten after each change; or None.
 
     Raises:
-        UsageError: the bundle has no chat template, or a setting is out of range.
+        UsageError: the bundle has no chat template, or an option is out of range.
         ResourceError: the page cannot be written.
     """
 
@@ -69,25 +69,24 @@ class Conversation:
         self._last: GenerationStats | None = None
         self._warned = self._ended = False
         self._use(options)
-        self._show([])  # whoever names a file that cannot be written learns it now
+        self._show([])  # a file that cannot be written is an error now
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "help": (self._help, "list the commands"),
-            "stats": (self._show_stats, "what the last answer cost"),
-            "mode": (self._mode, "strict or collab; without a word, show it"),
-            "threshold": (self._threshold, "score above which a draft token stays, in collab"),
-            "rewind": (self._rewind, "take back the last turn, or the last N"),
-            "clear": (self._clear, "begin anew, with the same system message"),
-            "system": (self._system, "replace the system message; without a text, drop it"),
+            "stats": (self._show_stats, "show the statistics of the last answer"),
+            "mode": (self._mode, "set strict or collab; without a word, show the mode"),
+            "threshold": (self._threshold, "set the score above which collab keeps a draft token"),
+            "rewind": (self._rewind, "remove the last turn, or the last N"),
+            "clear": (self._clear, "start again with the same system message"),
+            "system": (self._system, "replace the system message; without a text, remove it"),
             "save": (self._save, "write the conversation to a file"),
-            "load": (self._load, "go on with a conversation from a file"),
-            "quit": (self._quit, "end, as Ctrl-D does"),
+            "load": (self._load, "continue a conversation from a file"),
+            "quit": (self._quit, "end the chat, as Ctrl-D does"),
         }
 
     def run(self, *, terminal: bool) -> int:
         """Converse until the input ends; return the exit code.
 
-        On a terminal that is 0. Where lines are piped in nobody sees an error as it comes, so it is
-        that of the first error.
+        On a terminal the exit code is 0. With lines from a pipe it is that of the first error.
         """
         print_any_text()
         if terminal:
@@ -107,7 +106,7 @@ class Conversation:
         return 0 if terminal else code
 
     def _take(self, text: str) -> None:
-        """Do what a line says."""
+        """Send a message, or run a command."""
         if text.startswith("//"):  # a message that begins with /
             self._answer(text[1:])
         elif text.startswith("/"):
@@ -143,7 +142,7 @@ class Conversation:
             self._show([*self._traced, {"said": text, **trace.to_json(stream.completion())}])
 
     def _show(self, turns: list[dict[str, Any]]) -> None:
-        """Write the page of these turns, those of the conversation that were answered here."""
+        """Write the page of the turns that were answered here."""
         self._traced = turns
         if self._trace is not None:
             write_page(self._trace, turns)
@@ -194,7 +193,7 @@ class Conversation:
     def _threshold(self, word: str) -> None:
         self._use(replace(self._options, threshold=_number(float, word, "/threshold 0.7")))
         if self._options.mode == "strict":
-            click.echo("this counts after /mode collab", err=True)
+            click.echo("this has an effect after /mode collab", err=True)
 
     def _rewind(self, word: str) -> None:
         back = _number(int, word, "/rewind 2") if word else 1

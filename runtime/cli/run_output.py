@@ -1,4 +1,4 @@
-"""How cospec-run shows a generation: coloured tokens, statistics, objects of JSON."""
+"""How cospec-run shows a generation: coloured tokens, statistics, JSON."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLOURS: dict[Provenance, str] = {
     "bonus": "cyan",
     "target": "yellow",
 }
-"""How --provenance shows who chose a token."""
+"""Colours of --provenance."""
 
 
 def print_any_text() -> None:
-    """Let stdout take text of any alphabet: where its encoding lacks a character, print a "?"."""
+    """Print "?" for characters that the encoding of stdout lacks, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -47,7 +47,7 @@ class Painter:
     def paint(self, piece: Piece) -> str:
         """Return the piece's text in the colours of COLOURS.
 
-        Text that may become a stop text comes with a later piece, so tokens run ahead of it.
+        Text that may become a stop text comes with a later piece, so tokens may precede their text.
         """
         for token, who in zip(piece.tokens, piece.provenance, strict=True):
             self._spans.append((len(self._text.push([token])), who))
@@ -59,18 +59,18 @@ class Painter:
         return painted
 
     def _next(self, most: int) -> int:
-        """Go to the token that the next text belongs to; return how much of it does."""
+        """Advance to the token that the next text belongs to; return how many characters do."""
         if self._spans:
             size, self._who = self._spans.popleft()
             if size > most:
                 self._spans.appendleft((size - most, self._who))
             elif self._spans:
                 return size
-        return most  # the end of a broken character belongs to the last token
+        return most  # what is left belongs to the last token
 
 
 def legend() -> str:
-    """Return what the colours of a `Painter` mean, in one line."""
+    """Return a legend of the colours, in one line."""
     names = "  ".join(click.style(who, fg=colour) for who, colour in COLOURS.items())
     return f"[{names}]"
 
@@ -82,15 +82,15 @@ def end_json(completion: Completion) -> dict[str, Any]:
 
 
 def warn_if_uncertified(folder: Path, manifest: Manifest) -> None:
-    """Say on stderr if nobody has measured what the arbiter of a bundle is worth.
+    """Warn on stderr if the bundle's arbiter has no certificate of its quality.
 
     Raises:
         BundleError: see `is_certified`.
     """
     if not is_certified(folder, manifest):
         click.echo(
-            "this bundle's arbiter was never certified: nobody measured whether its answers are as "
-            "right as the target's; run cospec-calibrate",
+            "warning: this bundle's arbiter was never certified, so the accuracy of its answers is not "
+            "known; run cospec-calibrate certify",
             err=True,
         )
 
@@ -104,7 +104,7 @@ def describe(stats: GenerationStats) -> str:
     tpot = stats.tpot
     rate = None if not tpot else 1 / tpot
     overrides = []
-    if stats.num_capped:  # somebody decided at mismatches
+    if stats.num_capped:  # collab
         capped = ", ".join(f"{n} {cap}" for cap, n in stats.num_capped.items() if n)
         overrides = [
             f"overrides    {stats.num_overrides} of {stats.num_mismatches} mismatches "

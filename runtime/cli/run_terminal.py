@@ -1,4 +1,4 @@
-"""Lines as a person types them: editing, history, and what Ctrl-C means."""
+"""Input lines from a terminal: editing, history, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HISTORY_LINES = 1000
 
 
 def lines(terminal: bool) -> Iterator[str]:
-    """Yield the lines of standard input; on a terminal, Ctrl-C drops the line that is being typed."""
+    """Yield the lines of standard input; on a terminal, Ctrl-C discards the current line."""
     if not terminal:
         yield from sys.stdin
         return
@@ -35,7 +35,7 @@ def lines(terminal: bool) -> Iterator[str]:
 
 @contextmanager
 def ctrl_c_cancels(stream: Stream) -> Iterator[None]:
-    """Let the first Ctrl-C end an answer between two passes; a second one ends the command."""
+    """Cancel the answer at the first Ctrl-C, before its next pass; a second one ends the command."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread gets signals
         return
@@ -53,7 +53,7 @@ def ctrl_c_cancels(stream: Stream) -> Iterator[None]:
 
 @contextmanager
 def line_editing(terminal: bool) -> Iterator[None]:
-    """Edit lines with the arrow keys, and remember them for the next conversation."""
+    """Edit lines with the arrow keys, and keep a history over conversations."""
     try:
         import readline  # makes input() edit lines; Windows has none
     except ImportError:

@@ -10,11 +10,13 @@ from ..arbitration.protocol import Arbiter
 from ..arbitration.referee import Referee
 from ..bundle.manifest import Manifest
 from ..drafting.draft_length import LONGEST_AUTO_DRAFT, DraftLengthController
-from ..drafting.protocol import Drafter, no_evidence
+from ..drafting.protocol import Drafter, DraftingContext, no_evidence
+from ..drafting.registry import NamedDrafter, NoDrafter
 from ..engines.protocol import PassInterruptedError
 from ..sampling.declaration import OptionError
 from ..sampling.grammar import GrammarCompiler, GrammarState
 from ..sampling.sampler import Sampler
+from ..text.codec import TextCodec
 from ..text.detokenizer import TextStream
 from .caches import Caches
 from .loop import Limits, Round, decode
@@ -144,6 +146,46 @@ def choose_referee(
     if threshold is None:
         threshold = 0.5 if entry is None else entry.threshold
     return Referee(arbiter, threshold, protected | set(options.stop_token_ids))
+
+
+def make_drafter(
+    named: NamedDrafter,
+    plan: Plan,
+    caches: Caches,
+    codec: TextCodec,
+    controller: DraftLengthController | None,
+) -> Drafter:
+    """Return the drafter of a generation, after choosing what both decoders return.
+
+    Args:
+        named: the session's drafter.
+        plan: of the generation; it may have a drafter of its own.
+        caches: the decoders.
+        codec: tokenizer of the bundle.
+        controller: chooses the draft length, or None.
+    """
+    referee, sampler, observer = plan.referee, plan.sampler, plan.options.observer
+    shared: tuple[str, ...] = () if sampler is None else sampler.outputs
+    shared += () if observer is None else observer.outputs
+    caches.target.select(shared + (() if referee is None else referee.arbiter.target_outputs))
+    if plan.limits.num_draft_tokens == 0:
+        return NoDrafter()
+    if plan.options.drafter is not None:
+        return plan.options.drafter
+    if caches.draft is not None:
+        watched = () if controller is None else ("top_values",)
+        seen = () if referee is None else referee.arbiter.draft_outputs
+        caches.draft.select(shared + seen + watched)
+    return named.make(
+        DraftingContext(
+            codec,
+            caches.draft,
+            plan.limits.prefill_chunk,
+            sampler,
+            keep_evidence=referee is not None or observer is not None,
+            watch=None if controller is None else controller.drafted,
+        )
+    )
 
 
 def rounds(

@@ -1,4 +1,4 @@
-"""Where the models of a bundle run: ONNX Runtime, TensorRT, or one on each."""
+"""Which backend runs the models of a bundle: ONNX Runtime, TensorRT, or one each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..engines.onnxruntime import OrtEngine, OrtOptions
 from ..engines.protocol import Engine, GraphShape
 
 Backend = Literal["auto", "onnxruntime", "tensorrt", "mixed"]
-"""`mixed` is the target on TensorRT, draft and arbiter on ONNX Runtime: the CPU drafts for the GPU.
-`auto` is TensorRT for a bundle that was exported for it, where it and a GPU are there, else ONNX
+"""`mixed` runs the target on TensorRT, draft and arbiter on ONNX Runtime: the CPU drafts for the GPU.
+`auto` is TensorRT if the bundle was exported for it and TensorRT and a GPU are found, else ONNX
 Runtime."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -36,9 +36,9 @@ def place(bundle: Bundle, backend: Backend, options: OrtOptions | None, *, draft
 
     Args:
         bundle: opened, its files checked.
-        backend: where they run.
-        options: of ONNX Runtime, for what runs there.
-        drafts: load draft and arbiter too, where the bundle has them.
+        backend: what they run on.
+        options: settings of ONNX Runtime, for the models that run on it.
+        drafts: also load draft and arbiter, if the bundle has them.
 
     Raises:
         BackendError: the backend is missing, finds no GPU, or cannot load or build an engine.

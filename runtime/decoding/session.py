@@ -16,8 +16,8 @@ from ..bundle.manifest import Manifest
 from ..bundle.reader import Bundle, load_unchanged
 from ..drafting.costs import MeasuredCosts
 from ..drafting.draft_length import DraftLengthController
-from ..drafting.protocol import Drafter, DrafterFactory, DraftingContext, EvidenceDrafter
-from ..drafting.registry import NamedDrafter, NoDrafter, find_drafter
+from ..drafting.protocol import DrafterFactory, EvidenceDrafter
+from ..drafting.registry import NamedDrafter, find_drafter
 from ..engines.onnxruntime import OrtOptions
 from ..engines.protocol import Engine
 from ..sampling.grammar import GrammarCompiler
@@ -26,7 +26,14 @@ from ..sampling.sampler import TokenLogprob
 from ..text.codec import TextCodec
 from .caches import Caches
 from .completion import Completion, Piece, Stream
-from .generation import Detokenizer, Plan, choose_referee, plan_generation, rounds
+from .generation import (
+    Detokenizer,
+    Plan,
+    choose_referee,
+    make_drafter,
+    plan_generation,
+    rounds,
+)
 from .options import DraftLength, GenerationOptions, Mode, Overflow, takes_options
 from .placement import Backend, place
 from .prompt import Prompt, encode_prompt
@@ -248,7 +255,7 @@ class Session:
             if not plan.reuses_cache:
                 self.caches.clear()
             stream.stats.num_cached_tokens = self.caches.begin(tokens)
-            drafter = self._drafter_of(plan, controller)
+            drafter = make_drafter(self._drafter, plan, self.caches, self.codec, controller)
             going = rounds(plan, self.caches, drafter, tokens, controller)
         stream_of_text = self.codec.stream(stream.prompt_tokens)
         text = Detokenizer(stream_of_text, self.codec.special_tokens, plan.options)
@@ -277,32 +284,6 @@ class Session:
                     stream.is_complete = plan.grammar.is_complete
                 stream.finish_reason = whole.finish
             yield Piece(new, whole.tokens, whole.provenance, whole.logprobs)
-
-    def _drafter_of(self, plan: Plan, controller: DraftLengthController | None) -> Drafter:
-        """Make the drafter of a generation, and choose what both decoders return."""
-        referee, sampler, observer = plan.referee, plan.sampler, plan.options.observer
-        shared: tuple[str, ...] = () if sampler is None else sampler.outputs
-        shared += () if observer is None else observer.outputs
-        seen = () if referee is None else referee.arbiter.target_outputs
-        self.caches.target.select(shared + seen)
-        if plan.limits.num_draft_tokens == 0:
-            return NoDrafter()
-        if plan.options.drafter is not None:
-            return plan.options.drafter
-        if self.caches.draft is not None:
-            seen = () if referee is None else referee.arbiter.draft_outputs
-            watched = () if controller is None else ("top_values",)
-            self.caches.draft.select(shared + seen + watched)
-        return self._drafter.make(
-            DraftingContext(
-                self.codec,
-                self.caches.draft,
-                plan.limits.prefill_chunk,
-                sampler,
-                keep_evidence=referee is not None or observer is not None,
-                watch=None if controller is None else controller.drafted,
-            )
-        )
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What a generation cost and what speculation gained, in vLLM's terms where it has one."""
+"""Counters and times of a generation, with vLLM's names where it has them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from .loop import Round
 
 @dataclass
 class GenerationStats:
-    """Counters of one generation, filled as rounds come in.
+    """Counters of one generation, updated with each round.
 
     Attributes:
         num_prompt_tokens: tokens of the prompt.
-        num_cached_tokens: how many of them the target had read before.
-        num_generated_tokens: tokens of the output, an end-of-sequence token included.
-        num_target_passes: verify passes; a plain decoding pass counts too, prefill does not.
-        num_drafts: passes that had at least one drafted token.
-        num_draft_tokens: tokens that were proposed.
-        num_accepted_tokens: proposed tokens that stand in the output.
-        num_accepted_tokens_per_pos: the same by position in the block, first position first.
-        num_draft_tokens_per_pos: proposals by position.
-        num_mismatches: positions where the models disagreed, as far as they were reached.
-        num_overrides: mismatches at which the draft's token stands.
-        num_capped: mismatches at which a cap forbade that, by the cap's name; collab only.
+        num_cached_tokens: those of them that the target's cache held already.
+        num_generated_tokens: tokens of the output, including an end-of-sequence token.
+        num_target_passes: verify passes, including those without drafted tokens; prefill is not
+            counted.
+        num_drafts: passes with at least one drafted token.
+        num_draft_tokens: proposed tokens.
+        num_accepted_tokens: proposed tokens that were accepted.
+        num_accepted_tokens_per_pos: accepted tokens by position in the block, first position first.
+        num_draft_tokens_per_pos: proposed tokens by position.
+        num_mismatches: positions reached at which the models disagreed.
+        num_overrides: mismatches at which the draft's token was kept.
+        num_capped: mismatches at which a cap prevented that, by the cap's name; collab only.
         ttft: seconds to the first round of tokens, prefill included.
         decode_seconds: seconds from the first round's end to the last.
         first_round_tokens: tokens of the first round.
@@ -71,17 +72,17 @@ class GenerationStats:
 
     @property
     def draft_acceptance_rate(self) -> float | None:
-        """Accepted over proposed; None when nothing was proposed."""
+        """Share of the proposed tokens that were accepted; None if none were proposed."""
         return _ratio(self.num_accepted_tokens, self.num_draft_tokens)
 
     @property
     def override_rate(self) -> float | None:
-        """Share of the mismatches at which the draft's token stands."""
+        """Share of the mismatches at which the draft's token was kept."""
         return _ratio(self.num_overrides, self.num_mismatches)
 
     @property
     def mean_acceptance_length(self) -> float | None:
-        """Tokens that a drafted round yields, the target's own included."""
+        """Mean tokens per drafted round, including the target's own token."""
         accepted = _ratio(self.num_accepted_tokens, self.num_drafts)
         return None if accepted is None else 1 + accepted
 
@@ -96,7 +97,7 @@ class GenerationStats:
         return _ratio(self.decode_seconds, self.num_generated_tokens - self.first_round_tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """Return counters and derived figures as plain values, rates beside their counts."""
+        """Return counters and derived rates as plain values."""
         rates = zip(self.num_accepted_tokens_per_pos, self.num_draft_tokens_per_pos, strict=True)
         return {
             "num_prompt_tokens": self.num_prompt_tokens,

@@ -1,4 +1,4 @@
-"""What a draft's confidence in a token is worth: how often such tokens are accepted."""
+"""How often tokens are accepted, by the draft's confidence in them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from collections.abc import Sequence
 from math import exp, log
 
 BINS = 10
-"""Equal parts of the range from 0 to 1 that are told apart."""
+"""Number of bins of equal width between 0 and 1."""
 
 SHIFT_PRIOR = 0.5
-"""Tokens that the draft's own word for its confidence weighs against what was seen."""
+"""Strength of the prior for the shift, in tokens: without observations the shift is 0."""
 
 BIN_PRIOR = 8.0
-"""Tokens that what is known of all tokens weighs against what was seen of those of one bin."""
+"""Strength of the shifted confidence as the prior of each bin, in tokens."""
 
 NEWTON_STEPS = 2
-"""After each block; they go on from where the last block's ended, which is never far away."""
+"""Steps after each block; they start from the last shift, which is close to the new one."""
 
 
 class Calibration:
-    """How often tokens are accepted of which the draft was so or so sure.
+    """Estimates the acceptance of a token from the draft's probability of it.
 
-    The draft's own word is shifted in log-odds by one number for all tokens, the most likely one given
-    what was seen (Platt scaling with a fixed slope): a draft that is too modest or too sure of itself
-    is found out within a few tokens, whatever their confidence. What was seen of tokens in the same bin
-    counts on top of that.
+    The log-odds of the draft's probability are shifted by one number, the maximum-likelihood estimate
+    from all observed tokens (Platt scaling with a fixed slope). That corrects a draft that is too
+    modest or too confident within a few tokens. Observations in the same bin are added to this prior.
 
     Args:
-        memory: what an older token weighs against the next one of its bin.
+        memory: factor by which the weight of older tokens shrinks with each new token of a bin.
     """
 
     def __init__(self, memory: float) -> None:
@@ -43,11 +42,11 @@ class Calibration:
         return (self._accepted[i] + expected) / (self._reached[i] + BIN_PRIOR)
 
     def record(self, confidences: Sequence[float], accepted: int) -> None:
-        """Take in a block.
+        """Add the observations of a block.
 
         Args:
             confidences: of its tokens, as far as they were reached.
-            accepted: how many of them were accepted: the first ones.
+            accepted: number of its first tokens that were accepted.
         """
         for position, confidence in enumerate(confidences):
             i = _bin(confidence)
@@ -57,7 +56,7 @@ class Calibration:
             self._improve()
 
     def _improve(self) -> None:
-        """Move the shift by one step of Newton's method towards the most likely one."""
+        """Make one Newton step of the shift towards its maximum-likelihood estimate."""
         surplus = sum(self._accepted) + SHIFT_PRIOR * (0.5 - _logistic(self._shift))
         slope = SHIFT_PRIOR / 4
         for reached, odds in zip(self._reached, _LOG_ODDS, strict=True):
@@ -76,4 +75,4 @@ def _logistic(odds: float) -> float:
 
 
 _LOG_ODDS = [log((i + 0.5) / (BINS - 0.5 - i)) for i in range(BINS)]
-"""Of the middle of each bin."""
+"""Log-odds of the middle of each bin."""

@@ -1,12 +1,13 @@
-"""How many tokens to draft: as many as pay for themselves, and none where speculation loses.
+"""How many tokens to draft per round: the number with the most tokens per second.
 
-A round that drafts k tokens costs k draft steps and one verify pass k+1 wide, and yields the accepted
-tokens and one of the target's own. The controller knows these costs (`costs.py`), sees how
-often the draft is accepted at each position, and takes the k with the most tokens per second; 0 is
-plain decoding, from which it comes back by trying a token now and then. Where the drafter says how sure
-it is of each token, a block ends as soon as the next token promises less than it costs.
-The model of the yield is that of Leviathan et al. (2023), with an acceptance of its own at each
-position. In `strict` mode the output does not depend on k, so measuring cannot change it.
+A round that drafts k tokens costs k draft steps and one verify pass of width k+1. It yields the
+accepted tokens and one token of the target. The controller knows these costs (`costs.py`) and observes
+how often the draft is accepted at each position. k = 0 is plain decoding; from there the controller
+returns by drafting one token now and then. If the drafter reports its probability of each token, a
+block ends as soon as the next token is expected to gain less than it costs.
+
+The model of the yield is that of Leviathan et al. (2023), with a separate acceptance for each position.
+In `strict` mode the output does not depend on k, so choosing k by measured times cannot change it.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ LONGEST_AUTO_DRAFT = 8
 """Most tokens to draft per round if the controller chooses."""
 
 MEMORY = 0.98
-"""What an older observation of acceptance weighs against the next: about the last 50 rounds count."""
+"""Factor by which the weight of older rounds shrinks with each new one: about the last 50 count."""
 
 PRIOR_ROUNDS, PRIOR_ACCEPTANCE = 2.0, 0.6
-"""Before anything was seen, speculation is believed to be worth a try; real rounds soon outweigh it."""
+"""Prior of the acceptance, and its weight in rounds: it makes the controller try speculation."""
 
 POOLING = 8.0
-"""Rounds that the mean over all positions weighs at each of them: the later ones are seen rarely."""
+"""Weight of the mean over all positions at each of them, in rounds: late ones are rarely reached."""
 
 FIRST_ROUNDS, FIRST_LENGTH = 2, 3
-"""Rounds in which nothing is known, and tokens to draft in them: more cost more than they teach."""
+"""Number of first rounds without a choice, and tokens to draft in them."""
 
 SPEED_WINDOW = 9
-"""Rounds whose median tells how fast the machine is now: a slow one on a busy machine is no trend."""
+"""Rounds in the median of the machine's current speed, so that one slow round has no effect."""
 
 MARGIN = 1.02
-"""Speculation must promise this much more than plain decoding: a tie is not worth the variance."""
+"""Minimum gain of speculation over plain decoding, as a factor."""
 
 PROBE_SHARE = 0.0125
-"""Share of the time that trying speculation again may lose: the dearer a try, the rarer it is."""
+"""Share of the time that probes may cost: expensive probes run less often."""
 
 PLAIN_ROUNDS = 8.0
-"""Plain rounds before a try, and more if the last one was dear."""
+"""Plain rounds before a probe; more after an expensive one."""
 
 PROBE_EVIDENCE = 3.0
-"""Rounds that all older evidence weighs when a try is judged: two or three successes turn it over."""
+"""Weight of all older rounds when a probe is evaluated: two or three successes outweigh it."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def best_length(
 
     Args:
         costs: of the parts of a round.
-        acceptance: as for `expected_tokens`; its length is the most to draft.
-        margin: what drafting must gain over plain decoding to be preferred to it.
-        least: tokens to draft at least.
+        acceptance: as for `expected_tokens`; its length is the most tokens to draft.
+        margin: minimum gain over plain decoding, as a factor.
+        least: fewest tokens to draft.
     """
     rates = [tokens / costs.of_round(k) for k, tokens in enumerate(expected_tokens(acceptance))]
     best = max(range(least, len(rates)), key=rates.__getitem__)
@@ -99,14 +100,14 @@ def best_length(
 def pays_to_go_on(
     costs: Costs, drafted: int, reached: float, acceptance: float, rate: float
 ) -> bool:
-    """Say whether drafting more tokens promises more than it costs.
+    """Return whether drafting more tokens is expected to gain more than it costs.
 
     Args:
         costs: of the parts of a round.
-        drafted: tokens that the block has already.
-        reached: the probability that all of them are accepted.
-        acceptance: of a token of which nothing is known yet.
-        rate: tokens per second that the time would bring otherwise.
+        drafted: tokens in the block so far.
+        reached: probability that all of them are accepted.
+        acceptance: probability that a further token is accepted.
+        rate: tokens per second that the same time yields otherwise.
     """
     gained = 0.0
     for more in range(1, len(costs.verify) - drafted):
@@ -119,13 +120,13 @@ def pays_to_go_on(
 
 @dataclass
 class DraftLengthController:
-    """Chooses the draft length of each round from what the rounds before it showed.
+    """Chooses the draft length of each round from the acceptance and times of earlier rounds.
 
-    One object serves all generations of a session, so what one has learned the next one knows.
+    One object serves all generations of a session and keeps what it has learned.
 
     Attributes:
-        measured: the costs as they were when nothing else ran; later rounds tell how much faster or
-            slower everything is by now, so that widths which are not in use stay comparable.
+        measured: costs that were measured for all widths. Later rounds scale them by how much faster or
+            slower the machine is now, so that unused widths stay comparable.
     """
 
     measured: Costs
@@ -135,19 +136,19 @@ class DraftLengthController:
     _verify_speed: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=SPEED_WINDOW))
     _calibration: Calibration = field(default_factory=lambda: Calibration(MEMORY))
     _confidences: list[float] = field(default_factory=list)
-    _hears: bool = False
-    _speculates: bool = False
+    _has_confidences: bool = False
+    _is_speculating: bool = False
     _now: Costs = field(init=False)
     _rate: float = 0.0
     _prior: float = PRIOR_ROUNDS
     _rounds: int = 0
     _plain_rounds: int = 0
     _is_probing: bool = False
-    _tries: int = 0
+    _probes: int = 0
     _pause: float = PLAIN_ROUNDS
 
     def __post_init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start without observations."""
         self._reached = [0.0] * self.longest
         self._accepted = [0.0] * self.longest
         self._now = self.measured
@@ -159,50 +160,50 @@ class DraftLengthController:
 
     @property
     def acceptance(self) -> list[float]:
-        """By position, how often the draft's token was accepted of late where it was reached."""
+        """Recent acceptance by position, of tokens that were reached."""
         pooled = self._pooled
         pairs = zip(self._accepted, self._reached, strict=True)
         return [(a + POOLING * pooled) / (r + POOLING) for a, r in pairs]
 
     @property
     def _pooled(self) -> float:
-        """How often a token was accepted of late, wherever it stood; at first what was believed."""
+        """Recent acceptance over all positions; at first the prior."""
         believed = self._prior * PRIOR_ACCEPTANCE
         return (sum(self._accepted) + believed) / (sum(self._reached) + self._prior)
 
     def length(self) -> int:
         """Return how many tokens to draft in the next round."""
         self._confidences.clear()
-        self._speculates = False
+        self._is_speculating = False
         if self._rounds < FIRST_ROUNDS:
             return min(FIRST_LENGTH, self.longest)
         acceptance, self._now = self.acceptance, self.costs()
         best = best_length(self._now, acceptance)
         if best > 0:
             self._is_probing = False
-            self._speculates = True
+            self._is_speculating = True
             self._rate = expected_tokens(acceptance)[best] / self._now.of_round(best)
-            return self.longest if self._hears else best
+            return self.longest if self._has_confidences else best
         if not self._is_probing and self._plain_rounds >= self._pause:
-            self._is_probing, self._tries, self._pause = True, 0, PLAIN_ROUNDS
+            self._is_probing, self._probes, self._pause = True, 0, PLAIN_ROUNDS
         return 1 if self._is_probing else 0
 
     def drafted(self, confidence: float) -> bool:
-        """Hear how sure the drafter is of a token that it drafted; say whether it should go on.
+        """Record the draft's probability of a drafted token; return whether to draft another.
 
         Args:
-            confidence: the draft's probability of the token.
+            confidence: that probability.
         """
-        self._hears = True
+        self._has_confidences = True
         self._confidences.append(confidence)
-        if not self._speculates:
+        if not self._is_speculating:
             return True
         reached = prod(map(self._calibration.acceptance, self._confidences))
         known = len(self._confidences)
         return pays_to_go_on(self._now, known, reached, self._pooled, self._rate)
 
     def costs(self) -> Costs:
-        """Return what the parts of a round cost now."""
+        """Return the current costs of the parts of a round."""
         draft, verify = median(self._draft_speed), median(self._verify_speed)
         return Costs(
             draft_step=self.measured.draft_step * draft,
@@ -212,14 +213,14 @@ class DraftLengthController:
     def record(
         self, drafted: int, accepted: int, draft_seconds: float, width: int, verify_seconds: float
     ) -> None:
-        """Take in a finished round.
+        """Add the observations of a finished round.
 
         Args:
-            drafted: tokens that were proposed.
-            accepted: how many of them stand.
-            draft_seconds: that proposing took, reading what was new included.
+            drafted: number of proposed tokens.
+            accepted: how many of them were accepted.
+            draft_seconds: time of drafting, including reading new tokens.
             width: tokens in the verify pass.
-            verify_seconds: that it took.
+            verify_seconds: time of the verify pass.
         """
         self._rounds += 1
         if width <= len(self.measured.verify):
@@ -232,18 +233,18 @@ class DraftLengthController:
         self._prior *= MEMORY
         if self._is_probing:
             self._forget()
-            costs, self._tries = self.costs(), self._tries + 1
+            costs, self._probes = self.costs(), self._probes + 1
             lost = costs.of_round(1) / costs.verify[0] - 1 - accepted  # in plain rounds
             self._pause += lost / PROBE_SHARE
-            # A success is followed up at once, until there are enough of them to decide.
-            self._is_probing = accepted > 0 and self._tries < PROBE_EVIDENCE
+            # After a success the next probe follows at once, until there are enough to decide.
+            self._is_probing = accepted > 0 and self._probes < PROBE_EVIDENCE
         self._calibration.record(self._confidences[: accepted + 1], accepted)
         for position in range(min(drafted, accepted + 1, self.longest)):
             self._reached[position] = MEMORY * self._reached[position] + 1
             self._accepted[position] = MEMORY * self._accepted[position] + (position < accepted)
 
     def _forget(self) -> None:
-        """Let all that was seen before weigh no more than a few rounds."""
+        """Reduce the weight of all earlier rounds to a few rounds."""
         share = min(1.0, PROBE_EVIDENCE / max(PROBE_EVIDENCE, *self._reached))
         self._prior = 0.0
         self._calibration = Calibration(MEMORY)

@@ -1,4 +1,4 @@
-"""Which tokens occurred so far, for the parameters that look back."""
+"""Penalties on tokens that occurred before."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .params import SamplingParams
 
 
 class Penalties:
-    """Makes tokens less likely that occurred before; counts them as the text grows.
+    """Makes tokens that occurred before less likely, and counts them as the text grows.
 
     Args:
-        params: says how much.
-        prompt: the tokens of the prompt.
+        params: strengths of the penalties.
+        prompt: tokens of the prompt.
         vocab_size: width of the logits.
     """
 
@@ -31,11 +31,11 @@ class Penalties:
         )
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Count tokens that now stand in the output."""
+        """Count tokens that were added to the output."""
         np.add.at(self._in_output, np.asarray(tokens, dtype=np.int64), 1)
 
     def remove(self, tokens: Sequence[int]) -> None:
-        """Take back what `add` counted."""
+        """Undo an `add` of the same tokens."""
         np.subtract.at(self._in_output, np.asarray(tokens, dtype=np.int64), 1)
 
     def apply(self, logits: NDArray[np.float64]) -> None:

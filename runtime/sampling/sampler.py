@@ -1,15 +1,16 @@
-"""The choice of a token from a row of logits, the same for draft and target.
+"""How a token is chosen from a row of logits, for draft and target alike.
 
-Drawing is by the Gumbel-max trick with noise that depends on the seed and on the token's position
-alone: the chosen token is the one with the largest logit plus noise, which is an exact draw from the
-row's distribution. Draft and target use the *same* noise at a position, so they mostly choose the same
-token where their distributions are alike, and the target's choice does not depend on what was drafted.
-The output of speculative sampling is therefore distributed as the target's own and, for a seed, the
-same whatever the number of drafted tokens (Daliri, Musco and Suresh, 2024: drafter-invariant
-speculative decoding). Two tokens that lie within rounding of each other are the exception: passes of
-different widths round differently. The price, against the rejection rule of Leviathan et al. (2023):
-where the distributions differ by d in total variation, at least (1-d)/(1+d) of the tokens are
-accepted, not 1-d.
+Tokens are drawn by the Gumbel-max trick: the chosen token has the largest sum of logit and noise,
+which is an exact draw from the row's distribution. The noise depends only on the seed and the
+position, and is the *same* for draft and target. So they mostly choose the same token where their
+distributions are similar, and the target's choice does not depend on the draft. The output of
+speculative sampling is therefore distributed as the target's own and, for a given seed, does not
+depend on the number of drafted tokens (Daliri, Musco and Suresh, 2024: drafter-invariant speculative
+decoding).
+
+Exception: two tokens whose sums differ by less than rounding, because passes of different widths round
+differently. Disadvantage against the rejection rule of Leviathan et al. (2023): where the distributions
+differ by d in total variation, at least (1-d)/(1+d) of the tokens are accepted, and not 1-d.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from .params import SamplingParams
 from .penalties import Penalties
 
 _ROWS_OF_NOISE = 64
-"""Positions whose noise is kept: draft and target meet there within one round."""
+"""Number of positions whose noise is kept, for draft and target within one round."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """What the target thought of a token of the output, in nats, before temperature and the like.
+    """The target's log-probabilities at a token of the output, in nats, before sampling parameters.
 
     Attributes:
         logprob: of the token itself.
@@ -47,18 +48,18 @@ class Sampler:
     """Chooses tokens for one generation.
 
     Args:
-        params: how.
+        params: how tokens are chosen.
         prompt: tokens before the output.
         vocab_size: width of the logits.
-        eos_token_ids: what `params.min_tokens` forbids at first.
+        eos_token_ids: tokens that `params.min_tokens` forbids at first.
         grammar: what the output must match; None for any text.
 
     Raises:
-        UsageError: `logit_bias` names a token that there is not.
+        UsageError: `logit_bias` has a token id outside the vocabulary.
     """
 
     outputs = ("logits",)
-    """What the decoders must return for it."""
+    """Outputs of the decoders that it reads."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class Sampler:
 
         Args:
             logits: float32 [V], the model's row there.
-            tokens: prompt and committed output; from call to call it only grows.
-            ahead: drafted tokens behind them, on trial.
+            tokens: prompt and committed output; between calls it only grows.
+            ahead: drafted tokens after them, which may be rejected.
 
         Raises:
             UsageError: the parameters leave no token to choose.
@@ -122,10 +123,10 @@ class Sampler:
         """Return the target's choices along a drafted block.
 
         Args:
-            logits: float32 [k+1, V], the target's rows before, in and behind the block.
+            logits: float32 [k+1, V], the target's rows from before the block to after it.
             tokens: everything before the block.
             drafted: the k tokens of the block.
-            whole: choose at all k+1 positions; otherwise no further than the first that differs.
+            whole: choose at all k+1 positions; otherwise up to the first choice that differs.
         """
         chosen: list[int] = []
         for i, row in enumerate(logits):
@@ -135,7 +136,7 @@ class Sampler:
         return chosen
 
     def logprobs(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> list[TokenLogprob]:
-        """Return the report on output tokens from their rows [n, V]; empty if none was asked for."""
+        """Return the log-probabilities of output tokens from rows [n, V], if params ask for them."""
         count = self.params.logprobs
         if count is None:
             return []
@@ -181,9 +182,9 @@ class Sampler:
             self._grammar.commit(new)
 
     def drop(self, count: int) -> None:
-        """Take note that the next `tokens` will lack `count` tokens that earlier ones had.
+        """Tell the sampler that `count` tokens were removed from `tokens`, because the text slid.
 
-        Positions, and with them the noise, go on counting as if they were there.
+        Positions, and with them the noise, are counted as if the tokens were still there.
         """
         self._dropped += count
 
@@ -194,7 +195,7 @@ class Sampler:
         ahead: Sequence[int],
         position: int,
     ) -> NDArray[np.float64]:
-        """Return the row with everything applied but temperature and what follows it."""
+        """Return the row with bias, penalties, grammar and `min_tokens` applied."""
         row = logits.astype(np.float64)
         row[self._biased] += self._bias
         self._commit(tokens)
@@ -211,7 +212,8 @@ class Sampler:
     def _noise_at(self, position: int) -> NDArray[np.float64]:
         """Return uniform numbers in (0, 1), one for each token of the vocabulary.
 
-        From the raw output of a counter-based generator: numpy keeps that stable over its versions.
+        They come from the raw output of a counter-based generator, which numpy keeps stable over its
+        versions.
         """
         noise = self._noise.get(position)
         if noise is None:
@@ -226,7 +228,7 @@ class Sampler:
 def _restrict(
     row: NDArray[np.float64], params: SamplingParams
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
-    """Apply top-k, top-p and min-p; return the ids that are left, None for all, and their logits."""
+    """Apply top-k, top-p and min-p; return the remaining ids (None for all) and their logits."""
     ids: NDArray[np.int64] | None = None
     if 0 < params.top_k < len(row):
         ids = np.flatnonzero(row >= np.partition(row, -params.top_k)[-params.top_k])
@@ -244,7 +246,7 @@ def _nucleus(row: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
     """Return the indices of the fewest most likely tokens that hold `top_p` of the probability."""
     weights = np.exp(row - row.max())
     weights /= weights.sum()
-    # All tokens below this share together hold less than what is cut off, so sorting may begin above.
+    # Together, all tokens below this share have less than what is cut off: only the others are sorted.
     likely = np.flatnonzero(weights >= (1 - top_p) / len(weights))
     order = likely[np.argsort(-weights[likely], kind="stable")]
     before = np.cumsum(weights[order]) - weights[order]

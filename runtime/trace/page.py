@@ -1,4 +1,4 @@
-"""The page that shows traces: one file that needs nothing beside itself."""
+"""The page that shows traces: one HTML file without external resources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_page(path: str | Path, turns: Sequence[dict[str, Any]]) -> None:
     """Write the page, whole or not at all.
 
     Args:
-        path: of the page; a file that is there is replaced.
+        path: of the page; an existing file is replaced.
         turns: see `render`.
 
     Raises:
@@ -29,12 +29,12 @@ def write_page(path: str | Path, turns: Sequence[dict[str, Any]]) -> None:
 def render(turns: Sequence[dict[str, Any]]) -> str:
     """Return the page of one generation or of a conversation.
 
-    The text of a model is untrusted: it is data in the page, in no form that could end the element
-    that holds it, and a policy lets nothing run but the page's own script.
+    The text of a model is untrusted. It is embedded as data that cannot end its HTML element, and the
+    page's content security policy allows only the page's own script.
 
     Args:
-        turns: what `Trace.to_json` returned of each generation, the first one first. In a
-            conversation each has a field `said` too: the message that it answers.
+        turns: the result of `Trace.to_json` for each generation, in their order. In a conversation each
+            also has a field `said`: the message that it answers.
     """
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     head, style, middle, script, tail = _split(template)
@@ -60,5 +60,5 @@ def _split(template: str) -> tuple[str, str, str, str, str]:
 
 
 def _digest(text: str) -> str:
-    """Return what a content security policy calls a text."""
+    """Return the hash of a text as content security policies write it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()

@@ -19,17 +19,17 @@ from ..engines.protocol import StepOutput
 from .page import write_page
 
 _CONTEXT = 8
-"""Tokens in front of a candidate that decide how it is spelt, such as with a space in front."""
+"""Number of tokens before a candidate that are decoded with it, because they affect its spelling."""
 
 
 @dataclass(frozen=True)
 class Probability:
-    """What a model thought of a token.
+    """A model's probability of a token.
 
     Attributes:
-        value: its probability, or a bound of it.
-        bound: the model reported its best candidates only and this is none of them, so its
-            probability is at most `value`.
+        value: the probability, or an upper bound of it.
+        bound: whether it is a bound: the model reported its best candidates only, and the token is not
+            among them.
     """
 
     value: float
@@ -42,7 +42,7 @@ class Candidate:
 
     Attributes:
         id: the token.
-        text: how it reads there.
+        text: its text at this position.
         draft: its probability under the draft; None without a draft model.
         target: its probability under the target.
     """
@@ -58,12 +58,12 @@ class Position:
     """One position of a block, as far as it was reached.
 
     Attributes:
-        draft: the draft's candidate; None behind the block.
-        target: the target's.
-        score: the arbiter's for the draft's candidate; None where it was not asked, or where what it
-            answered is not a number.
-        decided_by: why the token that stands was preferred where the candidates differ; None where
-            they do not, and in strict mode, where it is always the target's.
+        draft: the draft's candidate; None after the block.
+        target: the target's candidate.
+        score: the arbiter's score of the draft's candidate; None if the arbiter was not called or
+            returned NaN.
+        decided_by: what decided between two different candidates; None if they are equal, and in strict
+            mode, where the target's is always chosen.
     """
 
     draft: Candidate | None
@@ -77,12 +77,12 @@ class TracedRound:
     """One round.
 
     Attributes:
-        end: seconds from the first round's beginning to this one's end, less what tracing took.
+        end: seconds from the start of the first round to the end of this one, without tracing.
         drafting: seconds that drafting took.
         verifying: seconds that the verify pass took.
         drafted: texts of the whole block.
-        accepted: how many of its tokens stand.
-        positions: those that were reached.
+        accepted: number of its tokens that were accepted.
+        positions: the positions that were reached.
     """
 
     end: float
@@ -96,14 +96,14 @@ class TracedRound:
 class Trace:
     """Records one generation: pass it as `observer`, then `write` the page.
 
-    Probabilities are those of the models themselves, before temperature and the like.
+    Probabilities are the models' own, before any sampling parameter.
 
     Args:
-        session: that generates.
+        session: the session that generates.
     """
 
     outputs = ("top_values", "top_ids", "logsumexp", "next_input_logprob")
-    """What it wants to see of both models."""
+    """Outputs of both models that it reads."""
 
     def __init__(self, session: Session) -> None:
         self.rounds: list[TracedRound] = []
@@ -148,13 +148,13 @@ class Trace:
         self._own += perf_counter() - now
 
     def to_json(self, completion: Completion) -> dict[str, Any]:
-        """Return everything that the page shows, as plain values.
+        """Return the contents of the page as plain values.
 
         Args:
-            completion: of the generation that was recorded.
+            completion: of the recorded generation.
 
         Raises:
-            UsageError: it is of another generation.
+            UsageError: the completion is of another generation.
         """
         rounds: list[dict[str, Any]] = []
         text = self._session.codec.stream(self.prompt_tokens)
@@ -187,7 +187,7 @@ class Trace:
         }
 
     def write(self, path: str | Path, completion: Completion) -> None:
-        """Write the page, whole or not at all; it needs nothing beside itself.
+        """Write the page, whole or not at all.
 
         Raises:
             UsageError: see `to_json`.
@@ -198,7 +198,7 @@ class Trace:
     def _candidate(
         self, token: int, before: Sequence[int], view: _View, *, fed: bool = False
     ) -> Candidate:
-        """Return what both models thought of a token; `fed` says that the target read it next."""
+        """Return both models' probabilities of a token; `fed` if it is the target's next input."""
         by_target = probability(view.target, view.target_row, token)
         if fed and view.target.next_input_logprob is not None:  # known even of unlikely ones
             by_target = Probability(math.exp(view.target.next_input_logprob[view.target_row]))
@@ -206,14 +206,14 @@ class Trace:
         return Candidate(token, self._spelling(token, before), by_draft, by_target)
 
     def _spelling(self, token: int, before: Sequence[int]) -> str:
-        """Return how a token reads behind others; a special one is no text, so its name."""
+        """Return the text of a token after others, or the name of a special token."""
         stream = self._session.codec.stream(before)
         return stream.push([token]) + stream.finish() or self._session.codec.spelling(token)
 
 
 @dataclass(frozen=True)
 class _View:
-    """Where both models' rows before a position are; `draft` is None where it saw nothing."""
+    """Both models' rows before a position; `draft` is None if there are none."""
 
     target: StepOutput
     target_row: int
@@ -222,7 +222,7 @@ class _View:
 
 
 def probability(rows: StepOutput, i: int, token: int) -> Probability:
-    """Return the probability of a token in row i, from the whole row or from its best candidates."""
+    """Return the probability of a token in row i, from the logits or from the best candidates."""
     assert rows.logsumexp is not None
     assert rows.top_ids is not None
     assert rows.top_values is not None
@@ -236,7 +236,7 @@ def probability(rows: StepOutput, i: int, token: int) -> Probability:
 
 
 def _evidence(seen: Observation) -> StepOutput | None:
-    """Return the draft's rows of a block, or None where nothing was proposed or seen."""
+    """Return the draft's rows of a block, or None if there are none."""
     if not (seen.drafted and isinstance(seen.drafter, EvidenceDrafter)):
         return None
     rows = seen.drafter.evidence(len(seen.drafted))
@@ -244,7 +244,7 @@ def _evidence(seen: Observation) -> StepOutput | None:
 
 
 def _judgement(seen: Observation, i: int) -> tuple[float | None, Ground | None]:
-    """Return score and ground of the decision at a mismatch that was reached."""
+    """Return the score at a mismatch that was reached, and what decided it."""
     referee = seen.referee
     if referee is None:
         return None, None
@@ -255,5 +255,5 @@ def _judgement(seen: Observation, i: int) -> tuple[float | None, Ground | None]:
 
 
 def _holds(position: Position, token: int) -> bool:
-    """Say whether a token can stand at a position."""
+    """Return whether a token is one of a position's candidates."""
     return token in (position.target.id, None if position.draft is None else position.draft.id)

@@ -94,7 +94,7 @@ def test_mode_and_threshold(collab_root):
     assert collab != strict
     assert result.stdout == f"{collab}\n{strict}\n", result.stderr
     assert result.stderr.count("never certified") == 1
-    assert "this counts after /mode collab" in result.stderr
+    assert "this has an effect after /mode collab" in result.stderr
 
 
 def test_settings_and_seeds_of_the_command_line(root):

@@ -22,6 +22,13 @@ RUN_ONS = [
     ("number", "18", "#### 18\n\nA farmer has 3 hens, so 3 x 2 = 6 legs.\n#### 6", True),
     ("number", "18", "#### $18\nTom has 4 pens.\n#### 4\nAnn has 5.\n#### 5", True),
     ("number", "18", "#### 18 eggs\n#### 6 legs", True),
+    (
+        "number",
+        "18",
+        "#### 18\n\nA farmer has 3 hens, and walks to another town to sell them all there.\n"
+        "It was a mistake.\n#### 6",
+        True,
+    ),
     # The question first, then the answer: what comes before the first question is no answer.
     ("number", "18", "Question: 9 * 2?\nAnswer: 18", True),
     ("number", "18", "Question: 9 * 2?\nAnswer: 18\nQuestion: 2+5?\nAnswer: 7", True),
@@ -112,6 +119,8 @@ NUMBERS = [
     ("number", "12", "The answer is 12.0", True),
     ("number", "12", "The answer is 12 (twelve)", True),
     ("number", "12", "12 or 13", False),
+    ("number", "12", "To answer a question takes 9/3 = 3.\n\n### Answer\n12", True),
+    ("number", "12", "So 9 + 3.\n\n**Final Answer**\n\n12", True),
     ("number", "12", "The answer is 12345", False),
     ("number", "2", "The answer is one of them", False),
 ]
@@ -149,6 +158,7 @@ TEXTS = [
     ("text", "Gödel", "Answer: Godel", True),
     ("text", "The Beatles", "The answer is: Beatles!", True),
     ("text", "Paris", "The capital is Paris", False),
+    ("text", "Paris", "#### Answer\nParis\n\nIt lies on the Seine.", True),
 ]
 
 EXPRESSIONS = [

@@ -7,7 +7,7 @@ r"""Find the answer in a model's text: without thoughts, without what runs on, w
    counts, so that a text that runs on after its answer is judged by its first answer.
 3. Within one part the last announcement counts, because models correct themselves ("The answer is
    5. Wait, I forgot one. The answer is 6."). `#### 18` ends an answer by its form: a later
-   announcement counts only after words of correction (wait, actually, mistake, ...).
+   announcement counts only if words of correction (wait, actually, mistake, ...) follow at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ MAX_TEXT = 200_000
 """Characters that are read after the thoughts. This and the next two bound the time per text."""
 _MAX_MARKERS = 50
 _MAX_BOX = 2000
+_CORRECTS_WITHIN = 80
+"""A correction begins in this many characters after the answer; later its words are a story's."""
 
 _THOUGHT_TAGS = "think|thinking|thought|reasoning|scratchpad|seed:think"
 _THOUGHTS = re.compile(
@@ -41,7 +43,9 @@ _RUN_ON = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MARKER = re.compile(
-    r"(?P<hash>\#\#\#\#)"
+    # A heading: "### Answer" or "**Final Answer**".
+    r"(?:^|(?<=\n))(?:\#{1,6}[ ]|\*\*)(?:the[ ])?(?:final[ ])?answer[ ]?(?:\*\*)?[ \t]{0,8}(?=\n)"
+    r"|(?P<hash>\#\#\#\#)"
     r"|(?P<boxed>\\(?:boxed|fbox)\b)"
     r"|\banswer\b[^.\n:=]{0,60}?(?::|=|\bis\b|\bare\b)",
     re.IGNORECASE,
@@ -51,7 +55,7 @@ _HEADING = re.compile(r"\W*(?:(?:step|part)\b|\d{1,2}[.):]\s+[A-Za-z])", re.IGNO
 _FINAL = re.compile(r"[$€£]?-?[$€£]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?(?:\s[a-z]{1,20}){0,3}\.?\s*")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|no[,.]|not right|sorry|correction|corrected|mistake|error|wrong|incorrect"
-    r"|oops|hold on|hmm|scratch that|revised|instead|should be|(?:re-?|double[ -])(?:check|comput"
+    r"|oops|hold on|hmm|scratch that|revised|should be|(?:re-?|double[ -])(?:check|comput"
     r"|calculat|consider|do)\w*)",
     re.IGNORECASE,
 )
@@ -98,7 +102,7 @@ def announcements(text: str) -> list[str]:
     ended: int | None = None
     for marker in _markers(text):
         if ended is not None:
-            if not _CORRECTION.search(text, ended, marker.start()):
+            if not _CORRECTION.search(text, ended, min(ended + _CORRECTS_WITHIN, marker.start())):
                 break
             ended = None
         if marker["boxed"]:

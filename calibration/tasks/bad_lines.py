@@ -1,4 +1,4 @@
-"""What to do about a line that cannot be used: stop with an error, or skip it and say so."""
+"""Lines of a file that cannot be used: stop with an error, or skip and report them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OnBadLine = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line (or, in files that are not made of lines, an item) that was skipped.
+    """A line that was skipped; in files that have no lines, an item.
 
     Attributes:
         path: the file.
@@ -37,7 +37,7 @@ Report = Callable[[BadLine], object]
 
 
 def warn(bad: BadLine) -> None:
-    """Report a skipped line as a Python warning: what happens where nobody asks to be told."""
+    """Report a skipped line as a Python warning, which is the default."""
     warnings.warn(f"skipped {bad}", stacklevel=2)
 
 
@@ -62,18 +62,18 @@ class BadLines:
         self._report = report or warn
 
     def found(self, number: int, problem: str, unit: str = "line") -> None:
-        """Deal with one bad line. Raises UsageError where bad lines stop the reading."""
+        """Skip and report one bad line, or raise UsageError if bad lines stop the reading."""
         bad = BadLine(self.path, number, problem, unit)
         if self._stop:
             raise UsageError(
                 str(bad),
-                hint=f"Mend or remove it, or go on without such {unit}s (on_bad_line='skip').",
+                hint=f"Correct or remove it, or skip such {unit}s (on_bad_line='skip').",
             )
         self.count += 1
         self._report(bad)
 
     def require_some(self, found: int) -> None:
-        """Raise UsageError where nothing usable was found in the file."""
+        """Raise UsageError if no usable line was found in the file."""
         if found:
             return
         why = f"all {self.count} were skipped" if self.count else "it is empty"

@@ -24,12 +24,12 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_tasks(
     path: str | Path, *, on_bad_line: OnBadLine = "stop", report: Report | None = None
 ) -> list[Task]:
-    """All tasks of a JSONL file, in its order. Blank lines are passed over.
+    """Read all tasks of a JSONL file, in its order. Blank lines are ignored.
 
     Args:
         path: the file; UTF-8.
-        on_bad_line: "stop" raises at the first bad line; "skip" leaves bad lines out.
-        report: called with each `BadLine` that is left out; a Python warning each if None.
+        on_bad_line: "stop" raises at the first bad line; "skip" skips bad lines.
+        report: called with each `BadLine` that is skipped. Default: a Python warning.
 
     Raises:
         UsageError: the file cannot be read or holds no task, or a bad line with "stop"; names the

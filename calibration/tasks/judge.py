@@ -1,7 +1,7 @@
 """The checker `judge`: another model rates a free answer from 1 to 10, as for MT-Bench.
 
-Any OpenAI-compatible server can judge. Which one is the user's to say and never a task file's, so
-that a task file cannot send texts or keys anywhere: it is read from the environment.
+Any OpenAI-compatible server can judge. It is named in the environment and never in a task file, so that
+a task file cannot send texts or keys anywhere.
 
 | variable | meaning |
 |---|---|
@@ -10,9 +10,9 @@ that a task file cannot send texts or keys anywhere: it is read from the environ
 | COSPEC_JUDGE_API_KEY | optional: sent as bearer token |
 | COSPEC_JUDGE_TIMEOUT | optional: seconds per request (60) |
 
-The prompt follows the idea of FastChat's single-answer grading (Zheng et al., 2023), in words of our
-own: scores are not comparable with published MT-Bench scores to the last decimal, and only the
-first turn is judged. The judge is asked at temperature 0.
+The prompt follows FastChat's single-answer grading (Zheng et al., 2023) in our own words, so scores
+are not exactly comparable with published MT-Bench scores. Only the first turn is judged. The judge
+is asked at temperature 0.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class JudgeServer:
         return cls(url.rstrip("/"), model, key, float(timeout))
 
     def ask(self, prompt: str) -> str:
-        """The server's reply to a single user message. Tries again after a passing failure.
+        """Return the server's reply to one user message; temporary failures are retried.
 
         Raises:
             BackendError: no usable reply after all tries.
@@ -128,10 +128,10 @@ class JudgeServer:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+    """Refuses redirects, which would carry the key to another host."""
 
     def redirect_request(self, *args: Any) -> None:
-        """Follow none: the caller sees the 3xx as an HTTP error."""
+        """Return None, so that the caller sees the 3xx as an HTTP error."""
 
 
 def parse_rating(reply: str) -> float | None:
@@ -165,7 +165,7 @@ class JudgeChecker:
         return None
 
     def rate(self, answer: Any, text: str) -> float | None:
-        """The judge's rating from 1 to 10; None where it gives none however often it is asked.
+        """Return the judge's rating from 1 to 10, or None if it gives none after all tries.
 
         Raises:
             UsageError: no judge is set.
@@ -185,6 +185,6 @@ class JudgeChecker:
         return None
 
     def check(self, answer: Any, text: str) -> bool:
-        """Whether the judge rates `text` at the threshold or above; an absent rating is below."""
+        """Whether the judge rates `text` at the threshold or above; no rating counts as below."""
         rating = self.rate(answer, text)
         return rating is not None and rating >= self.threshold

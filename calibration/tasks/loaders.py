@@ -99,10 +99,10 @@ def load_benchmark(
     Args:
         name: a key of `BENCHMARKS`.
         source: a local file; None loads from the hub (cached in HF_HOME).
-        split: "test" and the like; None is "test", or the only split that the hub has; of a
-            local file None is the whole.
+        split: "test" and the like. Default: "test" or the only split of the hub, and all of a local
+            file.
         on_bad_line: "stop" raises at the first row that cannot be used; "skip" leaves them out.
-        report: called with each `BadLine` that is left out; a Python warning each if None.
+        report: called with each `BadLine` that is skipped. Default: a Python warning.
 
     Raises:
         UsageError: no such benchmark or split, or the file cannot be had, read or used.

@@ -1,4 +1,4 @@
-"""From what `--tasks` is given to tasks."""
+"""Load the tasks that `--tasks` names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .loaders import BENCHMARKS, load_benchmark
 from .tiny import SPLITS, tiny_tasks
 
 TINY_ITEMS = 1000
-"""How many of the tiny pair's endless tasks are taken where no number is given."""
+"""Default number of the tiny pair's generated tasks."""
 
 _TINY = "tiny"
 _FORMS = (
@@ -38,18 +38,18 @@ def resolve_tasks(
     | specification | tasks |
     |---|---|
     | PATH | a task file |
-    | tiny:SPLIT | generated ones; the seed says which |
+    | tiny:SPLIT | generated ones, drawn by the seed |
     | gsm8k:PATH, humaneval:PATH, ... | a benchmark's local file |
     | gsm8k:SPLIT, gsm8k | a benchmark from the hub: that split, or "test" |
 
     Args:
         spec: one of the above.
-        items: how many: the first `items` after a shuffle by `seed`, or all where there are fewer;
-            None takes all in their own order (of the tiny tasks, `TINY_ITEMS`).
-        seed: of the shuffle, and of the tiny tasks.
+        items: number of tasks, drawn by a shuffle with `seed`; all if there are fewer. None takes all
+            in the order of the file (of the tiny tasks, `TINY_ITEMS`).
+        seed: seed of the shuffle and of the tiny tasks.
         kinds: only tasks of these kinds; None takes all.
         on_bad_line: "stop" or "skip", as for `read_tasks`.
-        report: called with each `BadLine` that is left out; a Python warning each if None.
+        report: called with each `BadLine` that is skipped. Default: a Python warning.
 
     Raises:
         UsageError: nothing of that name, a file that cannot be used, `items` below 1, or no task

@@ -30,8 +30,8 @@ def normalise(text: str) -> str:
 class TextChecker:
     """Compares a short answer with a text, or with a list of accepted texts.
 
-    `where`: "answer" compares the short answer as a whole; "anywhere" is content with an accepted
-    text that occurs in whole words anywhere (lenient: it also passes a list of guesses).
+    `where`: "answer" compares the short answer as a whole; "anywhere" accepts a text that contains an
+    accepted one as whole words (lenient: a list of guesses passes too).
     """
 
     where: str = "answer"

@@ -6,6 +6,7 @@ and little time. Each value is then decoded straight into its type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, get_args
@@ -21,7 +22,12 @@ LONGEST_NEUTRAL = 100
 """Bytes of the longest value that can be one of those at which a field has no effect."""
 
 LONGEST_UNTYPED = 1 << 18
-"""Bytes of the longest value that is decoded without a type, whose objects may be many."""
+"""Bytes of the longest value of a field without a type, such as a JSON schema."""
+
+MOST_VALUES = 50_000
+"""Values, lists and objects in a field that may contain any JSON: each becomes a Python object."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 LONGEST_INTEGER = 30
 """Digits; Python refuses to print integers of some thousand digits."""
@@ -113,6 +119,8 @@ class Fields:
         path = self._path(name)
         if kind is Any and len(value) > LONGEST_UNTYPED:
             raise RefusedError(f"{path} is longer than {LONGEST_UNTYPED} bytes", param=path)
+        if kind is Any or Any in get_args(kind):
+            _check_count(value, path)
         try:
             if kind is int and len(value) > LONGEST_INTEGER:
                 raise msgspec.ValidationError("out of range")
@@ -166,6 +174,24 @@ class Fields:
 
     def _path(self, name: str) -> str:
         return f"{self._within}{name}"[:100]
+
+
+def _check_count(value: Raw, path: str) -> None:
+    data = bytes(value)
+    if _marks(data, 0, len(data)) <= MOST_VALUES:
+        return
+    count = begin = 0
+    for string in _STRING.finditer(data):  # marks within strings are text
+        count += _marks(data, begin, string.start())
+        begin = string.end()
+        if count > MOST_VALUES:
+            break
+    if count + _marks(data, begin, len(data)) > MOST_VALUES:
+        raise RefusedError(f"{path} contains more than {MOST_VALUES} values", param=path)
+
+
+def _marks(data: bytes, begin: int, end: int) -> int:
+    return sum(data.count(mark, begin, end) for mark in (b",", b"[", b"{"))
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from http_server import silence
 
 from cospec.runtime.serve.fields import Fields
 from cospec.runtime.serve.refusals import RefusedError
-from cospec.runtime.serve.requests import Defaults, completion_request
+from cospec.runtime.serve.requests import Defaults, chat_request, completion_request
 
 JSON = {"Content-Type": "application/json"}
 HALF = "\ud83d"
@@ -164,17 +164,34 @@ def test_names_in_addresses_never_break_a_refusal(served, path, caplog):
             assert error["message"].isprintable()
 
 
-def test_a_value_that_is_not_used_is_never_built():
-    lists = b"[" + b"[]," * 600_000 + b"[]]"
+LISTS = b"[" + b"[]," * 600_000 + b"[]]"
+OBJECTS = b"[" + b'{"a\\"":"b"},' * 150_000 + b"1]"
+TEXT = b'["' + b'[[{{,, \\"' * 150_000 + b'"]'
+
+
+@pytest.mark.parametrize("many", [LISTS, OBJECTS])
+def test_many_values_are_never_built(many):
     tracemalloc.start()
     try:
-        Fields(b'{"prompt": "hi", "metadata": ' + lists + b"}")
-        with pytest.raises(RefusedError):
-            completion_request(b'{"prompt": "hi", "stop": ' + lists + b"}", Defaults("tiny"))
+        Fields(b'{"prompt": "hi", "metadata": ' + many + b"}")
+        for read, begin in (
+            (completion_request, b'{"prompt": "hi", "stop": '),
+            (chat_request, b'{"messages": [{"role": "user"}], "chat_template_kwargs": '),
+            (chat_request, b'{"messages": '),
+        ):
+            body = begin + many + b"}"
+            with pytest.raises(RefusedError, match=r"longer than|more than 50000 values"):
+                read(body, Defaults("tiny"))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 3 * len(lists), "copies of the bytes, and no objects"
+    assert peak < 4 * len(many), "copies of the bytes, and no objects"
+
+
+def test_a_long_text_is_one_value():
+    messages = [{"role": "user", "content": json.loads(TEXT)[0]}]
+    request = chat_request(json.dumps({"messages": messages}).encode(), Defaults("tiny"))
+    assert request.prompts == [messages]
 
 
 def test_bodies_are_read_one_at_a_time_and_not_in_the_event_loop(serving, monkeypatch):

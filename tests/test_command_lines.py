@@ -74,7 +74,7 @@ def check(words: list[str]) -> str | None:
         if inner is None:
             return f"{command.name} has no subcommand {rest[0]}"
         command, rest = inner, rest[1:]
-    context = click.Context(command)
+    context = click.Context(command, **command.context_settings)
     try:
         given, extra, _ = command.make_parser(context).parse_args(rest)
         if extra and extra != ["..."]:
@@ -191,19 +191,26 @@ def test_command_lines_in_strings_of_the_source_can_be_typed():
     assert count > 50, "the strings were not found"
 
 
+def lm_eval_options() -> set[str]:
+    """Return the options of lm-evaluation-harness, which `cospec-bench lm-eval` passes on."""
+    from lm_eval._cli import HarnessCLI
+
+    return set(HarnessCLI()._subparsers.choices["run"]._option_string_actions)
+
+
 def test_every_option_that_is_named_exists():
     known = set(FOREIGN_OPTIONS)
     for name in SCRIPTS:
         for command in all_commands(command_of(name)):
             for parameter in command.params:
                 known |= {*parameter.opts, *parameter.secondary_opts}
-    known.add("--help")
+    known |= {"--help", *lm_eval_options()}
     wrong = []
     for path in SOURCES:
         if path.name in FOREIGN_FILES:
             continue
         for line, text in strings(ast.parse(path.read_text())):
-            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*[a-z]", text))
             wrong += [(f"{path.relative_to(ROOT)}:{line}", each) for each in sorted(named - known)]
     assert wrong == []
 

@@ -48,10 +48,10 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     """
     model, products = load_graph(graph)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
-    head, behind = _head(logits, products, graph)
+    head, following = _head(logits, products, graph)
     width, vocab_size = head.size[1], int(logits.shape[-1])
     _trim_product(model.graph, head, kept)
-    for node in behind:
+    for node in following:
         _trim_operands(model.graph, node, {width, vocab_size}, kept)
     _narrow(head.node, {width, vocab_size}, len(kept))
 
@@ -72,7 +72,7 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
 def _head(logits: Any, products: list[Product], graph: Path) -> tuple[Product, list[Any]]:
     """Return the product that computes the logits, and the nodes after it."""
     by_node = {product.node: product for product in products}
-    node, behind = logits.producer(), []
+    node, following = logits.producer(), []
     while node is not None and node not in by_node:
         if node.op_type not in (*_BY_ELEMENT, "Slice", "Cast"):
             raise UsageError(
@@ -81,12 +81,12 @@ def _head(logits: Any, products: list[Product], graph: Path) -> tuple[Product, l
                 if node.op_type == "ScatterElements"
                 else "please report the model's architecture",
             )
-        behind.append(node)
+        following.append(node)
         # The operand that is computed, not the constant: a scale may be on either side.
         node = next((v.producer() for v in node.inputs if v is not None and v.producer()), None)
     if node is None:
         raise UsageError(f"{graph}: no matrix product computes its logits")
-    return by_node[node], behind
+    return by_node[node], following
 
 
 def _trim_product(graph: Any, head: Product, kept: NDArray[np.int64]) -> None:

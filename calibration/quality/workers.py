@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BackendError, CospecError, MissingExtraError, UsageError
@@ -200,6 +201,8 @@ class _RayWorkers:
 
     def __init__(self, scale: Scale, setup: Callable[[], Any]) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
+        if scale.cluster != LOCAL and _has_token():  # a cluster that needs none ignores it
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning of Ray's
         import ray
 
@@ -286,6 +289,12 @@ class _RayWorkers:
         self._running[actor.start.remote()] = (actor, None)
 
 
+def _has_token() -> bool:
+    """Whether Ray's authentication token is on this machine."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
 def _join(ray: Any, scale: Scale) -> None:
     """Connect to the cluster, or start one of this machine alone that ends with this process."""
     # Ray reports lost workers on stdout, which belongs to the results.
@@ -308,5 +317,5 @@ def _join(ray: Any, scale: Scale) -> None:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise BackendError(
             f"no Ray cluster at '{scale.cluster}': {error}",
-            hint="start one with: ray start --head",
+            hint="start one with: ray start --head; its token must be in ~/.ray/auth_token here too",
         ) from error

@@ -307,7 +307,7 @@ def test_the_command_on_tasks(tiny_pair_bundle, tmp_path):
         assert 0 < facts[name]["acceptance"] <= 1
         assert facts[name]["tokens_per_second"] > 0
         assert facts[name]["draft_step_seconds"] > 0
-    # A tied embedding stays, so the head is an addition to the file and not a part less of it.
+    # A tied embedding is kept, so the head adds to the file.
     added = facts["after"]["draft_bytes"] - facts["before"]["draft_bytes"]
     assert 100 * 96 * 4 <= added < 100 * 96 * 4 + 8192
     assert [facts[name]["head_bytes"] for name in ("before", "after")] == [512 * 384, 100 * 384]
@@ -413,7 +413,7 @@ def test_held_out_texts_are_the_last():
 
 
 def test_decoders_start_empty(trimmed_pair):
-    """Steps are timed behind a context, and leave the decoder as any other would."""
+    """Steps are timed after a context, which is all that the decoder holds then."""
     entry = read_manifest(trimmed_pair).models.draft
     decoder = engine(trimmed_pair, trimmed_pair / entry.graph, entry).decoder()
     assert isinstance(decoder, OrtDecoder)

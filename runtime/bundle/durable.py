@@ -12,21 +12,29 @@ from pathlib import Path
 
 from ...errors import ResourceError
 
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# numpy's `tofile` loses the errno of a full disk.
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than this process may write (ulimit -f)",
+}
+_NO_ROOM[errno.ENOSPC] = "the disk is full"  # where EDQUOT is not known
+# numpy's `tofile` loses the errno.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether an error says that there is no room: full disk, quota, or limit of the file size."""
-    return error.errno in _DISK_FULL or _SHORT_WRITE.search(str(error)) is not None
+def lack_of_room(error: OSError) -> str | None:
+    """Return what is full, if that is what an error says: a disk, a quota, or a limit of file sizes."""
+    if error.errno is None and _SHORT_WRITE.search(str(error)):
+        return "the disk is full, or a file would be larger than this process may write (ulimit -f)"
+    return None if error.errno is None else _NO_ROOM.get(error.errno)
 
 
 def write_error(path: Path, error: OSError) -> ResourceError:
     """Return the error to raise for a file that could not be written."""
-    if is_disk_full(error):
+    full = lack_of_room(error)
+    if full is not None:
         return ResourceError(
-            f"{path}: the disk is full ({error})",
+            f"{path}: {full}",
             hint="Free some space, or choose a place on another disk.",
         )
     return ResourceError(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ...errors import MissingExtraError, ResourceError
-from .durable import flush_to_disk, flush_tree_to_disk, free_disk, is_disk_full, write_error
+from .durable import flush_to_disk, flush_tree_to_disk, free_disk, lack_of_room, write_error
 from .files import byte_progress, format_bytes, hash_files, list_files, look_at, sha256_of
 from .manifest import ENGINES_FOLDER, MANIFEST_NAME, FileEntry, Manifest, to_json
 
@@ -175,11 +175,12 @@ class BundleWriter:
         if not isinstance(error, OSError):
             return
         parent = self.destination.parent
-        if is_disk_full(error):
+        full = lack_of_room(error)
+        if full is not None:
             files = list_files(self.staging)
             written = sum((self.staging / name).lstat().st_size for name in files)
             raise ResourceError(
-                f"{parent}: the disk is full ({format_bytes(written)} of the bundle were written, "
+                f"{parent}: {full} ({format_bytes(written)} of the bundle were written, "
                 f"{format_bytes(free_disk(parent))} are free)",
                 hint="Free some space, or choose an output folder on another disk.",
             ) from error

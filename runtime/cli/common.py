@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from ...errors import CospecError, UsageError
-from ..bundle.durable import is_disk_full, write_error
+from ..bundle.durable import lack_of_room, write_error
 
 # What shells report for a process that Ctrl-C or SIGTERM ended.
 INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
@@ -130,7 +130,7 @@ def _run_standalone(run: Callable[[], Any], report: Callable[[object], None]) ->
         _discard_stdout()
         sys.exit(1)
     except OSError as error:
-        if not is_disk_full(error):
+        if lack_of_room(error) is None:
             raise
         _discard_stdout()
         _end(write_error(Path(error.filename or "standard output"), error), report)

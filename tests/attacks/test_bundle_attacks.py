@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+from attacks.ended_commands import end_by_limit, end_by_signal, jobs
 from attacks.hostile_bundles import attempt, edit_raw, kinds
 from attacks.load_while_replaced import campaign
 
@@ -76,3 +79,15 @@ def test_loads_while_a_bundle_is_replaced_are_never_mixed(bundle, tmp_path):
     assert found["mixed"] == 0, found
     assert found["right"] > 0, found
     assert found["swaps"] > 2, found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and limits as Linux has them")
+@pytest.mark.parametrize("name", ["export", "weights", "batch"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "limit"])
+def test_a_command_that_is_ended_leaves_what_is_whole(bundle, name, how):
+    (job,) = (job for job in jobs(bundle) if job.name == name)
+    if how == "limit":
+        assert end_by_limit(job, 20_000) == "well"
+    else:
+        assert end_by_signal(job, getattr(signal, how), 4.0) == "well"

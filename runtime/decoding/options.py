@@ -16,6 +16,7 @@ from ...errors import UsageError
 from ..sampling.declaration import OptionError, Texts, option, options_of
 from ..sampling.grammar import GrammarKind, GrammarSpec, schema_text
 from ..sampling.params import SamplingParams
+from ..text.tool_calls import tools_from
 
 if TYPE_CHECKING:
     from ..arbitration.protocol import Arbiter
@@ -108,6 +109,13 @@ class GenerationOptions(SamplingParams):
         flag="--template-arg",
         http="chat_template_kwargs",
     )
+    tools: str | tuple[Mapping[str, Any], ...] = option(
+        (),
+        "Functions that the model may call, for the chat template: a JSON list in OpenAI's form. "
+        "On the command line: a file.",
+        file=True,
+        http="",
+    )
     add_generation_prompt: bool | None = option(
         None,
         "End the prompt with the beginning of an answer. Default: yes, unless the last message is "
@@ -132,6 +140,7 @@ class GenerationOptions(SamplingParams):
             )
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", schema_text(self.json_schema))
+        object.__setattr__(self, "tools", tools_from(self.tools))
 
     def updated(self, given: Mapping[str, Any]) -> GenerationOptions:
         """Return the options with some of them replaced; None means that an option is not given.
@@ -188,7 +197,10 @@ class GenerationOptions(SamplingParams):
         return {name: value for name, (value, default) in values.items() if value != default}
 
 
-CHAT_OPTIONS = ("template", "template_args", "add_generation_prompt", "continue_final_message")
+CHAT_OPTIONS = (
+    *("template", "template_args", "tools"),
+    *("add_generation_prompt", "continue_final_message"),
+)
 """Options that render messages; they have no meaning for prompts of text or tokens."""
 
 _FOR_PROGRAMS = ("sampling", "arbiter", "drafter", "observer")

@@ -10,6 +10,7 @@ from ..bundle.manifest import Manifest
 from ..sampling.declaration import OptionError
 from ..text.codec import TextCodec
 from ..text.messages import Message
+from ..text.tool_calls import tools_from
 from .options import CHAT_OPTIONS, GenerationOptions
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -33,8 +34,18 @@ def encode_prompt(
     """
     chat_options = [name for name in options.to_json() if name in CHAT_OPTIONS]
     if prompt and not isinstance(prompt, str) and not isinstance(prompt[0], int):
+        if (
+            options.tools
+            and "tools" not in codec.chat.compiled(options.template, tools=True).reads()
+        ):
+            raise OptionError(
+                "tools",
+                "the chat template of this bundle does not know tools",
+                hint="use a model that was trained to call tools",
+            )
         tokens = codec.encode_chat(
             cast("Sequence[Message]", prompt),
+            tools=tools_from(options.tools) or None,
             template=options.template,
             template_args=options.template_args,
             add_generation_prompt=options.add_generation_prompt,

@@ -71,9 +71,13 @@ class ChatTemplate:
 
     def variables(self) -> set[str]:
         """Return the variables that the template reads and that nothing here gives to it."""
-        found = find_undeclared_variables(self._environment.parse(self.source))
         known = PASSED | self._special_tokens.keys() | self._environment.globals.keys()
-        return {str(name) for name in found - known}
+        return self.reads() - known
+
+    def reads(self) -> set[str]:
+        """Return all names that the template reads, such as `messages` and `tools`."""
+        found = find_undeclared_variables(self._environment.parse(self.source))
+        return {str(name) for name in found}
 
     def check_constants(self) -> None:
         """Compute the constant expressions, which Jinja without a budget computes when it compiles.

@@ -83,6 +83,22 @@ def format_of(template: str) -> ToolFormat:
     return GENERIC
 
 
+def tools_from(value: str | Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return tools, given as JSON text or as values, as values that were checked.
+
+    Raises:
+        UsageError: they are not a JSON list of functions.
+    """
+    tools: Any = value
+    if isinstance(value, str):
+        try:
+            tools = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"tools are not JSON: {error}") from error
+    read_tools(tools)
+    return tuple(tools)
+
+
 def read_tools(value: Any) -> list[Tool]:
     """Return the tools of a request in OpenAI's form.
 

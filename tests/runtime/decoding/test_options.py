@@ -55,10 +55,10 @@ assert done.exit_code == 0, done.output
 from cospec.runtime.serve.requests import Defaults, chat_request, completion_request
 body = {"prompt": "x", "loudness": 8}
 request = completion_request(json.dumps(body).encode(), Defaults("tiny"))
-session.plan(request.prompt, **vars(request.options))
+session.plan(request.prompts[0], **vars(request.options))
 body = {"messages": [{"role": "user", "content": "x"}], "loudness": 9}
 request = chat_request(json.dumps(body).encode(), Defaults("tiny"))
-session.plan(request.prompt, **vars(request.options))
+session.plan(request.prompts[0], **vars(request.options))
 print(json.dumps(sorted(set(seen))))
 """
 

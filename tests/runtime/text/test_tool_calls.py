@@ -186,3 +186,15 @@ def test_a_strict_call_is_valid_and_text_stays_free(compiler, form):
     assert accepts(compiler, grammar, written(form, ("get_weather", ROME)))
     assert accepts(compiler, grammar, written(form, ("get_weather", ROME), ("time", "{}")))
     assert not accepts(compiler, grammar, written(form, ("get_weather", '{"days": 2}')))
+
+
+def test_tools_are_an_option_of_the_library_as_values_or_json():
+    from cospec import GenerationOptions
+    from cospec.runtime.sampling.declaration import OptionError
+
+    tool = {"type": "function", "function": {"name": "time"}}
+    for value in ([tool], json.dumps([tool])):
+        assert GenerationOptions(tools=value).tools == (tool,)
+    for value, message in (("[", "not JSON"), ([{"type": "x"}], r"tools\[0\]"), (3, "tools")):
+        with pytest.raises((UsageError, OptionError), match=message):
+            GenerationOptions(tools=value)

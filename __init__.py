@@ -42,29 +42,22 @@ if TYPE_CHECKING:
     from .runtime.sampling.params import SamplingParams
     from .runtime.trace.record import Trace
 
-_LAZY = {
-    "Arbiter": ".runtime.arbitration.protocol",
-    "Block": ".runtime.arbitration.protocol",
-    "Chat": ".runtime.decoding.chat",
-    "Completion": ".runtime.decoding.completion",
-    "Drafter": ".runtime.drafting.protocol",
-    "DraftingContext": ".runtime.drafting.protocol",
-    "EvidenceDrafter": ".runtime.drafting.protocol",
-    "GenerationOptions": ".runtime.decoding.options",
-    "GenerationStats": ".runtime.decoding.stats",
-    "Observation": ".runtime.decoding.loop",
-    "Observer": ".runtime.decoding.loop",
-    "OrtOptions": ".runtime.engines.onnxruntime",
-    "Piece": ".runtime.decoding.completion",
-    "Plan": ".runtime.decoding.generation",
-    "RollbackDrafter": ".runtime.drafting.protocol",
-    "SamplingParams": ".runtime.sampling.params",
-    "Session": ".runtime.decoding.session",
-    "StepOutput": ".runtime.engines.protocol",
-    "Stream": ".runtime.decoding.completion",
-    "Trace": ".runtime.trace.record",
-    "load": ".runtime.decoding.session",
+_MODULES = {
+    "arbitration.protocol": "Arbiter Block",
+    "decoding.chat": "Chat",
+    "decoding.completion": "Completion Piece Stream",
+    "decoding.generation": "Plan",
+    "decoding.loop": "Observation Observer",
+    "decoding.options": "GenerationOptions",
+    "decoding.session": "Session load",
+    "decoding.stats": "GenerationStats",
+    "drafting.protocol": "Drafter DraftingContext EvidenceDrafter RollbackDrafter",
+    "engines.onnxruntime": "OrtOptions",
+    "engines.protocol": "StepOutput",
+    "sampling.params": "SamplingParams",
+    "trace.record": "Trace",
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "Arbiter",
@@ -105,7 +98,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module(_LAZY[name], __name__), name)
+        return getattr(import_module(f".runtime.{_LAZY[name]}", __name__), name)
     if name == "__version__":
         from importlib.metadata import version
 

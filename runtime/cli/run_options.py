@@ -114,9 +114,13 @@ def option_flag(name: str, help_text: str = "", flag: str = "") -> Callable[[Com
     if declared.type is bool:
         pair = f"{names[0]}/--no-{names[0][2:]}" if declared.default is None else names[0]
         return click.option(pair, name, is_flag=True, default=None, help=text)
-    kind = click.Choice(declared.choices) if declared.choices else OptionType(declared)
     several = declared.container is not None
-    return click.option(*names, type=kind, default=None, multiple=several, help=text)
+    if declared.choices:
+        return click.option(*names, type=click.Choice(declared.choices), default=None, help=text)
+    kind = OptionType(declared)
+    return click.option(
+        *names, type=kind, metavar=kind.name, default=None, multiple=several, help=text
+    )
 
 
 def generation_options(command: Command) -> Command:

@@ -243,7 +243,7 @@ def _slide(tokens: list[int], caches: Caches, sampler: Sampler | None) -> list[i
     return kept
 
 
-class Detokenizer:
+class OutputText:
     """Turns rounds into text, up to a stop text.
 
     Args:

@@ -27,7 +27,7 @@ from ..text.codec import TextCodec
 from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .generation import (
-    Detokenizer,
+    OutputText,
     Plan,
     choose_referee,
     make_drafter,
@@ -258,7 +258,7 @@ class Session:
             drafter = make_drafter(self._drafter, plan, self.caches, self.codec, controller)
             going = rounds(plan, self.caches, drafter, tokens, controller)
         stream_of_text = self.codec.stream(stream.prompt_tokens)
-        text = Detokenizer(stream_of_text, self.codec.special_tokens, plan.options)
+        text = OutputText(stream_of_text, self.codec.special_tokens, plan.options)
         if plan.referee is not None:
             stream.stats.num_capped = plan.referee.num_capped
         decoders = self.caches.decoders().values()

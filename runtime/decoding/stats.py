@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any
 
@@ -99,24 +99,12 @@ class GenerationStats:
     def to_json(self) -> dict[str, Any]:
         """Return counters and derived rates as plain values."""
         rates = zip(self.num_accepted_tokens_per_pos, self.num_draft_tokens_per_pos, strict=True)
+        counters = [each.name for each in fields(self) if each.name.startswith("num_")]
+        derived = ("override_rate", "draft_acceptance_rate", "mean_acceptance_length")
+        named = (*counters, *derived, "tokens_per_target_pass")
         return {
-            "num_prompt_tokens": self.num_prompt_tokens,
-            "num_cached_tokens": self.num_cached_tokens,
-            "num_generated_tokens": self.num_generated_tokens,
-            "num_target_passes": self.num_target_passes,
-            "num_drafts": self.num_drafts,
-            "num_draft_tokens": self.num_draft_tokens,
-            "num_accepted_tokens": self.num_accepted_tokens,
-            "num_draft_tokens_per_pos": self.num_draft_tokens_per_pos,
-            "num_accepted_tokens_per_pos": self.num_accepted_tokens_per_pos,
-            "num_mismatches": self.num_mismatches,
-            "num_overrides": self.num_overrides,
-            "num_capped": self.num_capped,
-            "override_rate": self.override_rate,
+            **{name: getattr(self, name) for name in named},
             "acceptance_rate_per_pos": [_ratio(a, d) for a, d in rates],
-            "draft_acceptance_rate": self.draft_acceptance_rate,
-            "mean_acceptance_length": self.mean_acceptance_length,
-            "tokens_per_target_pass": self.tokens_per_target_pass,
             "ttft_seconds": self.ttft,
             "tpot_seconds": self.tpot,
             "decode_seconds": self.decode_seconds,

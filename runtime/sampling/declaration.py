@@ -111,10 +111,10 @@ class Option:
     @property
     def summary(self) -> str:
         """Help, range, unit and default in one text."""
-        facts = [f"{self.range} {self.unit}".strip()] if str(self.range) else []
+        facts = [fact for fact in (self.unit, str(self.range)) if fact]
         if isinstance(self.default, str | float) or type(self.default) is int:
             facts.append(f"default: {self.default}")
-        return f"{self.help}  [{'; '.join(facts)}]" if facts else self.help
+        return f"{self.help}  [{', '.join(facts)}]" if facts else self.help
 
     def read(self, value: Any) -> Any:
         """Return a value from Python or JSON in the option's own type.

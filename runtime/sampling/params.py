@@ -24,7 +24,7 @@ class SamplingParams(Declared):
 
     temperature: float = option(
         0.0,
-        "0 chooses the most likely token. Above 0, tokens are drawn and logits divided by it first.",
+        "0 chooses the most likely token. Above 0, tokens are drawn from the logits divided by it.",
         low=0,
         high=100,
     )

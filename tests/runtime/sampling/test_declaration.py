@@ -134,7 +134,7 @@ def test_an_option_knows_its_flag_default_range_and_help():
     options = options_of(Every)
     assert [each.name for each in options.values()] == list(options)
     assert (options["sure"].flag, options["count"].flag) == ("--certain", "--count")
-    assert options["count"].summary == "A number.  [from 0 to 9 things; default: 1]"
+    assert options["count"].summary == "A number.  [things, from 0 to 9, default: 1]"
     assert options["share"].summary == "A share.  [above 0 and at most 1]"
     assert options["choice"].choices == ("a", "b")
     assert options["biases"].default == {}

@@ -175,13 +175,14 @@ def _right(answers: Sequence[Answer]) -> list[bool]:
 
 
 def _against_target(mode: Mode, answers: Answers) -> dict[str, float | None]:
-    """Return what a mode gains over the target alone: `gain`, its bound, the share of the headroom."""
+    """Return the gain of a mode over the target alone, its bound, p, and share of the headroom."""
     ours, target = answers[mode.name], answers["target"]
     gain = accuracy(ours) - accuracy(target)
     headroom = (either_right(answers) or 0.0) - accuracy(target)
     return {
         "gain": gain,
         "gain_bound95": difference_bound(_right(ours), _right(target)),
+        "mcnemar": mcnemar(_right(ours), _right(target)),
         "share_of_headroom": gain / headroom if headroom > 0 else None,
     }
 

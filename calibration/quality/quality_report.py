@@ -16,6 +16,7 @@ COLUMNS = (
     ("tok/item", "tokens_per_item", "{:.1f}"),
     ("overrides", "override_rate", "{:.2%}"),
     ("truncated", "truncated_rate", "{:.2%}"),
+    ("p", "vs_target.mcnemar", "{:.1g}"),
     ("headroom", "vs_target.share_of_headroom", "{:.0%}"),
     ("tok/pass x strict", "vs_strict.tokens_per_target_pass", "{:.2f}"),
     ("tok/s x strict", "vs_strict.tokens_per_second", "{:.2f}"),
@@ -24,8 +25,9 @@ COLUMNS = (
 """Title, figure and format of the columns of the table."""
 
 NOTE = """\
-'headroom' is a mode's gain over the target, as a share of the items that only the draft gets right.
-The last columns are ratios to the mode strict; s/item is the median of the ratios of single items."""
+'p' is McNemar's, against the target. 'headroom' is the gain over the target, as a share of the items
+that only the draft gets right.
+The last columns are ratios to the mode strict; that of s/item is the median over items."""
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -43,7 +45,8 @@ def as_text(result: dict[str, Any]) -> str:
         f"{n} items" + ("" if either is None else f"; either model alone is right on {either:.2%}")
     )
     lines += _resample(result["resample"])
-    lines += [f"McNemar p, {name}: {p:.2g}" for name, p in result["mcnemar"].items()]
+    others = {k: p for k, p in result["mcnemar"].items() if not k.endswith("_vs_target")}
+    lines += [f"McNemar p, {name}: {p:.2g}" for name, p in others.items()]
     return "\n".join(lines)
 
 

@@ -194,6 +194,19 @@ def test_without_ray_one_process_does_all_and_says_so(tmp_path, monkeypatch, cap
         run(Scale(cluster="10.0.0.1:6379"), square, tmp_path)
 
 
+def test_a_token_of_ray_is_found_where_ray_looks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+        assert not module._has_token()
+        monkeypatch.setenv(name, "x")
+        assert module._has_token()
+        monkeypatch.delenv(name)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("x")
+    assert module._has_token()
+
+
 @pytest.mark.parametrize("name", ["processes", "threads"])
 def test_fewer_than_one_is_refused(name):
     with pytest.raises(UsageError, match=f"--{name} is 0"):

@@ -37,8 +37,8 @@ FOREIGN_OPTIONS = {
 FOREIGN_FILES = {"isolation.py"}
 """Files whose options are those of bubblewrap and setpriv."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_./-]*|.*(\.\.\.|\{|\$|<).*")
-# Not the names of threads.
-_NAME = re.compile(r"(?<![\w/.-])(cospec-(?!slot|reader)[a-z]+)(?![\w-])")
+# Not the names of threads and of a file format.
+_NAME = re.compile(r"(?<![\w/.-])(cospec-(?!slot|reader|cache)[a-z]+)(?![\w-])")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 

@@ -18,20 +18,25 @@ from typing import Any
 from jinja2.utils import Namespace
 
 UNITS = 16_000_000
-"""Budget of one rendering. A turn of a chat costs some hundreds to a few thousand units."""
+"""Budget of one rendering. A message of a chat costs 500 to 8,000 units in real templates."""
 
 MAX_WIDTH = 10_000
 """Largest padding width, precision or number of columns that a template may ask for."""
 
-MAX_INTEGER_BITS = 4096
+MAX_INTEGER_BITS = 1024
 """Size of the largest integer."""
 
 MAX_SLOW_CHARACTERS = 10_000
 """Longest text for operations that may take quadratic time."""
 
+MAX_STRIPPED_CHARACTERS = 100
+"""Most characters that one call takes from the ends of a text."""
+
 _CHARACTERS_WRITTEN_PER_UNIT = 2  # bounds memory: 32 million characters are written in all
 _CHARACTERS_READ_PER_UNIT = 64
-_UNITS_PER_ELEMENT = 2
+_UNITS_PER_REFERENCE = 1  # in a list, to a value that is there already
+_UNITS_PER_ELEMENT = 4  # of a list, with a value of its own
+_UNITS_PER_ENTRY = 10  # of a dictionary, or a piece of a text
 _UNITS_PER_CALL = 40
 _UNITS_PER_TEXT = 4
 _ITERATOR_MODULES = ("builtins", "itertools")  # not Jinja's cyclers, which are iterators as well
@@ -82,13 +87,21 @@ class Budget:
         for value in (*values, *named.values()):
             self.read(value)
 
+    def references(self, count: int) -> None:
+        """Pay for a list of so many values that are there already."""
+        self.spend(1 + count * _UNITS_PER_REFERENCE)
+
     def elements(self, count: int) -> None:
-        """Pay for a new container of so many elements."""
+        """Pay for a list of so many new values."""
         self.spend(1 + count * _UNITS_PER_ELEMENT)
 
-    def most_elements(self) -> int:
-        """Return for how many elements the rest of the budget pays."""
-        return self._left // _UNITS_PER_ELEMENT + 1
+    def entries(self, count: int) -> None:
+        """Pay for a dictionary of so many entries, or a text cut into so many pieces."""
+        self.spend(1 + count * _UNITS_PER_ENTRY)
+
+    def most_entries(self) -> int:
+        """Return for how many entries the rest of the budget pays."""
+        return self._left // _UNITS_PER_ENTRY + 1
 
     def made(self, value: Any) -> Any:
         """Pay for a value that an operation has made, and return it.
@@ -102,8 +115,10 @@ class Budget:
             self.write(len(value))
         elif kind is int:
             check_bits(value.bit_length())
-        elif isinstance(value, (list, tuple, dict, set, frozenset)):
+        elif isinstance(value, (list, tuple)):
             self.elements(len(value))
+        elif isinstance(value, (dict, set, frozenset)):
+            self.entries(len(value))
         elif hasattr(kind, "__next__") and kind.__module__ in _ITERATOR_MODULES:
             return self.each(value)
         return value
@@ -178,7 +193,7 @@ def pay_operator(budget: Budget, operator: str, left: Any, right: Any) -> None:
         if isinstance(count, int) and isinstance(repeated, (str, bytes)):
             budget.write(len(repeated) * max(count, 0))
         elif isinstance(count, int) and isinstance(repeated, (list, tuple)):
-            budget.elements(len(repeated) * max(count, 0))
+            budget.references(len(repeated) * max(count, 0))
     elif operator == "%" and isinstance(left, (str, bytes)):
         pay_percent_format(budget, left, right)
     elif isinstance(left, (str, bytes)) and isinstance(right, (str, bytes)):
@@ -186,7 +201,9 @@ def pay_operator(budget: Budget, operator: str, left: Any, right: Any) -> None:
     else:
         for value in (left, right):
             if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
-                budget.elements(len(value))
+                budget.references(len(value))
+                if not isinstance(value, (list, tuple)):
+                    budget.entries(len(value))
 
 
 def _pay_arithmetic(operator: str, left: float, right: float) -> None:
@@ -257,8 +274,8 @@ def pay_join(budget: Budget, separator: Any, arguments: Arguments) -> None:
 def _pay_split(budget: Budget, receiver: Any, arguments: Arguments) -> None:
     """Have at most as many parts made as the budget pays for."""
     values, named = arguments
-    budget.read(receiver)
-    limit = budget.most_elements()
+    budget.write(len(receiver))
+    limit = budget.most_entries()
     wanted = values[1] if len(values) > 1 else named.get("maxsplit", -1)
     if isinstance(wanted, int) and not 0 <= wanted <= limit:
         if len(values) > 1:
@@ -270,7 +287,20 @@ def _pay_split(budget: Budget, receiver: Any, arguments: Arguments) -> None:
 def _pay_lines(budget: Budget, receiver: Any, arguments: Arguments) -> None:
     ends = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
     counts = [receiver.count(end) for end in ends] if isinstance(receiver, str) else [len(receiver)]
-    budget.elements(sum(counts))
+    budget.write(len(receiver))
+    budget.entries(sum(counts))
+
+
+def _pay_partition(budget: Budget, receiver: Any, arguments: Arguments) -> None:
+    budget.write(len(receiver))
+
+
+def pay_strip(budget: Budget, receiver: Any, arguments: Arguments) -> None:
+    """Pay for `receiver.strip(characters)`, which looks each character up in the others."""
+    budget.read(receiver)
+    for value in (*arguments[0], *arguments[1].values()):
+        if isinstance(value, (str, bytes)) and len(value) > MAX_STRIPPED_CHARACTERS:
+            raise TemplateCostError(f"more than {MAX_STRIPPED_CHARACTERS} characters are stripped")
 
 
 def _pay_translate(budget: Budget, receiver: Any, arguments: Arguments) -> None:
@@ -296,6 +326,8 @@ def check_short(budget: Budget, values: Iterable[Any]) -> None:
 _METHODS: Mapping[str, Callable[[Budget, Any, Arguments], None]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _pay_padding),
     **dict.fromkeys(("split", "rsplit"), _pay_split),
+    **dict.fromkeys(("partition", "rpartition"), _pay_partition),
+    **dict.fromkeys(("strip", "lstrip", "rstrip"), pay_strip),
     **dict.fromkeys(("to_bytes", "from_bytes"), _refuse),
     **dict.fromkeys(("striptags", "unescape"), _pay_short),
     "expandtabs": _pay_tabs,
@@ -308,7 +340,7 @@ _METHODS: Mapping[str, Callable[[Budget, Any, Arguments], None]] = {
 
 def pay_method(budget: Budget, receiver: Any, name: str, arguments: Arguments) -> None:
     """Pay for a method of a plain value before it is called."""
-    pay = _METHODS.get(name)
+    pay = _METHODS.get(name) if isinstance(receiver, (str, bytes, int)) else None
     if pay is not None:
         pay(budget, receiver, arguments)
     else:

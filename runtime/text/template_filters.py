@@ -1,8 +1,8 @@
-"""What Jinja's filters cost; see `template_budget`."""
+"""What Jinja's filters and tests cost; see `template_budget`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .template_budget import (
@@ -11,12 +11,17 @@ from .template_budget import (
     check_short,
     check_width,
     pay_join,
+    pay_operator,
     pay_percent_format,
     pay_replace,
+    pay_strip,
 )
 
 Payment = Callable[[Budget, list[Any], dict[str, Any]], None]
 """Pays for a call; gets its positional and keyword arguments, and may change them."""
+
+MAX_ATTRIBUTES = 20
+"""Longest path of attributes that filters follow."""
 
 MAX_DIGITS = 1000
 """Longest text that is read as a number: Python takes quadratic time for it."""
@@ -38,7 +43,19 @@ def pay_lipsum(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
 
 
 def _pay_nothing(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """For filters that look at one element, or that work element by element."""
+    """For filters that look at one element."""
+
+
+def _pay_each(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """For filters that work element by element; those pay for themselves."""
+    _check_attributes([*args[1:2], kwargs.get("attribute")])
+
+
+def _check_attributes(names: Iterable[Any]) -> None:
+    """Refuse a long path of attributes such as `a.b.c`: it is followed for each element."""
+    for name in names:
+        if isinstance(name, str) and name.count(".") > MAX_ATTRIBUTES:
+            raise TemplateCostError(f"a path has more than {MAX_ATTRIBUTES} attributes")
 
 
 def _pay_all(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -66,6 +83,7 @@ def _pay_groups(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None
 
 
 def _pay_order(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
+    _check_attributes([*args[1:], *kwargs.values()])
     if args and hasattr(args[0], "__next__"):
         args[0] = list(budget.each(args[0]))
     if args and hasattr(args[0], "__len__"):
@@ -86,6 +104,8 @@ def _pay_number(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None
 
 
 def _pay_round(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
+    if args and isinstance(args[0], (str, bytes, list, tuple)):
+        raise TypeError("round takes a number")  # Python would multiply it
     for value in (*args[1:], *kwargs.values()):
         if isinstance(value, int) and abs(value) > MAX_DIGITS:
             raise TemplateCostError(f"a precision is above {MAX_DIGITS}")
@@ -121,6 +141,17 @@ def _pay_join(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     args[:1] = values
 
 
+def _pay_trim(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
+    _pay_all(budget, args, kwargs)
+    pay_strip(budget, "", (args[1:], kwargs))
+
+
+def _pay_remainder(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """For tests that compute `value % number`, which formats a text."""
+    if args:
+        pay_operator(budget, "%", args[0], args[1] if len(args) > 1 else kwargs.get("num", 2))
+
+
 def _pay_format(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     if args:
         pay_percent_format(budget, str(args[0]), kwargs or tuple(args[1:]))
@@ -128,7 +159,7 @@ def _pay_format(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None
 
 _FILTERS: Mapping[str, Payment] = {
     **dict.fromkeys(("length", "count", "first", "last", "default", "d", "items"), _pay_nothing),
-    **dict.fromkeys(("map", "select", "reject", "selectattr", "rejectattr"), _pay_nothing),
+    **dict.fromkeys(("map", "select", "reject", "selectattr", "rejectattr"), _pay_each),
     **dict.fromkeys(("attr", "abs", "random"), _pay_nothing),
     **dict.fromkeys(("list", "reverse"), _pay_copy),
     **dict.fromkeys(("batch", "slice"), _pay_groups),
@@ -137,6 +168,7 @@ _FILTERS: Mapping[str, Payment] = {
     **dict.fromkeys(("escape", "e", "forceescape"), _pay_escape),
     **dict.fromkeys(("urlize", "urlencode", "striptags", "wordwrap", "pprint"), _pay_short),
     **dict.fromkeys(("xmlattr", "title", "wordcount"), _pay_short),
+    "trim": _pay_trim,
     "sum": _pay_sum,
     "round": _pay_round,
     "center": _pay_center,
@@ -145,3 +177,14 @@ _FILTERS: Mapping[str, Payment] = {
     "join": _pay_join,
     "format": _pay_format,
 }
+
+_READING_TESTS = (
+    *("eq", "==", "equalto", "ne", "!=", "in"),
+    *("lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge", ">="),
+)
+TEST_PAYMENTS: Mapping[str, Payment] = {
+    **dict.fromkeys(_READING_TESTS, Budget.read_all),
+    **dict.fromkeys(("odd", "even", "divisibleby"), _pay_remainder),
+    **dict.fromkeys(("lower", "upper"), _pay_all),
+}
+"""What pays for a test; the other tests look at a value without reading it."""

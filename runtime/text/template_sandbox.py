@@ -10,22 +10,29 @@ from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from jinja2 import nodes, pass_context
-from jinja2.compiler import CodeGenerator, Frame, operators
+from jinja2.compiler import CodeGenerator, Frame, MacroRef, operators
 from jinja2.runtime import Context
 from jinja2.sandbox import (
     ImmutableSandboxedEnvironment,
     SandboxedEscapeFormatter,
     SandboxedFormatter,
 )
-from jinja2.utils import generate_lorem_ipsum
+from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
 
 from .template_budget import Budget, pay_method, pay_operator, pay_percent_format
-from .template_filters import pay_filter, pay_lipsum
+from .template_filters import TEST_PAYMENTS, pay_filter, pay_lipsum
 
 _PLAIN = (str, bytes, list, tuple, dict, int, float, range)
 _METHOD_TYPES = (BuiltinMethodType, MethodType)
-_BODIES = ("body", "else_", "elif_")  # blocks of their own, which pay for themselves
+_BODIES = ("body", "else_")  # blocks of their own, which pay for themselves
+
+
+_UNITS_OF_NODE: dict[type[nodes.Node], int] = {
+    **dict.fromkeys((nodes.List, nodes.Tuple, nodes.Dict), 15),
+    **dict.fromkeys((nodes.Name, nodes.Getattr, nodes.Getitem), 4),
+}
+"""What it costs to execute a node of a template; 2 for all others."""
 
 
 class BudgetContext(Context):
@@ -39,6 +46,7 @@ class BudgetContext(Context):
 
     def derived(self, locals: dict[str, Any] | None = None) -> BudgetContext:
         """Return a context for a part of the template; it has the same budget."""
+        self.budget.spend(len(self.parent) + len(self.vars))
         context = super().derived(locals)
         assert isinstance(context, BudgetContext)
         context.budget = self.budget
@@ -48,14 +56,25 @@ class BudgetContext(Context):
 class _CodeGenerator(CodeGenerator):
     """Has each block pay when it is entered, and the expressions that Jinja computes by itself."""
 
+    _of_defaults = 0  # what the default values of a macro cost when it is called
+
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         body = list(nodes)
-        self.writeline(f"context.budget.spend({2 + sum(map(_cost, body))})")
+        cost = 2 + self._of_defaults + sum(map(_cost, body))
+        self._of_defaults = 0
+        self.writeline(f"context.budget.spend({cost})")
         super().blockvisit(body, frame)
+
+    def macro_body(
+        self, node: nodes.Macro | nodes.CallBlock, frame: Frame
+    ) -> tuple[Frame, MacroRef]:
+        self._of_defaults = sum(map(_cost, node.defaults))
+        return super().macro_body(node, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802
         if node.test is not None:  # runs for each element, also for those that have no body
-            paid = nodes.EnvironmentAttribute("pay(context)")  # written as it is
+            # The name is written as it is.
+            paid = nodes.EnvironmentAttribute(f"pay(context, {_cost(node.test)})")
             node.test = nodes.And(paid, node.test)
         super().visit_For(node, frame)
 
@@ -111,7 +130,9 @@ def _cost(node: nodes.Node) -> int:
     """Return what a node costs each time it is executed, without the blocks within it."""
     if isinstance(node, nodes.TemplateData):
         return 2 + len(node.data) // 2
-    cost = 2
+    if isinstance(node, nodes.Const) and isinstance(node.value, str):
+        return 2 + len(node.value) // 2
+    cost = _UNITS_OF_NODE.get(type(node), 2)
     for name, value in node.iter_fields():
         if name not in _BODIES:
             parts = value if isinstance(value, list) else [value]
@@ -164,12 +185,12 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
         self.globals["lipsum"] = _paid(generate_lorem_ipsum, pay_lipsum)
         for name, function in self.filters.items():
             self.filters[name] = _paid(function, pay_filter(name))
-        for name in _READING_TESTS:
-            self.tests[name] = _paid(self.tests[name], Budget.read_all)  # type: ignore[arg-type]
+        for name, pay in TEST_PAYMENTS.items():
+            self.tests[name] = _paid(self.tests[name], pay)  # type: ignore[arg-type]
 
-    def pay(self, context: Any) -> bool:
-        """Pay for one element of a loop with a condition."""
-        context.budget.call()
+    def pay(self, context: Any, units: int) -> bool:
+        """Pay for one element of a loop with a condition, which costs so many units itself."""
+        context.budget.spend(units + 10)
         return True
 
     def pay_read(self, context: Any, value: Any) -> Any:
@@ -187,7 +208,7 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(value, (str, bytes)):
             context.budget.write(len(value))
         elif hasattr(value, "__len__"):
-            context.budget.spend(1 + len(value) // 8)
+            context.budget.references(len(value))
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -199,6 +220,11 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
         """Pay for a call, and make it."""
         budget: Budget = context.budget
         budget.call()
+        budget.references(len(args) + len(kwargs))
+        if isinstance(function, Namespace):
+            raise TypeError("a namespace cannot be called")  # Jinja would write all of it out
+        if isinstance(function, type):
+            budget.entries(sum(len(value) for value in args if hasattr(value, "__len__")))
         if isinstance(function, _METHOD_TYPES) and isinstance(function.__self__, _PLAIN):
             given = list(args)
             pay_method(budget, function.__self__, function.__name__, (given, kwargs))
@@ -216,7 +242,7 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
         def formatted(context: Any, *args: Any, **kwargs: Any) -> str:
             if by_mapping:
                 (kwargs,), args = args, ()
-            context.budget.write(len(text))
+            context.budget.write(20 * len(text))
             formatter: _Formatter
             if isinstance(text, Markup):
                 formatter = _EscapeFormatter(self, context.budget, escape=text.escape)
@@ -226,12 +252,6 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
             return written
 
         return formatted
-
-
-_READING_TESTS = (
-    *("eq", "==", "equalto", "ne", "!=", "in"),
-    *("lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge", ">="),
-)
 
 
 def _paid(

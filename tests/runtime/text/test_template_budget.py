@@ -21,6 +21,7 @@ GROWING = (
     "{{% set ns = namespace(x={0}) %}}"
     "{{% for i in range(60) %}}{{% set ns.x = {1} %}}{{% endfor %}}"
 )
+KEPT = "{% set ns = namespace(k=[]) %}"
 LONG = "{% set a = 'a' * 1000000 ~ 'b' %}{% set b = 'a' * 1000000 ~ 'c' %}"
 
 
@@ -111,6 +112,48 @@ TOO_DEAR = {
     "dictionaries": often("{% set x = dict.fromkeys(range(99999)) %}"),
     "sets": often("{% set x = d.keys() - d.keys() %}", "{% set d = dict.fromkeys(range(9999)) %}"),
     "printed text": often("{{ a }}", LONG),
+    "long conditions of loops": "{% for i in range(99999) %}{% for j in range(99999) if "
+    "[" + "0, " * 9000 + "] and false %}{% endfor %}{% endfor %}",
+    "long conditions of branches": often(
+        often("{% if 0 %}{% elif [" + "i, " * 9000 + "] and false %}{% endif %}")
+    ),
+    "long default values": "{% macro m(a=["
+    + "x, " * 9000
+    + "]) %}{% endmacro %}"
+    + often(often("{{ m() }}")),
+    "long literals": often(often("{% set x = '" + "x" * 30_000 + "' ~ i %}")),
+    "attributes of each element": "{% set ns = namespace() %}{% set ns.a = ns %}"
+    "{{ ([ns] * 9999) | map(attribute='a.' * 9999 ~ 'a') | list | length }}",
+    "attributes in formats": "{% set ns = namespace() %}{% set ns.a = ns %}"
+    "{{ ('{0' ~ '.a' * 9000000 ~ '}').format(ns) }}",
+    "copied namespaces": often(
+        "{% set x = namespace(d) %}", "{% set d = dict.fromkeys(range(99999)) %}"
+    ),
+    "many arguments": often(often("{% set x = loop.cycle(*l) %}"), "{% set l = [0] * 99999 %}"),
+    "called namespaces": GROWING.format("['a']", "[ns.x, ns.x]")
+    + "{{ [namespace(y=ns.x)] | string }}",
+    "stripped characters": "{{ ('a' * 1000000).strip('b' * 1000000 ~ 'a') }}",
+    "trimmed characters": "{{ ('a' * 1000000) | trim('b' * 1000000 ~ 'a') }}",
+    "nested lists in lower case": GROWING.format("['a']", "[ns.x, ns.x]") + "{{ ns.x is lower }}",
+    "even texts": "{{ '%2000000000d' is even }}",
+    "divisible texts": "{{ '%2000000000d' is divisibleby(3) }}",
+    "partitions": often(
+        "{% set ns.l = ns.l + [a.partition('b')] %}", LONG + "{% set ns = namespace(l=[]) %}"
+    ),
+    "pieces": "{{ ('ab ' * 9000000).split() | length }}",
+    "kept slices": often(
+        "{% set ns.k = ns.k + [l[1:]] %}", "{% set l = [0] * 99999 %}{% set ns = namespace(k=[]) %}"
+    ),
+    "kept dictionaries": often("{% set ns.k = ns.k + [dict.fromkeys(range(9999))] %}", KEPT),
+    "kept lists": often(
+        "{% set ns.k = ns.k + [range(9999) | list] %}", "{% set ns = namespace(k=[]) %}"
+    ),
+    "kept numbers": often(
+        often("{% set ns.k = [2**1000 + i, ns.k] %}"), "{% set ns = namespace(k=0) %}"
+    ),
+    "kept small texts": often(
+        often("{% set ns.k = ['ab' ~ i, ns.k] %}"), "{% set ns = namespace(k=0) %}"
+    ),
 }
 
 
@@ -187,6 +230,8 @@ def test_compiling_is_bounded_too(name, outcomes):
         "{{ cycler.__init__.__globals__.os }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ pay_read(1) }}",
+        "{% set ns = namespace(unsafe_callable=true) %}{{ ns() }}",
+        "{{ 'aaaa' | round(9, 'ceil') }}",
     ],
 )
 def test_what_the_sandbox_refuses(source):

@@ -95,6 +95,13 @@ def test_no_text_makes_a_checker_raise(text):
         "- " * 100_000,
         "\\frac{1}{" * 20_000,
         "```\n" * 50_000,
+        "<think>" * 28_000,
+        "</think>" * 25_000,
+        "\nQ:" * 60_000,
+        "#### 1\n" * 28_000,
+        "**answer**\n" * 18_000,
+        "neither nor " * 16_000,
+        "one-" * 50_000,
     ],
     ids=lambda text: text[:10],
 )

@@ -128,6 +128,25 @@ def test_a_test_that_hangs_is_stopped():
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 50_000,
+        "-" * 90_000 + "1",
+        "lambda: " * 12_000,
+        "```\n" * 25_000,
+        "\ud800",
+        "\0",
+        " " * 99_999,
+    ],
+    ids=lambda text: ascii(text[:8]),
+)
+def test_no_text_raises_or_passes(text):
+    outcome = CHECKER.run(MBPP, text)
+    assert not outcome.ok
+    assert outcome.reason
+
+
 def test_very_long_answers_are_cut():
     assert len("".join(solution_parts(MBPP, "x = 1\n" * 100_000))) <= 100_000
 

@@ -63,13 +63,13 @@ Examples:
 @json_option
 def draft_vocabulary(
     engine_dir: Path,
-    output: Path,
     size: int,
     texts: Path | None,
+    text_tokens: int,
     tasks: str | None,
     items: int | None,
-    text_tokens: int,
     prompts: int,
+    output: Path,
     force: bool,
     as_json: bool,
 ) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
+import msgspec
+
 from ..decoding.completion import Piece, Stream
 from ..decoding.loop import FinishReason
+from ..decoding.stats import GenerationStats
 from ..sampling.sampler import TokenLogprob
+from ..text.reasoning import ReasoningSplitter
+from ..text.tool_calls import ToolCallReader
+from .refusals import RefusedError
 from .token_text import TokenTexts
 
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -36,6 +42,8 @@ class Form:
         include_usage: a stream ends with the usage.
         show_cached: the usage says how many tokens of the prompts were found in a cache.
         details: report who chose each token, and the statistics.
+        splitter: returns what splits the output after a prompt into reasoning and answer, if anything.
+        calls: returns what finds calls of tools in the output; None without tools.
     """
 
     model: str
@@ -46,6 +54,8 @@ class Form:
     include_usage: bool = False
     show_cached: bool = True
     details: bool = False
+    splitter: Callable[[Sequence[int]], ReasoningSplitter | None] = lambda prompt: None
+    calls: Callable[[], ToolCallReader] | None = None
 
 
 @dataclass
@@ -56,10 +66,26 @@ class Usage:
     cached: int = 0
     generated: int = 0
 
+    def add(self, stats: GenerationStats, *, counts_prompt: bool) -> None:
+        """Add a generation; with its prompt, unless an earlier one had the same."""
+        self.generated += stats.num_generated_tokens
+        if counts_prompt:
+            self.prompt += stats.num_prompt_tokens
+            self.cached += stats.num_cached_tokens
+
 
 @dataclass
 class Choice:
-    """One choice of an answer, as far as it is written."""
+    """One choice of an answer, as far as it is written.
+
+    Attributes:
+        index: number of the choice.
+        text: of the answer.
+        tokens: of the output.
+        logprobs: of the tokens.
+        details: text of each token, and who chose it.
+        offset: characters of the tokens that were reported.
+    """
 
     index: int
     text: str = ""
@@ -67,6 +93,11 @@ class Choice:
     logprobs: list[TokenLogprob | None] = field(default_factory=list)
     details: list[dict[str, str]] = field(default_factory=list)
     offset: int = 0
+
+
+def make_id(prefix: str) -> str:
+    """Return a new id, such as `chatcmpl-3f...`."""
+    return f"{prefix}-{secrets.token_hex(12)}"
 
 
 class Answer(ABC):
@@ -79,13 +110,13 @@ class Answer(ABC):
     whole_object: str
     chunk_object: str
     id_prefix: str
-    ending: bytes | None = b"[DONE]"
-    """Last event of a stream, if the API has one."""
+    ending = b"data: [DONE]\n\n"
+    """Last event of a stream."""
 
     def __init__(self, form: Form) -> None:
         self._form = form
         self._head = {
-            "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
+            "id": make_id(self.id_prefix),
             "created": int(time()),
             "model": form.model,
             "system_fingerprint": form.fingerprint,
@@ -94,27 +125,30 @@ class Answer(ABC):
         self._written: list[dict[str, Any]] = []
         self._choice = Choice(-1)
 
-    def open(self, index: int) -> list[dict[str, Any]]:
-        """Begin a choice, and return its first chunks."""
+    def open(self, index: int, prompt: Sequence[int]) -> list[dict[str, Any]]:
+        """Begin a choice, and return its first chunks.
+
+        Args:
+            index: number of the choice.
+            prompt: tokens that it continues.
+        """
         self._choice = Choice(index)
         return []
 
     def push(self, piece: Piece) -> list[dict[str, Any]]:
         """Add a piece to the choice, and return its chunks."""
         details = self._segments(piece) if self._form.details else []
+        delta = self._split(piece.text)
         if not self._form.streams:
             choice = self._choice
-            choice.text += piece.text
             choice.tokens += piece.tokens
             choice.logprobs += piece.logprobs
             choice.details += details
             return []
-        if not (piece.text or details or (self._form.logprobs and piece.tokens)):
+        if not (delta or details or (self._form.logprobs and piece.tokens)):
             return []
-        chunk = self._delta(piece.text)
-        if details:
-            chunk["details"] = details
-        return [self._chunk(chunk, self._reported(piece.tokens, piece.logprobs))]
+        extra: dict[str, Any] = {"details": details} if details else {}
+        return [self._chunk(delta, self._reported(piece.tokens, piece.logprobs), **extra)]
 
     def close(
         self, stream: Stream, trace: str | None, *, counts_prompt: bool
@@ -126,30 +160,21 @@ class Answer(ABC):
             trace: page that shows it.
             counts_prompt: whether the prompt belongs to the usage; the choices of a prompt share it.
         """
-        stats, usage = stream.stats, self._usage
-        usage.generated += stats.num_generated_tokens
-        if counts_prompt:
-            usage.prompt += stats.num_prompt_tokens
-            usage.cached += stats.num_cached_tokens
+        self._usage.add(stream.stats, counts_prompt=counts_prompt)
         assert stream.finish_reason is not None, "it has ended"
-        finish = FINISH_REASONS[stream.finish_reason]
-        extra: dict[str, Any] = {"stats": stats.to_json()} if self._form.details else {}
+        rest, finish = self._end(FINISH_REASONS[stream.finish_reason])
+        extra: dict[str, Any] = {"stats": stream.stats.to_json()} if self._form.details else {}
         if trace is not None:
             extra["trace"] = trace
         if self._form.streams:
-            return [self._chunk(self._delta("") | extra, None, finish)]
+            chunks = [self._chunk(rest, None)] if rest else []
+            return [*chunks, self._chunk({}, None, finish, **extra)]
         done = self._choice
         if self._form.details:
             extra["details"] = done.details
-        self._written.append(
-            {
-                "index": done.index,
-                **self._message(done.text),
-                "logprobs": self._reported(done.tokens, done.logprobs),
-                "finish_reason": finish,
-                **extra,
-            }
-        )
+        logprobs = self._reported(done.tokens, done.logprobs)
+        written = {"index": done.index, **self._message(), "logprobs": logprobs}
+        self._written.append({**written, "finish_reason": finish, **extra})
         return []
 
     def finish(self) -> list[dict[str, Any]]:
@@ -164,10 +189,22 @@ class Answer(ABC):
         head = {**self._head, "object": self.whole_object}
         return {**head, "choices": self._written, "usage": self._usage_json()}
 
+    def frame(self, chunk: dict[str, Any]) -> bytes:
+        """Return a chunk as a server-sent event."""
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    def failed(self, refusal: RefusedError) -> bytes:
+        """Return the last events of a stream that cannot go on."""
+        return b"data: " + refusal.to_json() + b"\n\n" + self.ending
+
     def _chunk(
-        self, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None = None
+        self,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        finish: str | None = None,
+        **extra: Any,
     ) -> dict[str, Any]:
-        choice = {"index": self._choice.index, **delta}
+        choice = {"index": self._choice.index, **self._delta(delta), **extra}
         choice |= {"logprobs": logprobs, "finish_reason": finish}
         chunk = {**self._head, "object": self.chunk_object, "choices": [choice]}
         return {**chunk, "usage": None} if self._form.include_usage else chunk
@@ -198,55 +235,28 @@ class Answer(ABC):
     ) -> dict[str, Any] | None:
         return self._logprobs_of(tokens, logprobs) if self._form.logprobs else None
 
-    @abstractmethod
-    def _message(self, text: str) -> dict[str, Any]:
-        """Return the text of a whole answer."""
+    def _split(self, text: str) -> dict[str, Any]:
+        """Add text of the output to the choice, and return what it adds by its kind."""
+        self._choice.text += text
+        return {"text": text} if text else {}
+
+    def _end(self, finish: str) -> tuple[dict[str, Any], str]:
+        """Return what was held back until the end of the output, and the finish reason."""
+        return {}, finish
 
     @abstractmethod
-    def _delta(self, text: str) -> dict[str, Any]:
-        """Return the text of a chunk."""
+    def _message(self) -> dict[str, Any]:
+        """Return the fields of a whole choice."""
+
+    @abstractmethod
+    def _delta(self, added: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a chunk's choice."""
 
     @abstractmethod
     def _logprobs_of(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
     ) -> dict[str, Any]:
         """Return the log-probabilities of the next tokens; called in the order of the output."""
-
-
-class ChatAnswer(Answer):
-    """Answer of `/v1/chat/completions`."""
-
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    id_prefix = "chatcmpl"
-
-    def open(self, index: int) -> list[dict[str, Any]]:
-        """Begin a choice, and return the chunk with the role."""
-        super().open(index)
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
-
-    def _message(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text} if text else {}}
-
-    def _logprobs_of(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
-    ) -> dict[str, Any]:
-        content = [
-            {
-                **self._entry(token, each.logprob),
-                "top_logprobs": [self._entry(*top) for top in each.top],
-            }
-            for token, each in zip(tokens, logprobs, strict=True)
-            if each is not None
-        ]
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, data = self._form.texts.spell(token)
-        return {"token": text, "logprob": logprob, "bytes": list(data)}
 
 
 class TextAnswer(Answer):
@@ -256,11 +266,11 @@ class TextAnswer(Answer):
     chunk_object = "text_completion"
     id_prefix = "cmpl"
 
-    def _message(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _message(self) -> dict[str, Any]:
+        return {"text": self._choice.text}
 
-    def _delta(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _delta(self, added: dict[str, Any]) -> dict[str, Any]:
+        return {"text": added.get("text", "")}
 
     def _logprobs_of(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]

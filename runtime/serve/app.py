@@ -22,8 +22,9 @@ from starlette.routing import Route
 
 from ..decoding.session import Session
 from .access import KnownHosts, owner_of
-from .answers import Answer, ChatAnswer, Form, TextAnswer
+from .answers import Answer, Form, TextAnswer
 from .bodies import read_body
+from .chat_answer import ChatAnswer
 from .containment import Containment
 from .jobs import Job, Parse, Reader
 from .metrics import Metrics
@@ -32,6 +33,7 @@ from .requests import Defaults, Request, chat_request, completion_request
 from .running import ClientLeftError, EventStream, Running
 from .scheduler import Order, Scheduler
 from .token_text import TokenTexts
+from .tool_use import form_of
 
 CLIENT_LEFT = 499
 """nginx's status for a client that closed the connection; nobody reads it."""
@@ -192,6 +194,7 @@ class Service:
             return Response(status_code=CLIENT_LEFT)
 
     def _form(self, request: Request) -> Form:
+        codec, use, template = self._session.codec, request.tool_use, request.options.template
         return Form(
             self.options.defaults.model,
             f"fp_{self._session.manifest.seal[:16]}",
@@ -201,6 +204,8 @@ class Service:
             include_usage=request.include_usage,
             show_cached=not self.options.hide_cached_tokens,
             details=request.details,
+            splitter=codec.split_reasoning if request.separates_reasoning else lambda prompt: None,
+            calls=None if use is None else lambda: use.reader(form_of(codec, template)),
         )
 
     async def _choices(
@@ -210,7 +215,7 @@ class Service:
         for index in range(job.count):
             if index > 0:
                 order = await self._reader.run(self._reader.order, job, index)
-            chunks = answer.open(index)
+            chunks = answer.open(index, order.plan.tokens)
             running = Running(self.scheduler, order, http, self._running)
             async for piece in running:
                 yield chunks + answer.push(piece)
@@ -227,20 +232,21 @@ class Service:
         first: list[dict[str, Any]],
         rest: AsyncIterator[list[dict[str, Any]]],
     ) -> AsyncIterator[bytes]:
-        """Yield the data of each event."""
+        """Yield the events of a stream."""
         try:
             for chunk in first:
-                yield _encode(chunk)
+                yield answer.frame(chunk)
             async for chunks in rest:
                 for chunk in chunks:
-                    yield _encode(chunk)
+                    yield answer.frame(chunk)
         except ClientLeftError:
             return
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in a library written in Rust is one
-            yield self._refused(error).to_json()  # too late for a status: clients know this event
-        yield b"[DONE]"
+            yield answer.failed(self._refused(error))  # too late for a status
+        else:
+            yield answer.ending
 
     def _owner(self, http: HttpRequest) -> int:
         return owner_of(http.headers.get("authorization", ""), self.options.api_keys)

@@ -16,6 +16,7 @@ from ..trace.record import Trace
 from .refusals import RefusedError, timed_out
 from .requests import Defaults, Request, detokenize_request, tokenize_request
 from .scheduler import Order
+from .tool_use import form_of
 
 _NO_CHAT_OPTIONS: dict[str, Any] = {
     name: options_of(GenerationOptions)[name].default for name in CHAT_OPTIONS
@@ -101,7 +102,7 @@ class Reader:
         return {"prompt": codec.tokenizer.decode(tokens, skip_special_tokens=False)}
 
     def _tokens(self, request: Request) -> list[list[int]]:
-        return [self._session.encode(prompt, request.options) for prompt in request.prompts]
+        return [self._session.encode(one, request.options) for one in request.prompts]
 
     def order(self, job: Job, index: int) -> Order:
         """Return the order of one choice.
@@ -117,6 +118,9 @@ class Reader:
         options = replace(
             request.options_of_choice(index), timeout=left, observer=trace, **_NO_CHAT_OPTIONS
         )
+        if request.tool_use is not None:
+            form = form_of(self._session.codec, request.options.template)
+            options = options.updated({"grammar": request.tool_use.grammar(form)})
         self._check_length(options.num_draft_tokens)
         plan = self._session.plan(job.prompts[place], **vars(options))
         echo = None

@@ -16,6 +16,7 @@ from ..sampling.declaration import OptionError, options_of
 from .constraints import read_constraint
 from .fields import Fields
 from .refusals import RefusedError, text_of, unknown_model
+from .tool_use import ToolUse, read_tool_use
 
 HARMLESS = frozenset(
     {
@@ -83,6 +84,8 @@ class Request:
         include_usage: end the events with the usage.
         details: report who chose each token, and the statistics.
         trace: report a page that shows each round.
+        tool_use: tools that the model may call.
+        separates_reasoning: return the reasoning of a thinking model apart from its answer.
     """
 
     prompts: Sequence[Prompt]
@@ -94,6 +97,8 @@ class Request:
     include_usage: bool = False
     details: bool = False
     trace: bool = False
+    tool_use: ToolUse | None = None
+    separates_reasoning: bool = True
 
     def options_of_choice(self, index: int) -> GenerationOptions:
         """Return the options of one choice: the choices of a prompt have successive seeds."""
@@ -116,7 +121,15 @@ def chat_request(data: bytes, defaults: Defaults) -> Request:
     if top and not wanted:
         raise RefusedError("top_logprobs needs logprobs: true", param="top_logprobs")
     logprobs = {"top_logprobs": (top or 0) if wanted else None}
-    return _request(fields, [messages], defaults, logprobs)
+    separates = fields.take("separate_reasoning", bool)
+    return _request(
+        fields,
+        [messages],
+        defaults,
+        logprobs,
+        tool_use=read_tool_use(fields),
+        separates_reasoning=separates is not False,
+    )
 
 
 def completion_request(data: bytes, defaults: Defaults) -> Request:
@@ -145,7 +158,7 @@ def _request(
     prompts: Sequence[Prompt],
     defaults: Defaults,
     logprobs: Mapping[str, Any],
-    **settings: bool,
+    **settings: Any,
 ) -> Request:
     """Read what both APIs share, and refuse what is left.
 
@@ -172,6 +185,9 @@ def _request(
     if effort is not None:
         variables = {"reasoning_effort": effort, **options.template_args}
         options = replace(options, template_args=variables)
+    tool_use: ToolUse | None = settings.get("tool_use")
+    if tool_use is not None:
+        options = replace(options, tools=tool_use.schemas)
     details, trace = (fields.take(name, bool) or False for name in ("details", "trace"))
     fields.finish({"best_of": (1, count), **UNSUPPORTED}, HARMLESS)
     return Request(

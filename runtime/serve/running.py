@@ -98,7 +98,7 @@ class EventStream(Response):
     also while the request waits in the queue.
 
     Args:
-        events: the data of each.
+        events: as they are sent.
     """
 
     media_type = "text/event-stream"
@@ -112,9 +112,8 @@ class EventStream(Response):
         """Send the events as they come."""
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
-        async for data in self._events:
-            body = b"data: " + data + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
             # Without this, pieces that are ready would be sent without a turn for the event loop, and
             # nobody would notice that the client has left.
             await asyncio.sleep(0)

@@ -62,6 +62,12 @@ Examples:
     help="Precision of weights and cache. Default: fp32; fp16 with --trt.",
 )
 @click.option(
+    "--weights",
+    type=click.Choice(["keep", "fp32", "fp16"]),
+    help="How weights are stored. keep (default): quantised weights of a GGUF file stay in their own "
+    "numbers, others are stored as --precision says. fp32, fp16: all weights become plain numbers.",
+)
+@click.option(
     "--capacity",
     type=int,
     help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
@@ -115,6 +121,7 @@ def main(
     output: Path | None,
     lowering: str | None,
     precision: str | None,
+    weights: str | None,
     capacity: int | None,
     num_draft_tokens: int | None,
     arbiter: str | None,
@@ -161,6 +168,7 @@ def main(
         adapter=adapter,
         draft_adapter=draft_adapter,
         chat_template=not no_chat_template,
+        weights=weights or "keep",  # type: ignore[arg-type]
     )
     started = time.monotonic()
     output = output or _default_output(target)

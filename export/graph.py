@@ -7,25 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
+import onnx_ir.passes.common as passes
 import torch
+from numpy.typing import NDArray
 
 from ..errors import CheckpointError, GateError
+from ..models.weights.weights import Weights
 from .attention import OPSET, Lowering
 from .decoder import Decoder, input_names, kv_shapes, output_names
 from .fusion import fuse
 from .logits_to_keep import cut_head
 from .tracing import quiet_tracing
+from .weights.block_products import PREFIX, BlockProducts
+from .weights.embeddings import replace_embeddings
+from .weights.products import find_products, lazy_tensor
+from .weights.stored_matrix import Ledger
 
 WEIGHTS_FILE = "model.onnx.data"
 
 # Constants up to this many elements are folded into the graph; weights are larger and keep their names.
 _FOLD_LIMIT = 1024
-
-# How the exporter names the tensors of the module inside `Decoder`.
-_PREFIX = "module."
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ def trace(
     capacity: int,
     vocab_size: int,
     unshared: Collection[int] = (),
+    weights: Weights | None = None,
+    ledger: Ledger | None = None,
 ) -> TracedGraph:
     """Trace `module` into the common decoder graph.
 
@@ -58,6 +66,9 @@ def trace(
         capacity: tokens that the cache can hold.
         vocab_size: width of the logits.
         unshared: ids that are never the most likely; see `decoder.Vocabulary`.
+        weights: read when the graph is written, instead of the module's own.
+        ledger: quantised weights stay in their own numbers, and are counted there when they are
+            written. None makes plain numbers of them.
 
     Raises:
         CheckpointError: torch cannot export this architecture.
@@ -89,9 +100,13 @@ def trace(
             "report it with the checkpoint's name",
         ) from error
     model = program.model
+    if weights is not None:
+        _bind(model, weights)
     _simplify(model)
     _fold_transposes(model)
     _audit(model, decoder)
+    if weights is not None and ledger is not None:
+        _keep(model, weights, ledger)
     if lowering == "gqa":
         fuse(model)
     _merge(model)
@@ -103,14 +118,39 @@ def trace(
 
 def write(graph: TracedGraph, path: Path) -> None:
     """Write `model.onnx` at `path` and the weights beside it, one tensor at a time."""
-    import onnx_ir
-
     onnx_ir.save(graph.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=_FOLD_LIMIT)
+
+
+def _bind(model: Any, weights: Weights) -> None:
+    """Let the graph read its weights from their files."""
+    for value in model.graph.initializers.values():
+        name = value.name.removeprefix(PREFIX)
+        if name == value.name or name not in weights:
+            continue
+        tensor = value.const_value
+        value.const_value = lazy_tensor(
+            value.name,
+            tensor.dtype,
+            tuple(tensor.shape.numpy()),
+            partial(_read, weights, name),
+        )
+
+
+def _read(weights: Weights, name: str) -> NDArray[Any]:
+    array: NDArray[Any] = weights[name].numpy()
+    return array
+
+
+def _keep(model: Any, weights: Weights, ledger: Ledger) -> None:
+    """Replace products by quantised matrices, and lookups in them."""
+    products = BlockProducts(model, weights, ledger)
+    products.replace(find_products(model.graph))
+    replace_embeddings(model, weights, products)
+    passes.RemoveUnusedNodesPass()(model)
 
 
 def _simplify(model: Any) -> None:
     """Inline functions, fold small constants and remove unused nodes."""
-    import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
     passes.InlinePass()(model)
@@ -129,15 +169,13 @@ def _simplify(model: Any) -> None:
 
 def _reads_weight(node: Any) -> bool:
     return any(
-        value is not None and value.is_initializer() and value.name.startswith(_PREFIX)
+        value is not None and value.is_initializer() and value.name.startswith(PREFIX)
         for value in node.inputs
     )
 
 
 def _merge(model: Any) -> None:
     """Merge equal small constants and equal subexpressions, such as the mask of each layer."""
-    import onnx_ir.passes.common as passes
-
     passes.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -146,8 +184,6 @@ def _merge(model: Any) -> None:
 
 def _tidy(model: Any) -> None:
     """Name unnamed values, and remove the exporter's metadata."""
-    import onnx_ir.passes.common as passes
-
     # The exporter stores a stack trace in every node, with paths of this machine.
     passes.ClearMetadataAndDocStringPass()(model)
     passes.OutputFixPass()(model)
@@ -161,8 +197,6 @@ def _fold_transposes(model: Any) -> None:
     every load, and quantisers would not find a constant operand. A weight with a second reader (a tied
     embedding) is left as it is, so that it is stored once.
     """
-    import onnx_ir
-
     graph = model.graph
     for node in list(graph):
         if node.op_type != "Transpose" or not node.inputs[0].is_initializer():
@@ -196,7 +230,7 @@ def _audit(model: Any, decoder: Decoder) -> None:
     if missing:
         raise GateError(
             f"{len(missing)} weights of the checkpoint did not reach the graph: "
-            f"{', '.join(name.removeprefix(_PREFIX) for name in missing[:5])}",
+            f"{', '.join(name.removeprefix(PREFIX) for name in missing[:5])}",
             hint="the architecture uses its weights in a way the exporter does not see; report it",
         )
     strange = sorted(

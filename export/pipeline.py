@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..models.checkpoint import Checkpoint, Precision, load_module, open_checkpoint
+from ..models.checkpoint import Checkpoint, Precision, open_checkpoint
 from ..models.presets import resolve_arbiter, resolve_pair
-from ..models.vocabulary import SharedVocabulary, shared_vocabulary, tokenizer_json
+from ..models.vocabulary import shared_vocabulary, tokenizer_json
 from ..runtime.bundle.certificate import CERTIFICATE, write_certificate
-from ..runtime.bundle.manifest import (
-    MAX_UNSHARED,
-    GenerationDefaults,
-    Manifest,
-    ModelEntry,
-    Models,
-)
+from ..runtime.bundle.manifest import GenerationDefaults, Manifest, ModelEntry, Models
 from ..runtime.bundle.writer import BundleWriter
 from ..runtime.text.codec import TextCodec
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
+from .decoder_export import DecoderRequest, WeightChoice, export_decoder, summary_top
 from .memory import MIN_CAPACITY, ensure_fits, plan
 from .tensorrt_export import EngineExport
 from .text_gate import check_text, write_chat
@@ -41,7 +35,6 @@ PREFILL_CHUNK = 64
 
 TOKENIZER_FILE = "tokenizer.json"
 
-_CACHE_DTYPE = {"fp32": "float32", "fp16": "float16"}
 _PACKAGES = ("cospec", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -61,6 +54,8 @@ class ExportOptions:
         adapter: folder of a LoRA adapter that is merged into the target, or None.
         draft_adapter: the same for the draft.
         chat_template: export the target's chat templates; without, the bundle takes plain text only.
+        weights: `keep` leaves quantised weights in their own numbers where the graph can read them;
+            fp32 and fp16 make plain numbers of all weights.
     """
 
     target: str
@@ -74,6 +69,7 @@ class ExportOptions:
     adapter: Path | None = None
     draft_adapter: Path | None = None
     chat_template: bool = True
+    weights: WeightChoice = "keep"
 
 
 def export_bundle(
@@ -129,9 +125,18 @@ def export_bundle(
         entries: dict[str, ModelEntry] = {}
         parity: dict[str, Any] = {}
         for role, checkpoint in checkpoints.items():
-            entries[role], parity[role] = _export_model(
-                writer, role, checkpoint, options, capacity, vocabulary, report
+            request = DecoderRequest(
+                role=role,
+                checkpoint=checkpoint,
+                lowering=options.lowering,
+                precision=options.precision,
+                capacity=capacity,
+                vocabulary=vocabulary,
+                widest=options.num_draft_tokens + 1,
+                weights=options.weights,
             )
+            path = writer.path(f"{role}/model.onnx")
+            entries[role], parity[role] = export_decoder(request, path, report)
         arbiter_entry = None if arbiter is None else arbiter.add_to(writer.staging)
         ends = [end for end in target.ends if end.id < vocabulary.size]
         manifest = Manifest(
@@ -141,7 +146,7 @@ def export_bundle(
             precision=options.precision,
             capacity=capacity,
             vocab_size=vocabulary.size,
-            summary_top=_summary_top(vocabulary.size),
+            summary_top=summary_top(vocabulary.size),
             models=Models(entries["target"], entries.get("draft"), arbiter_entry),
             generation=GenerationDefaults(
                 bos_token_id=target.bos_id,
@@ -194,85 +199,6 @@ def _export_text(
     return chat, check_text(writer.staging, codec, target.tokenizer, target.name)
 
 
-def _export_model(
-    writer: BundleWriter,
-    role: str,
-    checkpoint: Checkpoint,
-    options: ExportOptions,
-    capacity: int,
-    vocabulary: SharedVocabulary,
-    report: Callable[[str], None],
-) -> tuple[ModelEntry, dict[str, Any]]:
-    """Write one graph and pass it through the gate; return its entry and the gate's report."""
-    import torch
-
-    from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
-    from ..runtime.engines.protocol import GraphShape
-    from . import gate, graph
-
-    report(f"{role}: loading the weights")
-    vocab_size, unshared = vocabulary.size, vocabulary.unshared if role == "draft" else {}
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}[options.precision]
-    module = load_module(checkpoint, dtype)
-    report(f"{role}: tracing the graph")
-    traced = graph.trace(module, options.lowering, capacity, vocab_size, unshared)
-    report(f"{role}: computing the reference")
-    probes = gate.reference(
-        module,
-        capacity,
-        vocab_size,
-        widest=options.num_draft_tokens + 1,
-        windows=_windows(checkpoint),
-        unshared=unshared,
-    )
-    report(f"{role}: writing the graph")
-    path = writer.path(f"{role}/model.onnx")
-    graph.write(traced, path)
-    shape = GraphShape(
-        capacity=capacity,
-        vocab_size=vocab_size,
-        hidden_size=traced.hidden_size,
-        summary_top=_summary_top(vocab_size),
-        kv_shapes=traced.kv_shapes,
-        cache_dtype=_CACHE_DTYPE[options.precision],
-    )
-    # The graph in memory still refers to the module's weights. Both go before ONNX Runtime loads its
-    # own copy: the export is to need the memory of one model.
-    del module, traced
-    gc.collect()
-    report(f"{role}: checking the graph")
-    low_memory = options.precision == "fp16"
-    engine = OrtEngine(path, shape, OrtOptions(provider="cpu", low_memory=low_memory))
-    measured = gate.check(engine, probes, options.precision, role)
-    entry = ModelEntry(
-        graph=f"{role}/model.onnx",
-        source=_source(checkpoint),
-        architecture=checkpoint.architecture,
-        parameters=checkpoint.parameters,
-        hidden_size=shape.hidden_size,
-        kv_shapes=shape.kv_shapes,
-        cache_dtype=shape.cache_dtype,  # type: ignore[arg-type]
-        unshared=_listed(unshared),
-    )
-    return entry, measured.to_json()
-
-
-def _source(checkpoint: Checkpoint) -> str:
-    """Return what the user named, with its adapter."""
-    adapter = checkpoint.adapter
-    if adapter is None:
-        return checkpoint.name
-    trained_on = f" (trained on {adapter.base})" if adapter.base else ""
-    return f"{checkpoint.name} with the adapter {adapter.folder}{trained_on}"
-
-
-def _listed(unshared: dict[int, str]) -> tuple[str, ...]:
-    """Return the tokens that a draft never proposes as the manifest lists them."""
-    lines = [f"{index}: {why}" for index, why in unshared.items()]
-    more = len(lines) - MAX_UNSHARED + 1
-    return tuple(lines if more <= 1 else [*lines[: MAX_UNSHARED - 1], f"and {more} more"])
-
-
 def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None:
     """Return the arbiter that goes with this pair, if there is one.
 
@@ -293,17 +219,6 @@ def _capacity(wanted: int | None, checkpoints: list[Checkpoint]) -> int:
         return wanted
     limits = [c.max_positions for c in checkpoints if c.max_positions is not None]
     return max(MIN_CAPACITY, min([DEFAULT_CAPACITY, *limits]))
-
-
-def _summary_top(vocab_size: int) -> int:
-    from .decoder import SUMMARY_TOP
-
-    return min(SUMMARY_TOP, vocab_size)
-
-
-def _windows(checkpoint: Checkpoint) -> list[int]:
-    window = getattr(checkpoint.config, "sliding_window", None)
-    return [window] if isinstance(window, int) else []
 
 
 def _versions() -> dict[str, str]:

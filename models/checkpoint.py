@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,13 +156,33 @@ def load_module(
             or of another shape.
         ResourceError: out of memory.
     """
+    module = from_files(checkpoint, dtype=dtype, attention=attention)
+    if checkpoint.adapter is not None:
+        module = merge(module, checkpoint.adapter)
+    return module.eval().requires_grad_(False)
+
+
+def from_files(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str = "eager", **settings: Any
+) -> Any:
+    """Return what transformers makes of a checkpoint's own files, with every weight accounted for.
+
+    Args:
+        checkpoint: from `open_checkpoint`.
+        dtype: of the weights in memory.
+        attention: `attn_implementation`.
+        settings: other arguments of `from_pretrained`.
+
+    Raises:
+        CheckpointError, ResourceError: see `load_module`.
+    """
     auto = transformers_class("AutoModelForCausalLM")
-    settings: dict[str, Any] = {"use_safetensors": True}
+    files: dict[str, Any] = {"use_safetensors": True}
     if checkpoint.gguf_file:
-        settings = {"gguf_file": checkpoint.gguf_file}
+        files = {"gguf_file": checkpoint.gguf_file}
     elif checkpoint.other_weights:
         body = transformers_class(checkpoint.architecture).base_model_prefix
-        settings["key_mapping"] = text_key_mapping(body)
+        files["key_mapping"] = text_key_mapping(body)
     with quiet(), blaming(checkpoint.path, "its weights cannot be loaded"):
         module, report = auto.from_pretrained(
             checkpoint.folder,
@@ -174,12 +195,22 @@ def load_module(
             output_loading_info=True,
             # Not to ignore them, but to have them in the report with the others.
             ignore_mismatched_sizes=True,
+            **files,
             **settings,
         )
-    _audit(checkpoint, module, report)
-    if checkpoint.adapter is not None:
-        module = merge(module, checkpoint.adapter)
-    return module.eval().requires_grad_(False)
+    left_over = sorted(report["unexpected_keys"] - checkpoint.other_weights)
+    if checkpoint.gguf_file:
+        header = gguf.read_header(checkpoint.path)
+        names, _ = gguf.tensor_names(header, module)
+        left_over += [tensor.name for tensor in header.tensors if tensor.name not in names]
+    audit(
+        checkpoint,
+        missing=sorted(report["missing_keys"]),
+        left_over=left_over,
+        mismatched=sorted(str(key[0]) for key in report["mismatched_keys"]),
+        broken=list(report["error_msgs"]),
+    )
+    return module
 
 
 def _open_folder(source: Source, folder: Path) -> Checkpoint:
@@ -266,20 +297,26 @@ def _default_end(config: Any) -> int | None:
     return default if isinstance(default, int) and 0 <= default < config.vocab_size else None
 
 
-def _audit(checkpoint: Checkpoint, module: Any, report: dict[str, Any]) -> None:
-    """Refuse a module that is not exactly what the files hold.
+def audit(
+    checkpoint: Checkpoint,
+    *,
+    missing: list[str],
+    left_over: list[str],
+    mismatched: list[str],
+    broken: Sequence[str] = (),
+) -> None:
+    """Refuse a checkpoint that does not hold exactly what its architecture asks for.
 
-    Tied weights and buffers that the family computes itself are no finding: transformers has
-    taken them out of its report already.
+    Tied weights and buffers that the family computes itself are no finding.
+
+    Raises:
+        CheckpointError: names up to three tensors of each kind of fault.
     """
-    left_over = sorted(report["unexpected_keys"] - checkpoint.other_weights)
-    if checkpoint.gguf_file:
-        left_over += gguf.unused_tensors(gguf.read_header(checkpoint.path), module)
     findings = {
-        "missing from the files": sorted(report["missing_keys"]),
+        "missing from the files": missing,
         "in the files but not in the architecture": left_over,
-        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
-        "not convertible": list(report["error_msgs"]),
+        "of another shape": mismatched,
+        "not convertible": broken,
     }
     lines = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -1,8 +1,8 @@
 """GGUF files: the header read and checked by ourselves, the weights through transformers.
 
 transformers turns a GGUF file into a module of the usual class, with the weights dequantised. Its
-conversion leaves out what it does not know, in silence; `check_header` and `unused_tensors` refuse
-the files for which that would give a model that computes something else.
+conversion leaves out what it does not know, in silence; `check_header` and the audit of the loader
+refuse the files for which that would give a model that computes something else.
 
 GGUFReader of the package gguf is not used for the header. A vocabulary of 152,000 tokens takes it 35
 times as long (15 s), and it trusts counts: a header of 100 bytes can keep it busy for hours.
@@ -50,6 +50,21 @@ class GgufTensor:
     shape: tuple[int, ...]
     kind: int
     offset: int
+
+    @property
+    def kind_name(self) -> str:
+        """The ggml type's name, such as Q4_K."""
+        from gguf import GGMLQuantizationType
+
+        return str(GGMLQuantizationType(self.kind).name)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the data."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(self.kind)]
+        return int(math.prod(self.shape) // block * block_bytes)
 
 
 @dataclass(frozen=True)
@@ -167,14 +182,13 @@ def check_config(file: Path, header: GgufHeader, config: Any) -> None:
             )
 
 
-def unused_tensors(header: GgufHeader, module: Any) -> list[str]:
-    """Names of the file's tensors that the converted module has no place for."""
+def tensor_names(header: GgufHeader, module: Any) -> tuple[dict[str, str], Any]:
+    """Return transformers' names of the file's tensors, and its processor that arranges their rows."""
     from transformers import modeling_gguf_pytorch_utils as conversion
 
     kind = conversion.TENSOR_PROCESSORS.get(header.architecture, conversion.TensorProcessor)
     processor = kind(config=module.config.to_dict())
-    used = conversion.get_gguf_hf_weights_map(module, processor)
-    return [tensor.name for tensor in header.tensors if tensor.name not in used]
+    return conversion.get_gguf_hf_weights_map(module, processor), processor
 
 
 def _check_length(file: Path, header: GgufHeader) -> None:
@@ -185,14 +199,19 @@ def _check_length(file: Path, header: GgufHeader) -> None:
     size = file.stat().st_size
     for tensor in header.tensors:
         try:
-            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+            block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{file}: {tensor.name} has the unknown ggml type {tensor.kind}.",
                 hint='pip install --upgrade "gguf"',
             ) from error
-        length = math.prod(tensor.shape) // block * block_bytes
-        if header.data_start + tensor.offset + length > size:
+        if tensor.shape[:1] and tensor.shape[0] % block:
+            raise CheckpointError(
+                f"{file}: {tensor.name} has rows of {tensor.shape[0]} weights; {tensor.kind_name} "
+                f"stores them in blocks of {block}.",
+                hint="The file is damaged, or was made by a broken tool: download it again.",
+            )
+        if header.data_start + tensor.offset + tensor.bytes > size:
             raise CheckpointError(
                 f"{file} is cut off: {tensor.name} ends beyond its {size} bytes.",
                 hint="Download or copy it again.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def write_gguf(
     architecture: str = "llama",
     merges: list[str] | None = None,
     sizes: dict[str, Any] | None = None,
-    tensors: dict[str, NDArray[np.float32]] | None = None,
+    tensors: dict[str, NDArray[Any]] | None = None,
+    kinds: dict[str, str] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a file.
@@ -47,6 +49,7 @@ def write_gguf(
         merges: of a byte-level vocabulary.
         sizes: keys of the architecture, without its name.
         tensors: none needed to read the tokenizer.
+        kinds: ggml types of tensors that are given as bytes [rows, bytes].
         metadata: keys below `tokenizer.`, with `__` for a dot; None leaves a key out.
     """
     writer = gguf.GGUFWriter(file, architecture)
@@ -86,9 +89,98 @@ def write_gguf(
     for name, tensor in (
         tensors or {"token_embd.weight": np.zeros((len(tokens), 8), np.float32)}
     ).items():
-        writer.add_tensor(name, tensor)
+        kind_of = (kinds or {}).get(name)
+        raw = None if kind_of is None else gguf.GGMLQuantizationType[kind_of]
+        writer.add_tensor(name, tensor, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def quantised(kind: str, rows: int, inputs: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return bytes of a kind [rows, bytes] whose weights are random, with a spread of about 0.1."""
+    from cospec.models.weights.gguf_kinds import RECORDS
+
+    record = RECORDS[kind]
+    per_record, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    data = rng.integers(0, 256, (rows, inputs // per_record * record.itemsize), dtype=np.uint8)
+    records = data.view(record)
+    # Of K-quants the scale is multiplied by another number, up to 63 or of 8 bits.
+    step = {"Q8_0": 1e-3, "Q6_K": 5e-5, "Q4_K": 5e-4, "Q5_K": 3e-4}.get(kind, 2e-2)
+    spread = 0.5 + rng.random(records.shape)
+    records["d"] = step * spread
+    for name, middle in (("m", -8.0), ("dmin", 8.0)):
+        if name in (record.names or ()):
+            records[name] = middle * step * spread * (2 if kind[1] == "5" else 1)
+    return data
+
+
+def random_gguf(
+    file: Path,
+    kind_of: Callable[[str], str],
+    *,
+    architecture: str = "llama",
+    is_tied: bool = True,
+    layers: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Write a small random model; `kind_of` returns the kind of a matrix for its name.
+
+    It has 256 inputs, the block of K-quants, and heads that are shared by two queries.
+    """
+    rng = np.random.default_rng(seed)
+    hidden, ffn, heads, kv_heads, head = 256, 512, 8, 4, 32
+    tokens = byte_level(("<s>", CONTROL), ("</s>", CONTROL), ("ab", NORMAL))
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (len(tokens), hidden)}
+    vectors = {"output_norm.weight": hidden}
+    for i in range(layers):
+        shapes |= {
+            f"blk.{i}.attn_q": (heads * head, hidden),
+            f"blk.{i}.attn_k": (kv_heads * head, hidden),
+            f"blk.{i}.attn_v": (kv_heads * head, hidden),
+            f"blk.{i}.attn_output": (hidden, heads * head),
+            f"blk.{i}.ffn_gate": (ffn, hidden),
+            f"blk.{i}.ffn_up": (ffn, hidden),
+            f"blk.{i}.ffn_down": (hidden, ffn),
+        }
+        vectors |= {f"blk.{i}.{name}_norm.weight": hidden for name in ("attn", "ffn")}
+        if architecture == "qwen2":
+            sizes = {"q": heads * head, "k": kv_heads * head, "v": kv_heads * head}
+            vectors |= {f"blk.{i}.attn_{name}.bias": size for name, size in sizes.items()}
+    if not is_tied:
+        shapes["output"] = (len(tokens), hidden)
+    tensors: dict[str, NDArray[Any]] = {}
+    kinds = {}
+    for name, shape in shapes.items():
+        kind = kind_of(name)
+        if kind in ("F32", "F16"):
+            dtype = {"F32": np.float32, "F16": np.float16}[kind]
+            tensors[f"{name}.weight"] = (0.1 * rng.standard_normal(shape)).astype(dtype)
+        else:
+            kinds[f"{name}.weight"] = kind
+            tensors[f"{name}.weight"] = quantised(kind, *shape, rng)
+    for name, size in vectors.items():
+        tensors[name] = (0.5 + rng.random(size)).astype(np.float32)
+    return write_gguf(
+        file,
+        tokens,
+        kind="gpt2",
+        architecture=architecture,
+        sizes={
+            "context_length": 128,
+            "embedding_length": hidden,
+            "feed_forward_length": ffn,
+            "block_count": layers,
+            "attention.head_count": heads,
+            "attention.head_count_kv": kv_heads,
+            "attention.key_length": head,
+            "attention.value_length": head,
+            "rope.dimension_count": head,
+        },
+        tensors=tensors,
+        kinds=kinds,
+        ggml__bos_token_id=256,
+        ggml__eos_token_id=257,
+    )

@@ -76,11 +76,26 @@ class FileEntry(Checked, frozen=True):
     sha256: Sha256
 
 
+class KeptWeights(Checked, frozen=True, kw_only=True):
+    """Weights that are stored in their author's own numbers.
+
+    `kind` is what the author calls the format, such as Q4_K. `max_error` is the largest difference from
+    what the author's library makes of them, as a share of a matrix's largest weight; 0 is bit for bit.
+    """
+
+    kind: Name
+    tensors: Size
+    weights: Large
+    bits_per_weight: Annotated[float, Meta(gt=0, le=64)]
+    max_error: Annotated[float, Meta(ge=0)] = 0.0
+
+
 class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     """One decoder. `kv_shapes` holds (KV heads, head size) for each layer.
 
     `weights` is the format that the weights were converted to after the export (see
     `calibration.weights`); None stands for the precision that the bundle was exported in.
+    `kept_weights` are those that a quantised checkpoint brought with it, by kind.
     `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None
     stands for all of them. `unshared` names the ids that a draft never proposes because they are not
     the same token in both vocabularies, each with the reason.
@@ -94,6 +109,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Meta(min_length=1, max_length=4096)]
     cache_dtype: Literal["float32", "float16"]
     weights: WeightFormat | None = None
+    kept_weights: Annotated[tuple[KeptWeights, ...], Meta(max_length=64)] = ()
     kept_tokens: Size | None = None
     unshared: Annotated[tuple[Text, ...], Meta(max_length=MAX_UNSHARED)] = ()
 

@@ -1,0 +1,205 @@
+"""One checkpoint to one graph on the disk that has passed the gate."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+
+from ..models.checkpoint import Checkpoint, Precision
+from ..models.vocabulary import SharedVocabulary
+from ..models.weights.gguf_weights import refuse_unkept
+from ..models.weights.streamed_model import streamed_model
+from ..runtime.bundle.manifest import MAX_UNSHARED, ModelEntry
+from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
+from ..runtime.engines.protocol import GraphShape
+from . import gate, graph
+from .attention import Lowering
+from .decoder import SUMMARY_TOP
+from .weights.products import halve
+from .weights.stored_matrix import Ledger
+
+WeightChoice = Literal["keep", "fp32", "fp16"]
+
+_DTYPE = {"fp32": torch.float32, "fp16": torch.float16}
+_CACHE_DTYPE = {"fp32": "float32", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class DecoderRequest:
+    """What to export, and how.
+
+    Attributes:
+        role: target or draft.
+        checkpoint: opened.
+        lowering: form of the attention block.
+        precision: of the arithmetic, the cache, and weights that are plain numbers.
+        capacity: tokens of context.
+        vocabulary: of the pair.
+        widest: the widest verify pass.
+        weights: see `pipeline.ExportOptions`.
+    """
+
+    role: str
+    checkpoint: Checkpoint
+    lowering: Lowering
+    precision: Precision
+    capacity: int
+    vocabulary: SharedVocabulary
+    widest: int
+    weights: WeightChoice
+
+    @property
+    def keeps(self) -> bool:
+        """Whether quantised weights stay in their own numbers, which the other graphs cannot read."""
+        return self.weights == "keep" and (self.lowering, self.precision) == ("gqa", "fp32")
+
+    @property
+    def halves(self) -> bool:
+        """Whether weights are stored in half precision and widened when the graph is loaded."""
+        return self.weights == "fp16" and self.precision == "fp32"
+
+    @property
+    def unshared(self) -> dict[int, str]:
+        """Tokens that are never proposed, with the reasons."""
+        return self.vocabulary.unshared if self.role == "draft" else {}
+
+
+def export_decoder(
+    request: DecoderRequest, path: Path, report: Callable[[str], None]
+) -> tuple[ModelEntry, dict[str, Any]]:
+    """Write one graph and pass it through the gate.
+
+    No more than a layer's weights are in memory, beside what running the graph takes.
+
+    Args:
+        request: what and how.
+        path: of the graph; its weights go beside it.
+        report: called with the name of each stage as it begins: five times.
+
+    Returns:
+        The manifest's entry, and the gate's report.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture, or are of a kind that is not kept.
+        GateError: the graph does not compute what the checkpoint computes.
+    """
+    role, size = request.role, request.vocabulary.size
+    ledger = Ledger() if request.keeps else None
+    if request.keeps and request.checkpoint.gguf_file:
+        refuse_unkept(request.checkpoint.path)
+    report(f"{role}: opening the weights")
+    with streamed_model(request.checkpoint, _DTYPE[request.precision]) as model:
+        report(f"{role}: tracing the graph")
+        traced = graph.trace(
+            model.hollow,
+            request.lowering,
+            request.capacity,
+            size,
+            request.unshared,
+            model.weights,
+            ledger,
+        )
+        if request.halves:
+            halve(traced.model)
+        report(f"{role}: computing the reference")
+        probes = gate.reference(
+            model.module,
+            request.capacity,
+            size,
+            request.widest,
+            _windows(request.checkpoint),
+            unshared=request.unshared,
+        )
+        report(f"{role}: writing the graph")
+        graph.write(traced, path)
+    shape = GraphShape(
+        capacity=request.capacity,
+        vocab_size=size,
+        hidden_size=traced.hidden_size,
+        summary_top=summary_top(size),
+        kv_shapes=traced.kv_shapes,
+        cache_dtype=_CACHE_DTYPE[request.precision],
+    )
+    del model, traced
+    gc.collect()
+    report(f"{role}: checking the graph")
+    kept = () if ledger is None else ledger.entries()
+    entry = ModelEntry(
+        graph=f"{role}/{path.name}",
+        source=_source(request.checkpoint),
+        architecture=request.checkpoint.architecture,
+        parameters=request.checkpoint.parameters,
+        hidden_size=shape.hidden_size,
+        kv_shapes=shape.kv_shapes,
+        cache_dtype=shape.cache_dtype,  # type: ignore[arg-type]
+        unshared=_listed(request.unshared),
+        kept_weights=kept,
+    )
+    return entry, _parity(path, shape, probes, request, quantised=bool(kept))
+
+
+def summary_top(vocab_size: int) -> int:
+    """Return how many candidates a row of the graph's summary holds."""
+    return min(SUMMARY_TOP, vocab_size)
+
+
+def _parity(
+    path: Path,
+    shape: GraphShape,
+    probes: list[gate.Probe],
+    request: DecoderRequest,
+    *,
+    quantised: bool,
+) -> dict[str, Any]:
+    """Compare the graph with the reference: computed in fp32, then as it will be run."""
+    options = OrtOptions(provider="cpu", low_memory=request.precision == "fp16")
+    tolerance = "fp16" if request.halves else request.precision
+
+    def measure(file: Path, tolerance: str) -> dict[str, Any]:
+        engine = OrtEngine(file, shape, options)
+        return gate.check(engine, probes, tolerance, request.role).to_json()
+
+    if not quantised:
+        return measure(path, tolerance)
+    exact = path.with_name("exact.onnx")
+    _compute_in_fp32(path, exact)
+    report = measure(exact, tolerance)
+    exact.unlink()
+    return {**report, "int8_activations": measure(path, "int8 activations")}
+
+
+def _compute_in_fp32(path: Path, output: Path) -> None:
+    """Write the graph with products that compute in fp32; it reads the same data file."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = 0
+    onnx.save(model, output)
+
+
+def _windows(checkpoint: Checkpoint) -> list[int]:
+    window = getattr(checkpoint.config, "sliding_window", None)
+    return [window] if isinstance(window, int) else []
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    """Return what the user named, with its adapter."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        return checkpoint.name
+    trained_on = f" (trained on {adapter.base})" if adapter.base else ""
+    return f"{checkpoint.name} with the adapter {adapter.folder}{trained_on}"
+
+
+def _listed(unshared: dict[int, str]) -> tuple[str, ...]:
+    """Return the tokens that a draft never proposes as the manifest lists them."""
+    lines = [f"{index}: {why}" for index, why in unshared.items()]
+    more = len(lines) - MAX_UNSHARED + 1
+    return tuple(lines if more <= 1 else [*lines[: MAX_UNSHARED - 1], f"and {more} more"])

@@ -1,0 +1,135 @@
+"""Exports of quantised files: graphs compute what transformers does, in fewer bytes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from gguf_files import random_gguf
+
+from cospec.errors import CheckpointError, CospecError
+from cospec.export.pipeline import ExportOptions, export_bundle
+from cospec.models.checkpoint import load_module, open_checkpoint
+from cospec.models.presets import resolve
+from cospec.runtime.bundle.manifest import KeptWeights
+from cospec.runtime.bundle.reader import Bundle
+from cospec.runtime.decoding.session import load
+
+
+def export(file, output, **options):
+    chosen = ExportOptions(str(file), draft="none", capacity=64, **options)
+    return export_bundle(chosen, output)
+
+
+def left_in(folder):
+    return [path.name for path in folder.iterdir() if not path.name.endswith(".lock")]
+
+
+def certificate(bundle):
+    return json.loads((bundle / "certificate.json").read_text())
+
+
+def kept(bundle):
+    return Bundle.open(bundle).manifest.models.target.kept_weights
+
+
+def graph(bundle):
+    return onnx.load(bundle / "target" / "model.onnx", load_external_data=False)
+
+
+def test_a_tied_file_passes_the_gate_exactly_and_is_stored_once(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q8_0", layers=1)
+    bundle = export(file, tmp_path / "bundle")
+    facts = certificate(bundle)
+    parity = facts["parity"]["target"]
+    assert parity["max_relative_error"] < 5e-5
+    assert 1e-4 < parity["int8_activations"]["max_relative_error"] < 0.1
+    matrices = 259 * 256 + 256 * (256 + 128 + 128 + 256 + 3 * 512)
+    assert kept(bundle) == (
+        KeptWeights(kind="Q8_0", tensors=8, weights=matrices, bits_per_weight=8.5, max_error=0.0),
+    )
+    files = {path.name: path.stat().st_size for path in (bundle / "target").iterdir()}
+    assert files.keys() == {"model.onnx", "model.onnx.data"}
+    assert files["model.onnx.data"] == pytest.approx(8.5 / 8 * matrices, rel=0.02)
+    operators = {node.op_type for node in graph(bundle).graph.node}
+    assert "MatMulNBits" in operators
+    assert "MatMul" not in operators
+
+
+def test_strict_output_is_the_greedy_output_of_the_dequantised_model(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", mixed, architecture="qwen2", is_tied=False)
+    bundle = export(file, tmp_path / "bundle")
+    module = load_module(open_checkpoint(resolve(str(file))), torch.float32)
+    prompt = list(range(60, 75))
+    tokens = load(bundle).continue_tokens(prompt, max_tokens=24).completion().tokens
+    ids, margins = list(prompt), []
+    with torch.no_grad():
+        for token in tokens:
+            logits = module(torch.tensor([ids])).logits[0, -1]
+            margins.append(float(logits.max() - logits[token]) / float(logits.abs().max()))
+            ids.append(token)
+    # A greedy choice but where int8 activations swap two tokens that are nearly as likely.
+    assert np.mean(np.array(margins) == 0) > 0.8
+    assert max(margins) < 0.05
+
+
+def mixed(name: str) -> str:
+    """As Q4_K_M mixes kinds: products of the same activations are of several."""
+    if name.endswith(("attn_v", "ffn_down")):
+        return "Q6_K"
+    return {"token_embd": "Q5_0", "output": "Q8_0"}.get(name, "Q4_K")
+
+
+def test_mixed_kinds_pass_the_gate_and_products_of_one_kind_are_one(tmp_path):
+    file = random_gguf(
+        tmp_path / "m.gguf", lambda name: "F16" if "output" in name else mixed(name), layers=1
+    )
+    bundle = export(file, tmp_path / "bundle")
+    facts = certificate(bundle)
+    assert facts["parity"]["target"]["max_relative_error"] < 5e-5
+    tensors = {each.kind: each.tensors for each in kept(bundle)}
+    assert tensors == {"Q4_K": 4, "Q6_K": 2, "Q5_0": 1}
+    products = [node for node in graph(bundle).graph.node if node.op_type == "MatMulNBits"]
+    widths = [next(a.i for a in node.attribute if a.name == "N") for node in products]
+    # q with k, v, gate with up, down, head; attn_output is stored in half precision
+    assert sorted(widths) == sorted([256 + 128, 128, 512 + 512, 256, 259])
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+def test_weights_are_widened_on_request(tmp_path, weights):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q4_K", layers=1)
+    bundle = export(file, tmp_path / "bundle", weights=weights)
+    assert kept(bundle) == ()
+    assert "MatMulNBits" not in {node.op_type for node in graph(bundle).graph.node}
+    matrices = 259 * 256 + 256 * (256 + 128 + 128 + 256 + 3 * 512)
+    size = (bundle / "target" / "model.onnx.data").stat().st_size
+    assert size == pytest.approx({"fp32": 4, "fp16": 2}[weights] * matrices, rel=0.02)
+
+
+def test_graphs_that_cannot_read_quantised_weights_get_plain_ones(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q4_0", layers=1)
+    bundle = export(file, tmp_path / "bundle", lowering="portable", precision="fp16")
+    assert kept(bundle) == ()
+    assert "MatMulNBits" not in {node.op_type for node in graph(bundle).graph.node}
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q8_0", layers=1)
+    content = bytearray(file.read_bytes())
+    content[-34:-32] = np.array([np.inf], dtype=np.float16).tobytes()
+    file.write_bytes(content)
+    with pytest.raises(CospecError, match="not finite"):
+        export(file, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert left_in(tmp_path) == [file.name]
+
+
+def test_a_file_that_is_cut_off_is_refused_and_nothing_is_left(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q8_0", layers=1)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut off"):
+        export(file, tmp_path / "bundle")
+    assert left_in(tmp_path) == [file.name]

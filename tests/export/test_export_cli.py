@@ -62,11 +62,11 @@ def trace_once() -> Iterator[pytest.MonkeyPatch]:
     right, kept = graph.trace, {}
 
     def trace(
-        module: Any, lowering: Lowering, capacity: int, vocab_size: int, unshared: Any
+        module: Any, lowering: Lowering, capacity: int, vocab_size: int, unshared: Any, *of: Any
     ) -> Any:
         key = (lowering, capacity, vocab_size, module.dtype, *unshared)
         if key not in kept:
-            kept[key] = right(module, lowering, capacity, vocab_size, unshared)
+            kept[key] = right(module, lowering, capacity, vocab_size, unshared, *of)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:

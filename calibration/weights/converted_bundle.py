@@ -71,6 +71,11 @@ def open_source(bundle: Path, output: Path) -> Bundle:
             hint="convert a bundle for ONNX Runtime: export without --trt",
         )
     for role, entry in decoders(manifest).items():
+        if entry.kept_weights:
+            raise UsageError(
+                f"the {role} of {source.root} keeps the quantised weights of its checkpoint",
+                hint="export it with --weights fp32, and convert that bundle",
+            )
         if entry.weights not in (None, "fp32"):
             raise UsageError(
                 f"the {role} of {source.root} was converted to {entry.weights} already",

@@ -133,7 +133,7 @@ def random_gguf(
     rng = np.random.default_rng(seed)
     hidden, ffn, heads, kv_heads, head = 256, 512, 8, 4, 32
     tokens = byte_level(("<s>", CONTROL), ("</s>", CONTROL), ("ab", NORMAL))
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (len(tokens), hidden)}
+    shapes: dict[str, tuple[int, int]] = {"token_embd": (len(tokens), hidden)}
     vectors = {"output_norm.weight": hidden}
     for i in range(layers):
         shapes |= {

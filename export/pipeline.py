@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -122,6 +123,9 @@ def export_bundle(
     with BundleWriter(output, force=options.force) as writer:
         report("checking the text")
         chat, text_facts = _export_text(writer, target, with_chat=options.chat_template)
+        # Patterns of the package regex leave garbage with finalizers. A Ctrl-C that arrives while
+        # Python collects it is lost, so it is collected before the long steps begin.
+        gc.collect()
         entries: dict[str, ModelEntry] = {}
         parity: dict[str, Any] = {}
         for role, checkpoint in checkpoints.items():

@@ -38,7 +38,7 @@ from .options import DraftLength, GenerationOptions, Mode, Overflow, takes_optio
 from .placement import Backend, place
 from .prompt import Prompt, encode_prompt
 from .scoring import score_tokens
-from .stopping import Interrupt
+from .stopping import Interrupt, interruptible
 
 __all__ = ["DraftLength", "Mode", "Overflow", "Prompt", "Session", "load"]
 
@@ -261,7 +261,7 @@ class Session:
         text = OutputText(stream_of_text, self.codec.special_tokens, plan.options)
         if plan.referee is not None:
             stream.stats.num_capped = plan.referee.num_capped
-        decoders = self.caches.decoders().values()
+        decoders = interruptible(self.caches.decoders().values())
         while stream.finish_reason is None:
             with self._lock:
                 if self._running is not stream:

@@ -75,6 +75,11 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+def interruptible(decoders: Iterable[object]) -> list[Interruptible]:
+    """Return the decoders whose passes can be ended; those of others run to their end."""
+    return [each for each in decoders if isinstance(each, Interruptible)]
+
+
 class Interrupt:
     """Ends a generation early: at a deadline, or when another thread cancels it.
 
@@ -100,14 +105,14 @@ class Interrupt:
         self._end_passes()
 
     @contextmanager
-    def ends_passes(self, decoders: Iterable[object]) -> Iterator[None]:
-        """End the passes of the body, too, on those decoders that allow it; others run to their end."""
+    def ends_passes(self, decoders: Sequence[Interruptible]) -> Iterator[None]:
+        """End the passes of the body, too, on these decoders; see `interruptible`."""
         if self._deadline is not None and self._timer is None:
             self._timer = Timer(max(0.0, self._deadline - perf_counter()), self._end_passes)
             self._timer.daemon = True
             self._timer.start()
         with self._lock:
-            self._passing = [each for each in decoders if isinstance(each, Interruptible)]
+            self._passing = decoders
         try:
             yield
         finally:

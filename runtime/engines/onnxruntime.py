@@ -136,6 +136,8 @@ class OrtDecoder(CachedSequence):
         self._device = engine.device
         self._graph = engine.graph
         self._run_options = ort.RunOptions()
+        # The default. Where it is missing, ONNX Runtime's Python raises and catches in each pass.
+        self._run_options.add_run_config_entry("gpu_graph_id", "0")
         self._cache_length = np.zeros(1, dtype=np.int64)
         optional = {each.name for each in engine.session.get_overridable_initializers()}
         self._cuts_head = LOGITS_TO_KEEP in optional

@@ -15,7 +15,7 @@ import cospec
 from cospec import SamplingParams
 from cospec.errors import UsageError
 from cospec.runtime.decoding.session import Session
-from cospec.runtime.decoding.stopping import Interrupt, StopTexts
+from cospec.runtime.decoding.stopping import Interrupt, StopTexts, interruptible
 from cospec.runtime.engines.onnxruntime import OrtOptions
 
 OPTIONS = OrtOptions(threads=1, provider="cpu")
@@ -321,7 +321,7 @@ def test_only_passes_of_the_body_are_ended():
     interrupt, recorder = Interrupt(None), Recorder()
     interrupt.cancel()
     assert recorder.calls == []
-    with interrupt.ends_passes([recorder, object()]):
+    with interrupt.ends_passes(interruptible([recorder, object()])):
         interrupt.cancel()
     interrupt.cancel()
     assert recorder.calls == ["interrupt", "resume"]

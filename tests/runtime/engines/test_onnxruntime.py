@@ -382,3 +382,10 @@ def test_threads_spin_where_onnxruntime_can_limit_it(monkeypatch, version, spins
     if spins == "1":
         limit = options.get_session_config_entry("session.intra_op.spin_duration_us")
         assert limit == str(SPIN_MICROSECONDS)
+
+
+def test_a_pass_raises_nothing_inside_of_onnxruntime(engine):
+    """Its Python asks for this entry in each pass, and a missing one is an exception each time."""
+    decoder = engine.decoder()
+    assert decoder._run_options.get_run_config_entry("gpu_graph_id") == "0"
+    assert decoder.step(PROMPT[:2]).token.shape == (2,)

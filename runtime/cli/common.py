@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ...errors import CospecError, UsageError
+from ...errors import CospecError, ResourceError, UsageError
 from ..bundle.durable import lack_of_room, write_error
 
 # What shells report for a process that Ctrl-C or SIGTERM ended.
@@ -126,6 +126,14 @@ def _run_standalone(run: Callable[[], Any], report: Callable[[object], None]) ->
         kind = type(error).__name__
         report(_error_json(kind, error.format_message(), None, error.exit_code))
         sys.exit(error.exit_code)
+    except MemoryError:
+        _end(
+            ResourceError(
+                "there is not enough memory",
+                hint="close other programs, or use a smaller model or --capacity",
+            ),
+            report,
+        )
     except BrokenPipeError:
         _discard_stdout()
         sys.exit(1)

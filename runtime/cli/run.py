@@ -24,6 +24,7 @@ from .run_output import (
     print_any_text,
     warn_if_uncertified,
 )
+from .untrusted import supervise
 
 EPILOG = """
 \b
@@ -72,6 +73,12 @@ A line of a batch is a prompt or messages, with any options that differ from the
     help="Record bad lines of a batch as errors and exit with 1. The next run tries them again.",
 )
 @engine_options
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="For a bundle from somebody you do not trust: limit the memory of the process that runs "
+    "it, and the time to load it.",
+)
 @click.option("--provenance", is_flag=True, help="Colour each token by the model that chose it.")
 @click.option("--stats", is_flag=True, help="Print statistics on stderr after each answer.")
 @click.option(
@@ -94,6 +101,7 @@ def main(
     output: Path | None,
     keep_going: bool,
     engines: EngineSettings,
+    untrusted: bool,
     provenance: bool,
     stats: bool,
     trace: Path | None,
@@ -112,7 +120,9 @@ def main(
     if prompt is None and batch is None and not chat and not terminal:
         prompt = sys.stdin.read().rstrip("\n")
     folder = find_bundle(engine_dir)
+    loaded = supervise(folder) if untrusted else lambda: None
     session = engines.load(folder)
+    loaded()
     options = session.defaults.updated(given)
     if batch is not None and output is not None:
         from .run_batch import run_batch

@@ -303,6 +303,7 @@ def fail(what: str, as_json: bool) -> None:
         "extra": MissingExtraError("torch", "export", "Exporting"),
         "plain": CospecError("no hint"),
         "pipe": BrokenPipeError(32, "Broken pipe"),
+        "memory": MemoryError(),
     }[what]
 
 
@@ -310,6 +311,12 @@ def test_ctrl_c_exits_with_130():
     result = call(fail, "interrupt")
     assert result.exit_code == 130
     assert result.stderr.strip() == "interrupted"
+
+
+def test_a_lack_of_memory_is_an_error_of_its_own():
+    result = call(fail, "memory")
+    assert result.exit_code == 7
+    assert result.stderr.startswith("error: there is not enough memory")
 
 
 def test_a_bug_is_not_swallowed():

@@ -21,6 +21,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from cospec.calibration.tables import text_table
 from cospec.runtime.decoding.session import DraftLength, Session, load
 from cospec.runtime.engines.onnxruntime import OrtOptions
 
@@ -110,12 +111,11 @@ def main(
     if as_json:
         click.echo(json.dumps({"tokens": tokens, "threads": threads, "categories": figures}))
         return
-    click.echo(f"{'category':<16}{'questions':>10}{'speed-up':>10}{'tokens/pass':>13}{'equal':>7}")
+    rows = [["category", "questions", "speed-up", "tokens/pass", "equal"]]
     for name, row in figures.items():
-        click.echo(
-            f"{name:<16}{row['questions']:>10}{row['speedup']:>10.2f}"
-            f"{row['tokens_per_pass']:>13.2f}{row['equal']:>7}"
-        )
+        numbers = f"{row['speedup']:.2f}", f"{row['tokens_per_pass']:.2f}", str(row["equal"])
+        rows.append([name, str(row["questions"]), *numbers])
+    click.echo("\n".join(text_table(rows, right=range(1, 5))))
 
 
 if __name__ == "__main__":

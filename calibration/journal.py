@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,6 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as file:
             file.write("\n" + line if self._ends_in_a_cut_line else line)
         self._ends_in_a_cut_line = False
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return the part `key`; make and add it first if it is not finished."""
-        if key not in self.done:
-            self.write(key, make())
-        return self.done[key]
 
     def clear(self) -> None:
         """Forget all parts and delete the file."""

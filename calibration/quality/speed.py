@@ -26,6 +26,7 @@ from ...runtime.cli.common import (
 )
 from ...runtime.cli.engine_settings import EngineSettings, engine_options
 from ...runtime.decoding.session import Session
+from ..tables import text_table
 from .machine_facts import machine_facts
 
 PROMPTS = (
@@ -216,20 +217,21 @@ def speed(
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as aligned text."""
-    lines = [
-        f"{'mode':<14}{'tok/s':>9}{'decode':>9}{'first ms':>10}{'speed-up':>10}{'accepted':>10}"
-        f"{'same text':>11}"
-    ]
+    cells = [["mode", "tok/s", "decode", "first ms", "speed-up", "accepted", "same text"]]
     for row in rows:
         decode, accepted = row["decode_tokens_per_second"], row["acceptance"]
-        lines.append(
-            f"{row['mode']:<14}{row['tokens_per_second']:>9.1f}"
-            f"{'-' if decode is None else format(decode, '.1f'):>9}"
-            f"{row['time_to_first_token_ms']:>10.0f}{row['speedup']:>10.2f}"
-            f"{'-' if accepted is None else format(accepted, '.0%'):>10}"
-            f"{'yes' if row['equal_to_target'] else 'no':>11}"
+        cells.append(
+            [
+                row["mode"],
+                f"{row['tokens_per_second']:.1f}",
+                "-" if decode is None else f"{decode:.1f}",
+                f"{row['time_to_first_token_ms']:.0f}",
+                f"{row['speedup']:.2f}",
+                "-" if accepted is None else f"{accepted:.0%}",
+                "yes" if row["equal_to_target"] else "no",
+            ]
         )
-    return "\n".join(lines)
+    return "\n".join(text_table(cells, right=range(1, len(cells[0]))))
 
 
 def parse_lengths(text: str) -> list[int | str]:

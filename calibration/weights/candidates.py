@@ -149,7 +149,7 @@ class Trial:
         for weights in dict.fromkeys(["fp32", *figures]):
             if weights in figures and figures[weights]["error"] is not None:
                 continue
-            self._say(f"playing {len(self._tasks)} tasks with {weights}")
+            self._say(f"answering {len(self._tasks)} tasks with {weights}")
             config = QualityConfig(self.bundle(weights))
             answers = run_modes(config, self._tasks, [Mode("target", "target")])["target"]
             right[weights] = [answer.correct for answer in answers]

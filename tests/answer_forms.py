@@ -119,6 +119,10 @@ NUMBERS = [
     ("number", "12", "The answer is 12.0", True),
     ("number", "12", "The answer is 12 (twelve)", True),
     ("number", "12", "12 or 13", False),
+    ("number", "12", "<answer>12</answer> That is 3 less than 15", True),
+    ("number", "12", '{"answer": 12, "steps": 3}', True),
+    ("number", "12000", "The answer is 12\u202f000 m.", True),
+    ("number", "1200000", "It costs 1\u00a0200\u00a0000", True),
     ("number", "12", "To answer a question takes 9/3 = 3.\n\n### Answer\n12", True),
     ("number", "12", "So 9 + 3.\n\n**Final Answer**\n\n12", True),
     ("number", "12", "The answer is 12345", False),
@@ -134,6 +138,9 @@ CHOICES = [
     ("choice", "B", "I think (B) is the right choice because A is wrong.", True),
     ("choice", "B", "Therefore, B must be the best option.", True),
     ("choice", "B", "I choose B.", True),
+    ("choice", "B", "<answer>B</answer>, and (C) is wrong", True),
+    ("choice", "B", "The answer is: **B. Paris**", True),
+    ("choice", "B", "Choice (B)", True),
     ("choice", "B", "I would go with option B", True),
     ("choice", "B", "The correct option is B.", True),
     ("choice", "B", "The correct choice: **B**", True),
@@ -158,6 +165,7 @@ TEXTS = [
     ("text", "Gödel", "Answer: Godel", True),
     ("text", "The Beatles", "The answer is: Beatles!", True),
     ("text", "Paris", "The capital is Paris", False),
+    ("text", "Paris", "<think>Rome?</think><answer> Paris </answer>\nIt lies on the Seine.", True),
     ("text", "Paris", "#### Answer\nParis\n\nIt lies on the Seine.", True),
 ]
 

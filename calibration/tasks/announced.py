@@ -47,10 +47,11 @@ _MARKER = re.compile(
     r"(?:^|(?<=\n))(?:\#{1,6}[ ]|\*\*)(?:the[ ])?(?:final[ ])?answer[ ]?(?:\*\*)?[ \t]{0,8}(?=\n)"
     r"|(?P<hash>\#\#\#\#)"
     r"|(?P<boxed>\\(?:boxed|fbox)\b)"
-    r"|\banswer\b[^.\n:=]{0,60}?(?::|=|\bis\b|\bare\b)",
+    r"|<answer>"
+    r"|(?<!/)\banswer\b[^.\n:=]{0,60}?(?::|=|\bis\b|\bare\b)",
     re.IGNORECASE,
 )
-_SEGMENT = re.compile(r"[\s*_:=~]*([^\n]{0,300})")
+_SEGMENT = re.compile(r"[\s*_:=~]*((?:(?!</answer>)[^\n]){0,300})", re.IGNORECASE)
 _HEADING = re.compile(r"\W*(?:(?:step|part)\b|\d{1,2}[.):]\s+[A-Za-z])", re.IGNORECASE)
 _FINAL = re.compile(r"[$€£]?-?[$€£]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?(?:\s[a-z]{1,20}){0,3}\.?\s*")
 _CORRECTION = re.compile(
@@ -94,9 +95,9 @@ def _without_thoughts(text: str) -> str:
 def announcements(text: str) -> list[str]:
     r"""What follows each announcement of an answer, in the order of the text.
 
-    Announcements are `####`, `Answer:`, `the answer is`, `\boxed{}` and the like. Of a box the
-    content is returned, of the others the rest of the line (or of the next, where nothing follows
-    on the same line).
+    Announcements are `####`, `Answer:`, `the answer is`, `### Answer`, `<answer>`, `\boxed{}` and the
+    like. Of a box the content is returned, of the others the rest of the line, or of the next line if
+    nothing follows on the same one.
     """
     found: list[str] = []
     ended: int | None = None

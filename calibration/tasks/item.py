@@ -13,7 +13,7 @@ A task file is JSONL in UTF-8, one object a line:
 | answer | what the checker compares with; its form is the checker's |
 | kind | optional text: the group that the task is counted under |
 | max_tokens | optional number: how long an answer may be; the caller's default without it |
-| stop | optional list of up to 16 texts: an answer ends before the first of them that occurs |
+| stop | optional text, or up to 16: an answer ends before the first of them that occurs |
 
 Other keys are errors, so that a mistyped one is not silently ignored.
 """
@@ -35,6 +35,7 @@ Message = Mapping[str, str]
 MAX_TOKENS_LIMIT = 1_000_000
 MAX_STOPS = 16
 
+_Stop = Annotated[str, Meta(min_length=1)]
 _Text = Annotated[str, matching(r"\S", "a text that is not blank")]
 
 
@@ -51,7 +52,7 @@ class _Row(Struct, forbid_unknown_fields=True):
     messages: Annotated[list[_MessageRow], Meta(min_length=1)] | None = None
     kind: _Text | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
-    stop: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)] = []
+    stop: Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | _Stop = []
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,5 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
         answer=checked.answer,
         kind=checked.kind,
         max_tokens=checked.max_tokens,
-        stop=tuple(checked.stop),
+        stop=(checked.stop,) if isinstance(checked.stop, str) else tuple(checked.stop),
     )

@@ -41,6 +41,7 @@ _REWRITES = (
     (r"\,", ""),
     (r"\$", "$"),
 )
+_GROUPED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 12 000 with a special space
 _SENTENCE_END = re.compile(r"[.;](?:\s|$)")
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -106,6 +107,7 @@ def _in_words(text: str) -> Fraction | None:
 
 
 def _tidy(text: str) -> str:
+    text = _GROUPED.sub("", text)
     for old, new in _REWRITES:
         text = text.replace(old, new)
     # The space keeps the whole part of a mixed number apart from what follows it.

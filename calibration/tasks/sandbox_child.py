@@ -61,7 +61,7 @@ _CHANGES_FILES = {
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _limit(seconds: int, memory_bytes: int) -> None:
+def _limit(seconds: int, memory_bytes: int, *, has_own_user: bool) -> None:
     """Set the limits that the system enforces; what a system does not have is left out."""
     wanted = {
         "RLIMIT_CORE": 0,
@@ -70,8 +70,9 @@ def _limit(seconds: int, memory_bytes: int) -> None:
         "RLIMIT_FSIZE": _FILE_BYTES,
         "RLIMIT_NOFILE": _OPEN_FILES,
         "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NPROC": _THREADS,
     }
+    if has_own_user:  # it counts all that the user runs
+        wanted["RLIMIT_NPROC"] = _THREADS
     for name, value in wanted.items():
         kind = getattr(resource, name, None)
         if kind is None:
@@ -220,8 +221,9 @@ def _main(settings: "dict[str, Any]") -> None:
     descriptors = [settings[name] for name in ("reader", "writer", "report") if name in settings]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    _limit(settings["cpu_seconds"], settings["memory_bytes"])
-    if settings["guard"]:
+    is_guarded = settings["guard"]
+    _limit(settings["cpu_seconds"], settings["memory_bytes"], has_own_user=not is_guarded)
+    if is_guarded:
         _guard(os.path.realpath(os.getcwd()))  # noqa: PTH109
     is_judge = "report" in settings
     objects = not is_judge or settings["objects"]

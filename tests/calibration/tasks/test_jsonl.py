@@ -36,6 +36,11 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tasks.jsonl"]
 
 
+def test_one_stop_text_needs_no_list(tmp_path):
+    (task,) = read_tasks(write(tmp_path / "t.jsonl", row(stop="Q:")))
+    assert task.stop == ("Q:",)
+
+
 def test_form_of_a_line(tmp_path):
     path = tmp_path / "tasks.jsonl"
     write_tasks(TASKS[1:2], path)
@@ -85,7 +90,8 @@ BAD = [
     (row(kind=1), "kind: expected"),
     (row(max_tokens=0), "max_tokens: expected int >= 1"),
     (row(max_tokens=True), "max_tokens: expected"),
-    (row(stop="Q:"), "stop: expected array, got str"),
+    (row(stop=1), "stop: expected"),
+    (row(stop=""), "stop: expected str of length >= 1"),
     (row(stop=[""]), "stop[0]: expected str of length >= 1"),
     (row(stop=["x"] * 17), "stop: expected array of length <= 16"),
     (row(), "the id 'a' is that of line 1"),

@@ -47,6 +47,11 @@ def test_every_example_is_numbered_listed_and_tested():
     listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
     assert listed == names
     tested = Path(__file__).read_text(encoding="utf-8")
+    for name in ("05_custom_arbiter_rule.py", "06_custom_drafter.py"):
+        imports = re.findall(
+            r"^\s*(?:from|import) (cospec\S*)", (EXAMPLES / name).read_text(), re.M
+        )
+        assert imports == ["cospec"], "an extension needs nothing but the public names"
     for name in names:
         assert f'"{name}"' in tested
         assert "\nRun:  " in (EXAMPLES / name).read_text(encoding="utf-8"), "how to run it"

@@ -148,13 +148,13 @@ class _Plans:
         from ..tensorrt.build_progress import build_bars
         from ..tensorrt.bundle_engines import prepare_engines
 
-        with build_bars() as begin:
+        with build_bars() as progress:
             prepare_engines(
                 self._bundle.root,
                 self._manifest,
                 self._trt,
                 self._sm,
-                begin,
+                progress,
                 roles=self._roles,
                 device=self._device,
                 check_hashes=check_hashes,

@@ -4,7 +4,6 @@
 |---|---|
 | `environment` | versions of the packages that exported the bundle |
 | `parity` | by role: how far the graph was from its checkpoint |
-| `kept_weights` | by role and kind: weights that keep the numbers of a quantised checkpoint |
 | `engines` | by role: what TensorRT made of the graph |
 | `quality` | what the arbiter is worth; `measured_on` has the hashes of the files it depends on |
 | `weights`, `draft_vocabulary` | how the graphs were rewritten after the export |
@@ -16,11 +15,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from ...errors import BundleError
 from .durable import write_json
-from .json_input import convert, read_json
+from .json_input import read_json
 from .manifest import EXPORT_OR_COPY_AGAIN, Manifest
 
 CERTIFICATE = "certificate.json"
@@ -44,35 +41,6 @@ def read_certificate(root: Path, manifest: Manifest) -> dict[str, Any]:
         max_bytes=MAX_CERTIFICATE_BYTES,
         error=BundleError,
         hint=EXPORT_OR_COPY_AGAIN,
-    )
-
-
-class KeptWeights(Struct, frozen=True):
-    """The weights of one kind that keep the numbers of a quantised checkpoint.
-
-    Attributes:
-        tensors: how many.
-        weights: numbers in them.
-        bits_per_weight: on the disk.
-        max_error: largest difference from the checkpoint, as a share of the largest weight of a tensor;
-            0 is exact.
-    """
-
-    tensors: int
-    weights: int
-    bits_per_weight: float
-    max_error: float
-
-
-def kept_weights(facts: dict[str, Any]) -> dict[str, dict[str, KeptWeights]]:
-    """Return the section `kept_weights` of a certificate: role -> kind -> what is kept.
-
-    Raises:
-        BundleError: it is not of that form.
-    """
-    section = facts.get("kept_weights", {})
-    return convert(
-        section, dict[str, dict[str, KeptWeights]], "certificate.kept_weights", error=BundleError
     )
 
 
@@ -103,9 +71,6 @@ def still_true(facts: dict[str, Any], changed: Collection[str], sha256_of: Hash)
     """
     parity = facts.get("parity") or {}
     kept = {**facts, "parity": {role: parity[role] for role in parity if role not in changed}}
-    if "kept_weights" in facts:
-        kinds = facts["kept_weights"]
-        kept["kept_weights"] = {role: kinds[role] for role in kinds if role not in changed}
     if kept.get("quality") is not None:
         kept["quality"] = quality_on(kept["quality"], sha256_of)
     return kept

@@ -8,7 +8,6 @@ from typing import Any
 import click
 import msgspec
 
-from ..bundle.certificate import kept_weights, read_certificate
 from ..bundle.files import format_bytes
 from ..bundle.manifest import GenerationDefaults, Manifest, ModelEntry, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
@@ -50,7 +49,7 @@ def _as_dict(bundle: Bundle) -> dict[str, Any]:
         "kv_cache_bytes": {
             role: model.cache_bytes(manifest.capacity) for role, model in _models(manifest).items()
         },
-        "models": {role: _sizes(bundle, role, entry) for role, entry in _models(manifest).items()},
+        "models": {role: _sizes(manifest, entry) for role, entry in _models(manifest).items()},
         "manifest": msgspec.to_builtins(manifest),
         "plans": [asdict(plan) for plan in PlanStore(bundle.root).stored(manifest)],
     }
@@ -77,7 +76,7 @@ def _summary(bundle: Bundle) -> list[str]:
         *(
             line
             for role, model in _models(manifest).items()
-            for line in _model_lines(bundle, role, model)
+            for line in _model_lines(manifest, role, model)
         ),
         *_arbiter_lines(manifest),
         *_engine_lines(bundle),
@@ -120,11 +119,10 @@ def _engine_lines(bundle: Bundle) -> list[str]:
     return ["engines", f"  exported for {made_for}", *(lines or ["  none built yet"])]
 
 
-def _model_lines(bundle: Bundle, role: str, model: ModelEntry) -> list[str]:
-    manifest = bundle.manifest
+def _model_lines(manifest: Manifest, role: str, model: ModelEntry) -> list[str]:
     shapes = sorted(set(model.kv_shapes))
     heads = ", ".join(f"{count} KV heads of {size}" for count, size in shapes)
-    sizes = _sizes(bundle, role, model)
+    sizes = _sizes(manifest, model)
     cache = format_bytes(sizes["kv_cache_bytes"])
     kept = []
     if model.kept_tokens is not None:
@@ -137,7 +135,7 @@ def _model_lines(bundle: Bundle, role: str, model: ModelEntry) -> list[str]:
         f"{sizes['bits_per_weight']:.3g} bits per weight",
         *(
             f"  {'' if i else 'weights':<10}  {line}"
-            for i, line in enumerate(_kinds(sizes["weights"]))
+            for i, line in enumerate(_weights(manifest, model))
         ),
         f"  layers      {len(model.kv_shapes)} with {heads}; hidden size {model.hidden_size}",
         f"  KV cache    {cache} for {manifest.capacity} tokens, {model.cache_dtype}",
@@ -146,31 +144,27 @@ def _model_lines(bundle: Bundle, role: str, model: ModelEntry) -> list[str]:
     ]
 
 
-def _sizes(bundle: Bundle, role: str, model: ModelEntry) -> dict[str, Any]:
-    """Return what a model takes on disk and in memory, and the kinds of its weights."""
-    manifest = bundle.manifest
+def _sizes(manifest: Manifest, model: ModelEntry) -> dict[str, Any]:
+    """Return what a model takes on disk and in memory."""
     disk = folder_bytes(manifest, model.graph)
     cache = model.cache_bytes(manifest.capacity)
-    kinds = kept_weights(read_certificate(bundle.root, manifest)).get(role)
     return {
         "disk_bytes": disk,
         "bits_per_weight": round(8 * disk / max(model.parameters, 1), 3),
-        "weights": msgspec.to_builtins(kinds) if kinds else model.weights or manifest.precision,
         "kv_cache_bytes": cache,
         "memory_bytes": disk + cache,
     }
 
 
-def _kinds(weights: Any) -> list[str]:
-    """Describe the weights: one format, or a line for each kind that keeps the checkpoint's numbers."""
-    if isinstance(weights, str):
-        return [weights]
-    return [
-        f"{kind}: {facts['tensors']} tensors, {facts['weights']:,} weights of "
-        f"{facts['bits_per_weight']:g} bits, "
-        + (f"off by up to {facts['max_error']:.2g}" if facts["max_error"] else "exact")
-        for kind, facts in weights.items()
+def _weights(manifest: Manifest, model: ModelEntry) -> list[str]:
+    """Describe the weights: one format, or a line for each kind that keeps its author's numbers."""
+    kinds = [
+        f"{kept.kind}: {kept.tensors} tensors, {kept.weights:,} weights of "
+        f"{kept.bits_per_weight:g} bits, "
+        + (f"off by up to {kept.max_error:.2g}" if kept.max_error else "exact")
+        for kept in model.kept_weights
     ]
+    return kinds or [model.weights or manifest.precision]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cospec.errors import BundleError, CospecError, GateError, MissingExtraError
 from cospec.runtime.bundle.manifest import (
     EnginesEntry,
     GenerationDefaults,
+    KeptWeights,
     Manifest,
     ModelEntry,
     Models,
@@ -98,37 +99,20 @@ def test_inspect_json_is_the_manifest_and_what_follows(root):
     assert facts["hashes_checked"] is False
 
 
-KINDS = {
-    "Q4_K": {"tensors": 169, "weights": 1_230_000, "bits_per_weight": 4.75, "max_error": 0.0},
-    "Q6_K": {"tensors": 29, "weights": 4_000, "bits_per_weight": 8.5, "max_error": 0.0012},
-}
-
-
-def with_certificate(folder, facts):
-    with BundleWriter(folder) as writer:
+def test_inspect_shows_the_kinds_that_were_kept(tmp_path):
+    q4 = KeptWeights(kind="Q4_K", tensors=169, weights=1_230_000, bits_per_weight=4.75)
+    q6 = KeptWeights(kind="Q6_K", tensors=29, weights=4_000, bits_per_weight=8.5, max_error=0.0012)
+    with BundleWriter(tmp_path / "kept") as writer:
         writer.path("target/model.onnx").write_bytes(b"graph")
         writer.path("tokenizer.json").write_bytes(b"{}")
-        writer.path("certificate.json").write_text(json.dumps(facts))
-        return writer.commit(replace(MANIFEST, certificate="certificate.json"))
-
-
-def test_inspect_shows_the_kinds_that_were_kept(tmp_path):
-    bundle = with_certificate(tmp_path / "kept", {"kept_weights": {"target": KINDS}})
+        models = Models(replace(TARGET, kept_weights=(q4, q6)))
+        bundle = writer.commit(replace(MANIFEST, models=models))
     assert (
         "  weights     Q4_K: 169 tensors, 1,230,000 weights of 4.75 bits, exact\n"
         "              Q6_K: 29 tensors, 4,000 weights of 8.5 bits, off by up to 0.0012\n"
     ) in call(inspect_main, bundle).stdout
     facts = json.loads(call(inspect_main, bundle, "--json").stdout)["models"]["target"]
-    assert facts["weights"] == KINDS
     assert facts["memory_bytes"] == facts["disk_bytes"] + 2 * 2 * 64 * 16 * 4
-
-
-@pytest.mark.parametrize("section", [3, [], {"target": 3}, {"target": {"Q4_K": {"tensors": "x"}}}])
-def test_inspect_refuses_a_certificate_of_another_form(tmp_path, section):
-    bundle = with_certificate(tmp_path / "odd", {"kept_weights": section})
-    result = call(inspect_main, bundle)
-    assert result.exit_code == BundleError.exit_code
-    assert "kept_weights" in result.output
 
 
 def test_inspect_shows_what_the_engines_are_for_and_which_are_there(tmp_path):

@@ -18,12 +18,11 @@ import pytest
 from cospec.errors import BackendError, BundleError, PromptError, ResourceError, UsageError
 from cospec.runtime.engines import host_memory
 from cospec.runtime.engines.onnxruntime import (
-    SPIN_MICROSECONDS,
     OrtDecoder,
     OrtEngine,
     OrtOptions,
-    _session_options,
 )
+from cospec.runtime.engines.ort_session import SPIN_MICROSECONDS, session_options_of
 from cospec.runtime.engines.protocol import GraphShape, StepOutput
 
 CAPACITY, VOCAB = 64, 320
@@ -377,7 +376,7 @@ def test_a_graph_without_the_operand_returns_every_row(load):
 def test_threads_spin_where_onnxruntime_can_limit_it(monkeypatch, version, spins):
     """A version that does not know the limit ignores it, and would spin long."""
     monkeypatch.setattr(ort, "__version__", version)
-    options = _session_options(ort, CPU)
+    options = session_options_of(ort, CPU)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
     if spins == "1":
         limit = options.get_session_config_entry("session.intra_op.spin_duration_us")

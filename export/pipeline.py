@@ -1,4 +1,4 @@
-"""The whole export: two checkpoints in, one sealed bundle out."""
+"""The whole export: from two checkpoints to one sealed bundle."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DEFAULT_CAPACITY = 2048
 """Tokens of context, unless the models are made for less."""
 
 DEFAULT_NUM_DRAFT_TOKENS = 3
-"""Verify passes are four wide then: on CPUs the last width before a pass gets dearer."""
+"""Verify passes are then four tokens wide. On CPUs, wider passes are slower."""
 
 DEFAULT_MAX_TOKENS = 256
 PREFILL_CHUNK = 64
-"""Prompt tokens per pass: keeps the activations of a 150k-word head below 200 MB."""
+"""Prompt tokens per forward pass. It keeps the activations of a 150k-word head below 200 MB."""
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -81,16 +81,16 @@ def export_bundle(
 ) -> Path:
     """Export draft and target, check both graphs, and write the bundle at `output`.
 
-    Nothing exists under that name before every graph passed the gate; on any failure nothing is left.
+    The name does not exist before every graph has passed the gate, and nothing is left after a failure.
 
     Args:
         options: what and how.
         output: the bundle's folder.
         report: called with the name of each stage as it begins; see `stages`.
-        engines: what to do for TensorRT, or None for graphs alone.
+        engines: the TensorRT part, or None for graphs only.
 
     Raises:
-        CheckpointError: a checkpoint cannot be had, is damaged, unsupported, or does not fit.
+        CheckpointError: a checkpoint cannot be downloaded, is damaged, unsupported, or does not fit.
         UsageError: an option that the models cannot honour.
         ResourceError: no room, no permission, another writer, or a bundle that is there already.
         GateError: a graph does not compute what its checkpoint computes, a prompt is not the one that
@@ -207,8 +207,8 @@ def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None
     """Return the arbiter that goes with this pair, if there is one.
 
     Raises:
-        CheckpointError: what was named is no arbiter.
-        UsageError: an arbiter without a draft to listen to.
+        CheckpointError: the folder is not an arbiter's.
+        UsageError: an arbiter without a draft.
     """
     folder = resolve_arbiter(options.target, options.draft, options.arbiter)
     if folder is None:

@@ -1,7 +1,7 @@
-"""Open a checkpoint: the facts that an export needs, and the module with its weights audited.
+"""Open checkpoints: what an export must know of them, and modules with audited weights.
 
-`open_checkpoint` reads configuration and headers only; `load_module` reads the weights. Code that
-comes with a checkpoint is never run.
+`open_checkpoint` reads configurations and headers only; `load_module` reads the weights. Code of a
+checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ BYTES_PER_WEIGHT: dict[str, int] = {"fp32": 4, "fp16": 2}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint without its weights.
+    """Everything about a checkpoint but its weights.
 
     Attributes:
-        source: what the user named.
-        folder: where its files are.
+        source: what the user passed.
+        folder: of its files.
         gguf_file: name of the GGUF file in `folder`, or None for a Hugging Face checkpoint.
         config: transformers' configuration object.
         architecture: class name, such as LlamaForCausalLM.
@@ -86,12 +86,12 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user passed."""
         return self.source.name
 
     @property
     def path(self) -> Path:
-        """The folder, or the GGUF file: what messages point at."""
+        """The folder or the GGUF file, for messages."""
         return self.folder / self.gguf_file if self.gguf_file else self.folder
 
     @functools.cached_property
@@ -115,15 +115,15 @@ class Checkpoint:
 
 
 def open_checkpoint(source: Source, adapter: Path | None = None) -> Checkpoint:
-    """Fetch what `source` names, and check and describe it without reading its weights.
+    """Fetch a checkpoint, and check and describe it without reading its weights.
 
     Args:
         source: the model.
         adapter: folder of a LoRA adapter of this model, to be merged into it.
 
     Raises:
-        CheckpointError: it cannot be had, is damaged, or is not a supported kind of model; or the
-            adapter is none of this model.
+        CheckpointError: it cannot be downloaded, is damaged, or is not a supported kind of model; or
+            the adapter belongs to another model.
         ResourceError: no room for a download.
         MissingExtraError: transformers is not installed.
     """
@@ -142,7 +142,7 @@ def open_checkpoint(source: Source, adapter: Path | None = None) -> Checkpoint:
 def load_module(
     checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str = "eager"
 ) -> torch.nn.Module:
-    """The transformers module with its weights, in eval mode and without gradients.
+    """Return the transformers module with its weights, in eval mode and without gradients.
 
     Weights are converted one tensor at a time, so there is never a second copy of the model.
 
@@ -193,7 +193,7 @@ def from_files(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            # Not to ignore them, but to have them in the report with the others.
+            # They are then listed in the report instead of raised.
             ignore_mismatched_sizes=True,
             **files,
             **settings,
@@ -229,7 +229,7 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
     sizes = weights.sizes
     if config is not whole:
         sizes = {name: size for name, size in sizes.items() if is_text_weight(name)}
-        # A text model that is wrapped has its head where the wrapper says, or where the files hold one.
+        # The wrapper says whether the head is tied; a head in the files is one of its own.
         has_head = any(name.endswith("lm_head.weight") for name in sizes)
         tied = getattr(whole, "tie_word_embeddings", False) or config.tie_word_embeddings
         config.tie_word_embeddings = tied and not has_head

@@ -1,4 +1,4 @@
-"""GGUF files: the header read and checked by ourselves, the weights through transformers.
+"""GGUF files: we read and check the header; transformers says what the tensors are.
 
 transformers turns a GGUF file into a module of the usual class, with the weights dequantised. Its
 conversion leaves out what it does not know, in silence; `check_header` and the audit of the loader
@@ -44,7 +44,7 @@ _ROTATION_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_fact
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of the header: name, shape (fastest axis first), ggml type, offset in the data."""
+    """One tensor in the header: name, shape (fastest axis first), ggml type, offset in the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything in front of the tensor data.
+    """Everything before the tensor data.
 
     Attributes:
         metadata: key to value.
@@ -83,12 +83,12 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """What the file calls its family, or an empty string."""
+        """The file's name for its family, or an empty string."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def parameters(self) -> int:
-        """Weights in the file."""
+        """Number of weights in the file."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
@@ -103,7 +103,7 @@ def read_header(file: Path) -> GgufHeader:
             header = _parse(stream)
     except (struct.error, UnicodeDecodeError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(
-            f"{file} is no valid GGUF file ({error}).", hint="Download or copy it again."
+            f"{file} is not a valid GGUF file ({error}).", hint="Download or copy it again."
         ) from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error}).") from error
@@ -117,7 +117,7 @@ def read_header(file: Path) -> GgufHeader:
 
 
 def check_header(file: Path, header: GgufHeader) -> None:
-    """Refuse a file whose conversion would not be faithful.
+    """Refuse a file that the conversion would change.
 
     Raises:
         CheckpointError: the architecture is not supported, or the file rescales its rotary
@@ -162,7 +162,7 @@ def read_config(header: GgufHeader) -> Any:
 
 
 def check_config(file: Path, header: GgufHeader, config: Any) -> None:
-    """Compare what the conversion may have lost: the sliding window and the size of a head.
+    """Check what the conversion may lose: the sliding window and the size of a head.
 
     Raises:
         CheckpointError: the converted configuration differs from the file.

@@ -22,14 +22,16 @@ from starlette.routing import Route
 
 from ..decoding.session import Session
 from .access import KnownHosts, owner_of
-from .answers import Answer, Form, TextAnswer
+from .answers import Answer, Form
 from .bodies import read_body
-from .chat_answer import ChatAnswer
+from .completion_answers import ChatAnswer, TextAnswer
 from .containment import Containment
 from .jobs import Job, Parse, Reader
 from .metrics import Metrics
 from .refusals import RefusedError, refusal_of, unknown_model
 from .requests import Defaults, Request, chat_request, completion_request
+from .responses import responses_request
+from .responses_answer import ResponsesAnswer
 from .running import ClientLeftError, EventStream, Running
 from .scheduler import Order, Scheduler
 from .token_text import TokenTexts
@@ -88,6 +90,7 @@ class Service:
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._text, methods=["POST"]),
+                Route("/v1/responses", self._responses, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
@@ -135,6 +138,9 @@ class Service:
 
     async def _text(self, http: HttpRequest) -> Response:
         return await self._answer(http, completion_request, TextAnswer)
+
+    async def _responses(self, http: HttpRequest) -> Response:
+        return await self._answer(http, responses_request, ResponsesAnswer)
 
     async def _models(self, http: HttpRequest) -> Response:
         self._owner(http)
@@ -199,11 +205,8 @@ class Service:
             self.options.defaults.model,
             f"fp_{self._session.manifest.seal[:16]}",
             self._texts,
-            streams=request.stream,
-            logprobs=request.options.logprobs is not None,
-            include_usage=request.include_usage,
+            request,
             show_cached=not self.options.hide_cached_tokens,
-            details=request.details,
             splitter=codec.split_reasoning if request.separates_reasoning else lambda prompt: None,
             calls=None if use is None else lambda: use.reader(form_of(codec, template)),
         )

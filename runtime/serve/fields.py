@@ -64,6 +64,7 @@ class Fields:
     def __init__(self, data: bytes | Raw, within: str = "") -> None:
         self._within = within
         self._left: dict[str, Raw] = {}
+        self._paths: dict[str, str] = {}
         try:
             pairs = _SPLIT.decode(data)
         except msgspec.ValidationError:
@@ -78,7 +79,7 @@ class Fields:
         seen = set()
         for name, value in pairs.items():
             if name.text in seen:
-                raise RefusedError(f"the field {self._path(name.text)!a} appears twice")
+                raise RefusedError(f"the field {self.path(name.text)!a} appears twice")
             seen.add(name.text)
             if len(value) != len(NULL) or bytes(value) != NULL:
                 self._left[name.text] = value
@@ -96,11 +97,26 @@ class Fields:
         value = self._left.pop(name, None)
         if value is None:
             raise self.missing(name)
-        return Fields(value, within=f"{self._path(name)}.")
+        return Fields(value, within=f"{self.path(name)}.")
+
+    def peek(self, name: str) -> Any:
+        """Return the plain value of a field, as `take`, and leave it to be read."""
+        value = self._left.get(name)
+        decoded = self.take(name)
+        if value is not None:
+            self._left[name] = value
+        return decoded
+
+    def adopt(self, name: str, source: Fields, inner: str) -> None:
+        """Read a field of another object, or of this one, under another name from now on."""
+        value = source._left.pop(inner, None)
+        if value is not None:
+            self._left[name] = value
+            self._paths[name] = source.path(inner)
 
     def missing(self, name: str) -> RefusedError:
         """Return the refusal of an object that lacks a field."""
-        return RefusedError(f"{self._path(name)} is missing", param=self._path(name))
+        return RefusedError(f"{self.path(name)} is missing", param=self.path(name))
 
     def take(self, name: str, kind: Any = Any) -> Any:
         """Return the value of a field, or None where it is not given.
@@ -116,7 +132,7 @@ class Fields:
         value = self._left.pop(name, None)
         if value is None:
             return None
-        path = self._path(name)
+        path = self.path(name)
         if kind is Any and len(value) > LONGEST_UNTYPED:
             raise RefusedError(f"{path} is longer than {LONGEST_UNTYPED} bytes", param=path)
         if kind is Any or Any in get_args(kind):
@@ -138,42 +154,50 @@ class Fields:
             return int(decoded)
         return decoded
 
+    def refuse(self, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuse known fields that are not supported; see `finish`."""
+        for name in unsupported:
+            if name in self._left:
+                self._refuse_unless(name, unsupported[name])
+                del self._left[name]
+
     def finish(
         self,
         unsupported: Mapping[str, tuple[Any, ...]],
         harmless: Collection[str] = (),
-        *,
-        ignore_unknown: bool = False,
     ) -> None:
         """Refuse fields that were not read.
 
         Args:
             unsupported: known fields, each with the values at which it has no effect.
             harmless: fields that have no effect whatever their value is.
-            ignore_unknown: let fields pass that are not named here.
 
         Raises:
             RefusedError: a field is unknown, or has a value that is not supported.
         """
-        for name, value in self._left.items():
-            if name in harmless or (ignore_unknown and name not in unsupported):
-                continue
-            path = self._path(name)
-            if name not in unsupported:
+        for name in self._left:
+            if name in unsupported:
+                self._refuse_unless(name, unsupported[name])
+            elif name not in harmless:
+                path = self.path(name)
                 raise RefusedError(f"unknown field {path!a}", param=path, code="unknown_parameter")
-            neutral = unsupported[name]
-            if any(_is(value, each) for each in neutral):
-                continue
-            raise RefusedError(
-                f"this server supports only {' or '.join(map(_json, neutral))} for {path}"
-                if neutral
-                else f"this server does not support {path}",
-                param=path,
-                code="unsupported_value" if neutral else "unsupported_parameter",
-            )
 
-    def _path(self, name: str) -> str:
-        return f"{self._within}{name}"[:100]
+    def _refuse_unless(self, name: str, neutral: tuple[Any, ...]) -> None:
+        """Refuse a field unless it has one of these values."""
+        if any(_is(self._left[name], each) for each in neutral):
+            return
+        path = self.path(name)
+        raise RefusedError(
+            f"this server supports only {' or '.join(map(_json, neutral))} for {path}"
+            if neutral
+            else f"this server does not support {path}",
+            param=path,
+            code="unsupported_value" if neutral else "unsupported_parameter",
+        )
+
+    def path(self, name: str) -> str:
+        """Return the name of a field as the client knows it."""
+        return self._paths.get(name, f"{self._within}{name}")[:100]
 
 
 def _check_count(value: Raw, path: str) -> None:

@@ -86,6 +86,7 @@ class Request:
         trace: report a page that shows each round.
         tool_use: tools that the model may call.
         separates_reasoning: return the reasoning of a thinking model apart from its answer.
+        echoed: fields that the answer repeats.
     """
 
     prompts: Sequence[Prompt]
@@ -99,6 +100,12 @@ class Request:
     trace: bool = False
     tool_use: ToolUse | None = None
     separates_reasoning: bool = True
+    echoed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether the answer contains log-probabilities."""
+        return self.options.logprobs is not None
 
     def options_of_choice(self, index: int) -> GenerationOptions:
         """Return the options of one choice: the choices of a prompt have successive seeds."""
@@ -122,7 +129,7 @@ def chat_request(data: bytes, defaults: Defaults) -> Request:
         raise RefusedError("top_logprobs needs logprobs: true", param="top_logprobs")
     logprobs = {"top_logprobs": (top or 0) if wanted else None}
     separates = fields.take("separate_reasoning", bool)
-    return _request(
+    return finish_request(
         fields,
         [messages],
         defaults,
@@ -150,24 +157,34 @@ def completion_request(data: bytes, defaults: Defaults) -> Request:
     if not writes:
         fields.take("max_tokens")
     logprobs = {"logprobs": fields.take("logprobs")}
-    return _request(fields, prompts, defaults, logprobs, echo=echo, writes=writes)
+    return finish_request(fields, prompts, defaults, logprobs, echo=echo, writes=writes)
 
 
-def _request(
+def finish_request(
     fields: Fields,
     prompts: Sequence[Prompt],
     defaults: Defaults,
     logprobs: Mapping[str, Any],
+    *,
+    unsupported: Mapping[str, tuple[Any, ...]] = UNSUPPORTED,
+    constraint: Mapping[str, Any] | None = None,
+    tool_use: ToolUse | None = None,
     **settings: Any,
 ) -> Request:
-    """Read what both APIs share, and refuse what is left.
+    """Read what all APIs share, and refuse what is left.
 
     Args:
         fields: of the body.
         prompts: of the request.
         defaults: of the server.
         logprobs: the number of log-probabilities, by the name of its field in this API.
-        settings: fields of the request that only one API has.
+        unsupported: see `Fields.finish`.
+        constraint: generation options of the constraint; None reads them.
+        tool_use: tools that the model may call.
+        settings: further fields of the request.
+
+    Raises:
+        RefusedError: names the field.
     """
     _check_model(fields, defaults)
     n = fields.take("n", int)
@@ -181,15 +198,15 @@ def _request(
     stream = fields.take("stream", bool) or False
     include_usage = _include_usage(fields, stream=stream)
     options = _options(fields, logprobs, defaults.options)
+    options = options.updated(read_constraint(fields) if constraint is None else constraint)
     effort = fields.take("reasoning_effort", str)
     if effort is not None:
         variables = {"reasoning_effort": effort, **options.template_args}
         options = replace(options, template_args=variables)
-    tool_use: ToolUse | None = settings.get("tool_use")
     if tool_use is not None:
         options = replace(options, tools=tool_use.schemas)
     details, trace = (fields.take(name, bool) or False for name in ("details", "trace"))
-    fields.finish({"best_of": (1, count), **UNSUPPORTED}, HARMLESS)
+    fields.finish({"best_of": (1, count), **unsupported}, HARMLESS)
     return Request(
         prompts,
         options,
@@ -198,6 +215,7 @@ def _request(
         include_usage=include_usage,
         details=details,
         trace=trace,
+        tool_use=tool_use,
         **settings,
     )
 
@@ -275,11 +293,11 @@ def _options(
         try:
             new = option.read(value)
         except OptionError as error:
-            text = text_of(error).replace(option.name, name, 1)
-            raise RefusedError(text, param=name) from None
+            text = text_of(error).replace(option.name, fields.path(name), 1)
+            raise RefusedError(text, param=fields.path(name)) from None
         if read.setdefault(option.name, new) != new:
             raise RefusedError(f"{option.name} and {name} differ", param=option.name)
-    options = defaults.updated(read | read_constraint(fields))
+    options = defaults.updated(read)
     if options.max_tokens is not None and options.min_tokens > options.max_tokens:
         raise RefusedError(
             f"min_tokens is {options.min_tokens}, above max_tokens, {options.max_tokens}",

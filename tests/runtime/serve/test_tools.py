@@ -9,9 +9,11 @@ import pytest
 
 import cospec
 from cospec.runtime.decoding.completion import Piece, Stream
+from cospec.runtime.decoding.options import GenerationOptions
 from cospec.runtime.decoding.stopping import Interrupt
 from cospec.runtime.serve.answers import Form
-from cospec.runtime.serve.chat_answer import ChatAnswer
+from cospec.runtime.serve.completion_answers import ChatAnswer
+from cospec.runtime.serve.requests import Request
 from cospec.runtime.text.chat_format import CHAT_FILE, ChatFormat
 from cospec.runtime.text.codec import TextCodec
 from cospec.runtime.text.reasoning import ReasoningMarks, ReasoningSplitter
@@ -188,7 +190,7 @@ def test_reasoning_text_and_calls_are_told_apart(streams, size):
         "tiny",
         "fp",
         None,
-        streams=streams,
+        Request([], GenerationOptions(), stream=streams),
         splitter=lambda _: ReasoningSplitter(ReasoningMarks("<think>", "</think>")),
         calls=lambda: ToolCallReader([Tool("add", {})], HERMES),
     )
@@ -221,7 +223,10 @@ def test_reasoning_text_and_calls_are_told_apart(streams, size):
 
 
 def test_a_call_that_was_cut_off_is_text_and_the_reason_stays():
-    form = Form("tiny", "fp", None, calls=lambda: ToolCallReader([Tool("add", {})], HERMES))
+    request = Request([], GenerationOptions())
+    form = Form(
+        "tiny", "fp", None, request, calls=lambda: ToolCallReader([Tool("add", {})], HERMES)
+    )
     answer = ChatAnswer(form)
     answer.open(0, [1])
     cut = '<tool_call>\n{"name": "add", "argum'

@@ -15,6 +15,8 @@ from http_server import GatedSession, Served
 import cospec
 from cospec.export.arbiter_folder import read_arbiter
 from cospec.models.tiny_pair import ARBITER
+from cospec.runtime.text.chat_format import CHAT_FILE, ChatFormat
+from cospec.runtime.text.codec import TextCodec
 
 Serve = Callable[..., AbstractContextManager[Served]]
 
@@ -33,6 +35,24 @@ def collab(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return cospec.load(
         bundle_with_arbiter(tiny_pair_bundle, arbiter.graph, folder, arbiter.threshold)
     )
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% if tools %}<tool_call> {{ tools | tojson }}{% endif %}"
+    "{% for message in messages %}{{ message.role[0] }}: {{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}A:"
+)
+
+
+@pytest.fixture(scope="session")
+def taught(
+    session: cospec.Session, tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> cospec.Session:
+    """The tiny pair with a chat template that knows tools."""
+    path = tmp_path_factory.mktemp("taught") / CHAT_FILE
+    path.write_text(ChatFormat({"default": TEMPLATE}, {"bos_token": "<s>"}).to_json())
+    codec = TextCodec(tiny_pair_bundle / session.manifest.tokenizer, path)
+    return cospec.Session(session.manifest, *session.engines, codec)
 
 
 @pytest.fixture(scope="session")

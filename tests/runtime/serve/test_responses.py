@@ -17,8 +17,6 @@ from cospec.runtime.serve.refusals import RefusedError
 from cospec.runtime.serve.requests import Defaults, Request
 from cospec.runtime.serve.responses import responses_request
 from cospec.runtime.serve.responses_answer import ResponsesAnswer
-from cospec.runtime.text.chat_format import CHAT_FILE, ChatFormat
-from cospec.runtime.text.codec import TextCodec
 from cospec.runtime.text.reasoning import ReasoningMarks, ReasoningSplitter
 from cospec.runtime.text.tool_calls import HERMES, Tool, ToolCallReader
 
@@ -206,10 +204,6 @@ def test_a_refusal_has_its_status(client):
         client.responses.create(model="other", input="x", stream=True)
 
 
-TEMPLATE = (
-    "{% if tools %}<tool_call> {{ tools | tojson }}{% endif %}"
-    "{% for message in messages %}{{ message.role[0] }}: {{ message.content or '' }}{% endfor %} A:"
-)
 ADD = {
     "type": "function",
     "name": "add",
@@ -223,12 +217,8 @@ ADD = {
 }
 
 
-def test_functions_are_called(serving, session, tiny_pair_bundle, tmp_path):
+def test_functions_are_called(serving, taught):
     pytest.importorskip("llguidance")
-    path = tmp_path / CHAT_FILE
-    path.write_text(ChatFormat({"default": TEMPLATE}, {}).to_json())
-    codec = TextCodec(tiny_pair_bundle / session.manifest.tokenizer, path)
-    taught = cospec.Session(session.manifest, *session.engines, codec)
     settings = {
         "model": "tiny",
         "input": QUESTION,

@@ -7,15 +7,12 @@ import json
 import openai
 import pytest
 
-import cospec
 from cospec.runtime.decoding.completion import Piece, Stream
 from cospec.runtime.decoding.options import GenerationOptions
 from cospec.runtime.decoding.stopping import Interrupt
 from cospec.runtime.serve.answers import Form
 from cospec.runtime.serve.completion_answers import ChatAnswer
 from cospec.runtime.serve.requests import Request
-from cospec.runtime.text.chat_format import CHAT_FILE, ChatFormat
-from cospec.runtime.text.codec import TextCodec
 from cospec.runtime.text.reasoning import ReasoningMarks, ReasoningSplitter
 from cospec.runtime.text.tool_calls import HERMES, Tool, ToolCallReader
 
@@ -38,22 +35,6 @@ def tool(name, **properties):
 NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
 ADD = tool("add", a=NUMBER, b=NUMBER)
 TIME = tool("time")
-
-
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}<tool_call> {{ tools | tojson }}\n{% endif %}"
-    "{% for message in messages %}{{ message.role[0] }}: {{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}\n{% endfor %}A:"
-)
-
-
-@pytest.fixture(scope="module")
-def taught(session, tiny_pair_bundle, tmp_path_factory):
-    """The tiny pair with a chat template that knows tools."""
-    path = tmp_path_factory.mktemp("taught") / CHAT_FILE
-    path.write_text(ChatFormat({"default": TEMPLATE}, {"bos_token": "<s>"}).to_json())
-    codec = TextCodec(tiny_pair_bundle / session.manifest.tokenizer, path)
-    return cospec.Session(session.manifest, *session.engines, codec)
 
 
 @pytest.fixture(scope="module")

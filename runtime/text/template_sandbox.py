@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame, MacroRef, operators
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import (
     ImmutableSandboxedEnvironment,
     SandboxedEscapeFormatter,
@@ -223,8 +223,9 @@ class BudgetEnvironment(ImmutableSandboxedEnvironment):
         budget.references(len(args) + len(kwargs))
         if isinstance(function, Namespace):
             raise TypeError("a namespace cannot be called")  # Jinja would write all of it out
-        if isinstance(function, type):
-            budget.entries(sum(len(value) for value in args if hasattr(value, "__len__")))
+        if not isinstance(function, Macro):  # all others may go through their arguments
+            count = sum(len(value) for value in args if hasattr(value, "__len__"))
+            (budget.entries if isinstance(function, type) else budget.references)(count)
         if isinstance(function, _METHOD_TYPES) and isinstance(function.__self__, _PLAIN):
             given = list(args)
             pay_method(budget, function.__self__, function.__name__, (given, kwargs))

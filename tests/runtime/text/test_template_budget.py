@@ -110,6 +110,7 @@ TOO_DEAR = {
     "sorted lists": often("{% set x = range(99999) | sort %}"),
     "lists": often("{% set x = range(99999) | list %}"),
     "dictionaries": often("{% set x = dict.fromkeys(range(99999)) %}"),
+    "keys of dictionaries": often("{% set x = dict.fromkeys(a) %}", LONG),
     "sets": often("{% set x = d.keys() - d.keys() %}", "{% set d = dict.fromkeys(range(9999)) %}"),
     "printed text": often("{{ a }}", LONG),
     "long conditions of loops": "{% for i in range(99999) %}{% for j in range(99999) if "

@@ -29,6 +29,18 @@ RUN_ONS = [
         "It was a mistake.\n#### 6",
         True,
     ),
+    # Nothing but the answer in the first line, and then anything.
+    ("number", "7", "7\nQz#4", True),
+    ("number", "7", " 7.\n\nThe 2 others and 5 more", True),
+    ("number", "7", "$7\nIt was 3 before.", True),
+    ("number", "9", "7\nNo, wait. The answer is 9.", True),
+    ("number", "113", "58\n+ 55\n= 113", True),
+    ("number", "113", "58 and\n55 are 113", True),
+    ("number", "7", "7\n", True),
+    ("choice", "B", "B\n\nC\n\n(D)", True),
+    ("choice", "B", "b\nC", True),
+    ("math", "7", "7\nQz#4", True),
+    ("math", "x", "x\nQz#4", False),
     # The question first, then the answer: what comes before the first question is no answer.
     ("number", "18", "Question: 9 * 2?\nAnswer: 18", True),
     ("number", "18", "Question: 9 * 2?\nAnswer: 18\nQuestion: 2+5?\nAnswer: 7", True),

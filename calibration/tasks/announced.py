@@ -8,6 +8,8 @@ r"""Find the answer in a model's text: without thoughts, without what runs on, w
 3. Within one part the last announcement counts, because models correct themselves ("The answer is
    5. Wait, I forgot one. The answer is 6."). `#### 18` ends an answer by its form: a later
    announcement counts only if words of correction (wait, actually, mistake, ...) follow at once.
+4. Without an announcement a first line that is nothing but a number (or a letter, for `choice`) is the
+   answer: a base model may run on after it in any way. Otherwise the last number (line, ...) counts.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ _MARKER = re.compile(
 )
 _SEGMENT = re.compile(r"[\s*_:=~]*((?:(?!</answer>)[^\n]){0,300})", re.IGNORECASE)
 _HEADING = re.compile(r"\W*(?:(?:step|part)\b|\d{1,2}[.):]\s+[A-Za-z])", re.IGNORECASE)
+_FIRST_LINE = re.compile(r"\s*([^\n]{1,60}?)\.?[ \t]*\n(?!\s*[-+*/=x×÷])\s*\S")
 _FINAL = re.compile(r"[$€£]?-?[$€£]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?(?:\s[a-z]{1,20}){0,3}\.?\s*")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|no[,.]|not right|sorry|correction|corrected|mistake|error|wrong|incorrect"
@@ -138,6 +141,12 @@ def _markers(text: str) -> list[re.Match[str]]:
 def last_line(text: str) -> str | None:
     """The last line that is not blank, or None."""
     return text.rstrip().rpartition("\n")[2].strip() or None
+
+
+def bare_first_line(text: str) -> str | None:
+    """The first line if more lines follow, and none of them calculates on with it; or None."""
+    match = _FIRST_LINE.match(text)
+    return match[1] if match else None
 
 
 def _in_braces(text: str, position: int) -> str | None:

@@ -65,6 +65,7 @@ def chosen_letter(text: str, letters: str = "ABCD") -> str | None:
         if said:
             return str(said[-1])
         for pattern in (
+            rf"(?m)\A[^\w\n]*({both})[^\w\n]*$",
             rf"(?m)^[^\w\n]*({both})[^\w\n]*$",
             rf"\(({upper})\)",
             rf"\A[\s*_]*({upper})[).:]",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .algebra import is_equal
-from .announced import announcements, first_answer, last_boxed, last_line
+from .announced import announcements, bare_first_line, first_answer, last_boxed, last_line
 from .number import parse_number
 
 _MAX_EXPRESSION = 2000
@@ -66,6 +66,9 @@ def _announced(part: str) -> str | None:
 
 
 def _unannounced(part: str) -> str | None:
+    bare = bare_first_line(part)
+    if bare is not None and parse_number(bare) is not None:
+        return bare
     return next(reversed(_INLINE.findall(part)), None) or last_line(part)
 
 

@@ -1,10 +1,10 @@
 r"""The checker `number`: is the final number of a text the right one.
 
-The final number is the last announced one of the first complete answer (announced.py); where none
-is announced, its last number. Of an announced equation the right-hand side counts. Read as numbers
-are `1,234.50`, `-3`, `$5`, `25%` (as 25), `3/4`, `2 1/2`, `\frac{3}{4}`, `.5`, `1e3`, `1.2 million`
-(also as 1.2) and, where announced, words up to the thousands ("three", "twenty-one"); not read are
-roots and powers.
+The final number is the last announced one of the first complete answer (announced.py); if none is
+announced, a first line that is a number, or else the last number. Of an announced equation the
+right-hand side counts. Read as numbers are `1,234.50`, `-3`, `$5`, `25%` (as 25), `3/4`, `2 1/2`,
+`\frac{3}{4}`, `.5`, `1e3`, `1.2 million` (also as 1.2) and, if announced, words up to the thousands
+("three", "twenty-one"). Roots and powers are not read.
 
 It computes with exact fractions and needs no library. math-verify was tried in its place: it takes
 the units and other numbers of a sentence for the answer, and reads no mixed numbers or words.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .announced import announcements, first_answer
+from .announced import announcements, bare_first_line, first_answer
 
 _PLAIN = r"(?:\d{1,3}(?:,\d{3}){1,130}(?!\d)|\d{1,400})(?:\.\d{1,400})?|\.\d{1,400}"
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -73,7 +73,7 @@ def parse_number(text: str) -> Fraction | None:
 
 def final_number(text: str) -> Readings | None:
     """The number that a text gives as its answer, or None where it holds none."""
-    return first_answer(text, _announced, lambda part: next(reversed(find_numbers(part)), None))
+    return first_answer(text, _announced, _unannounced)
 
 
 def _announced(text: str) -> Readings | None:
@@ -87,6 +87,11 @@ def _announced(text: str) -> Readings | None:
         if words is not None:
             return (words,)
     return None
+
+
+def _unannounced(text: str) -> Readings | None:
+    bare = parse_number(bare_first_line(text) or "")
+    return next(reversed(find_numbers(text)), None) if bare is None else (bare,)
 
 
 def _in_words(text: str) -> Fraction | None:

@@ -38,6 +38,8 @@ def pay_lipsum(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     numbers |= {name: value for name, value in kwargs.items() if isinstance(value, int)}
     numbers |= dict(zip(("n", "html", "min", "max"), args, strict=False))
     for value in numbers.values():
+        if not isinstance(value, int):
+            raise TypeError("lipsum takes numbers")  # a text would be multiplied below
         check_width(value)
     budget.write(20 * numbers["n"] * numbers["max"])
 

@@ -233,6 +233,7 @@ def test_compiling_is_bounded_too(name, outcomes):
         "{{ pay_read(1) }}",
         "{% set ns = namespace(unsafe_callable=true) %}{{ ns() }}",
         "{{ 'aaaa' | round(9, 'ceil') }}",
+        "{{ lipsum('aaaa' * 999999) }}",
     ],
 )
 def test_what_the_sandbox_refuses(source):

@@ -1,1 +1,1 @@
-"""From an ONNX graph to a TensorRT plan: devices, profiles, builder, lint, memory plan, plan store."""
+"""TensorRT: devices, building plans from ONNX graphs, checking and storing them, running them."""

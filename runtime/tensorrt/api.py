@@ -1,7 +1,7 @@
 """The TensorRT module in use, and the GPU that it would run on.
 
-TensorRT and TensorRT for RTX share one Python API under two names. The module is passed on as a
-parameter and never a global, so that both can be used, and tested, in one process.
+TensorRT and TensorRT for RTX share one Python API under two names. The module is a parameter
+everywhere, never a global, so that both can be used, and tested, in one process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from ...errors import BackendError, MissingExtraError
+from .cuda import import_cuda
 
 Flavour = Literal["tensorrt", "rtx"]
 
@@ -24,10 +27,10 @@ class Gpu:
     """A CUDA device of this machine.
 
     Attributes:
-        name: as the driver gives it.
+        name: from the driver.
         sm: compute capability, 86 for 8.6.
-        memory_bytes: all of its memory.
-        unified: whether the CPU lives in the same memory, as on Jetson.
+        memory_bytes: its whole memory.
+        unified: whether the CPU shares that memory, as on a Jetson.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Gpu:
 
 
 def import_tensorrt(flavour: Flavour | None = None) -> Any:
-    """Import TensorRT; None takes whichever flavour is installed, TensorRT itself first.
+    """Import TensorRT; None takes the flavour that is installed, TensorRT itself first.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -56,19 +59,19 @@ def import_tensorrt(flavour: Flavour | None = None) -> Any:
 
 
 def flavour_of(trt: Any) -> Flavour:
-    """Which of the two a module is."""
+    """Return which of the two a module is."""
     return "rtx" if trt.__name__.startswith("tensorrt_rtx") else "tensorrt"
 
 
 def version_of(trt: Any) -> str:
-    """Full version, such as `10.16.1.11`."""
+    """Return the full version, such as `10.16.1.11`."""
     return str(trt.__version__)
 
 
 def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version, for comparing."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+    """Return (major, minor) of a version, to compare it."""
+    found = Version(version)
+    return found.major, found.minor
 
 
 def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
@@ -85,23 +88,19 @@ def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
 
 
 def find_gpu() -> Gpu | None:
-    """Return the first CUDA device, or None where there is none or no driver.
+    """Return the first CUDA device, None without a device or a driver.
 
-    Ask this before making a TensorRT `Runtime`: without a driver some versions return one that
-    crashes the process when it is used.
+    Call this before making a TensorRT `Runtime`: without a driver some versions return one that crashes
+    the process when it is used.
 
     Raises:
-        MissingExtraError: cuda-bindings is not installed, so nobody can know.
+        MissingExtraError: cuda-bindings is not installed, so a GPU cannot be found.
     """
-    try:
-        from cuda.bindings import runtime as cudart
-    except ImportError as error:
-        raise MissingExtraError("cuda-bindings", "trt", "Looking for a GPU") from error
-    return read_gpu(cudart)
+    return read_gpu(import_cuda())
 
 
 def read_gpu(cudart: Any) -> Gpu | None:
-    """`find_gpu` with the `cuda.bindings.runtime` module given."""
+    """Return the first CUDA device of `cudart`, the module `cuda.bindings.runtime`."""
     status, count = cudart.cudaGetDeviceCount()
     if status != cudart.cudaError_t.cudaSuccess or not count:
         return None

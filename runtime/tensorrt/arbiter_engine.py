@@ -1,4 +1,4 @@
-"""The learned arbiter as a TensorRT engine, for devices that have no other runtime."""
+"""The learned arbiter as a TensorRT engine, for devices without ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _WHAT = "the arbiter's plan"
 
 
 class TensorRtArbiter:
-    """Scores blocks with a plan of the arbiter's graph; see `LearnedArbiter` for the graph.
+    """Scores blocks with a plan of the arbiter's graph, which `LearnedArbiter` describes.
 
     Args:
-        plan: the serialised engine. It is executable code: its hash must have been checked.
+        plan: the serialised engine. It is executable code: the caller has checked its hash.
         trt: the module `tensorrt` or `tensorrt_rtx`.
         cuda: the module `cuda.bindings.runtime`.
 
     Raises:
         BackendError: no GPU, or TensorRT cannot load the plan.
-        BundleError: it wants an input that the decoders do not provide.
+        BundleError: it has an input that the decoders do not provide.
     """
 
     def __init__(self, plan: bytes, *, trt: Any, cuda: Any) -> None:
@@ -53,13 +53,13 @@ class TensorRtArbiter:
         """Return the score [k] of each position of `block`.
 
         Raises:
-            BackendError: the block is longer than the plan takes, or the GPU failed.
+            BackendError: the block is longer than the plan accepts, or the GPU failed.
         """
         k = len(block.drafted)
         if k > self._longest:
             raise BackendError(
-                f"{_WHAT} takes blocks of up to {self._longest} tokens, not {k}",
-                hint="draft fewer tokens a round",
+                f"{_WHAT} accepts blocks of up to {self._longest} tokens, not {k}",
+                hint="draft fewer tokens per round",
             )
         for name, read in self._readers.items():
             rows = self._host[name][:k]

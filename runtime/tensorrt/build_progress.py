@@ -1,4 +1,4 @@
-"""A progress bar for each engine that is being built; builds on a device take minutes."""
+"""A progress bar for each build of an engine, which takes minutes on a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .builder import Progress
 
 @contextmanager
 def build_bars() -> Iterator[Callable[[str], Progress]]:
-    """Yield what `prepare_engines` calls before each build; silent when stderr is no terminal."""
+    """Yield the function that `prepare_engines` calls before each build; silent without a terminal."""
     from tqdm import tqdm
 
     bars: list[Any] = []

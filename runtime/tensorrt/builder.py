@@ -1,7 +1,7 @@
-"""ONNX -> TensorRT: parse a graph into a network, and build the network into a plan.
+"""From ONNX to TensorRT: parse a graph into a network, and build the network into a plan.
 
-Written against the Python API that TensorRT 10.3 to 11.4 and TensorRT-RTX share. Networks are
-strongly typed: the graph's own types are the engine's.
+It uses the Python API that TensorRT 10.3 to 11.4 and TensorRT-RTX share. Networks are strongly typed:
+the engine has the graph's types.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .api import flavour_of, make_logger, version_of
 from .profiles import Profile
 
 Progress = Callable[[float], None]
-"""Told the share of a build that is done, from 0 to 1."""
+"""Called with the share of a build that is done, from 0 to 1."""
 
 WORKSPACE_BYTES = 1 << 30
-"""Limit of a kernel's scratch memory; left alone, TensorRT takes what the GPU has free."""
+"""Limit of a kernel's scratch memory; by default TensorRT uses all free memory of the GPU."""
 
-# A host without a driver says so beside every real error.
+# A host without a driver logs that with every real error.
 _NO_DRIVER_NOISE = re.compile(r"cudaError\D{0,12}35\b|initialization failure with error: 35")
 
 
 @dataclass
 class BuildLog:
-    """Everything that TensorRT said, as (severity, text) in order.
+    """The log of TensorRT: (severity, text) in order.
 
-    The severities are TensorRT's own names: VERBOSE, INFO, WARNING, ERROR, INTERNAL_ERROR.
+    The severities are TensorRT's names: VERBOSE, INFO, WARNING, ERROR, INTERNAL_ERROR.
     """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, severity: str, text: str) -> None:
-        """Append a line, unless it only says that this machine has no driver."""
+        """Append a line, unless it only reports that this machine has no driver."""
         if not _NO_DRIVER_NOISE.search(text):
             self.lines.append((severity, text))
 
@@ -52,7 +52,7 @@ class BuildLog:
         return [text for severity, text in self.lines if severity == "WARNING"]
 
     def text(self) -> str:
-        """Return the whole log, a line each."""
+        """Return the whole log."""
         return "".join(f"[{severity}] {text}\n" for severity, text in self.lines)
 
 
@@ -61,10 +61,10 @@ class BuildRequest:
     """How to build one engine.
 
     Attributes:
-        profiles: in the order that the engine will number them.
+        profiles: in the order in which the engine numbers them.
         sm: compute capability to build for; None for the GPU of this machine. Only TensorRT-RTX can
             build for another one.
-        timing_cache: what an earlier build of this TensorRT on this GPU measured.
+        timing_cache: measurements of an earlier build of this TensorRT on this GPU.
     """
 
     profiles: tuple[Profile, ...]
@@ -74,14 +74,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class ParsedGraph:
-    """A network as TensorRT's parser understood it.
+    """A network as TensorRT's parser read it.
 
     Attributes:
         graph: the ONNX file.
         network: an INetworkDefinition.
-        builder: its maker, which must outlive it.
-        parser: the owner of the weights that the network refers to.
-        log: shared by parser and builder.
+        builder: made the network, and must outlive it.
+        parser: owns the weights of the network.
+        log: of parser and builder.
     """
 
     graph: Path
@@ -93,12 +93,12 @@ class ParsedGraph:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """What a build yields.
+    """The result of a build.
 
     Attributes:
         plan: the serialized engine.
-        log: what parser and builder said.
-        timing_cache: to be given to the next build; empty where the flavour keeps none.
+        log: of parser and builder.
+        timing_cache: for the next build; empty for TensorRT-RTX, which has none.
     """
 
     plan: bytes
@@ -110,14 +110,14 @@ def parse_graph(trt: Any, graph: Path) -> ParsedGraph:
     """Parse an ONNX file, and its external data, into a strongly typed network.
 
     Raises:
-        GateError: the parser does not take the graph; the message holds its own words.
+        GateError: the parser rejects the graph; the message has its errors.
         BackendError: TensorRT cannot start on this machine.
     """
     log = BuildLog()
     logger = make_logger(trt, log.add)
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # what the bindings say when there is no driver
+    except TypeError as error:  # raised by the bindings without a driver
         raise BackendError(
             f"{trt.__name__} {version_of(trt)} cannot start its builder: "
             f"{_last(log.errors()) or error}",
@@ -128,11 +128,11 @@ def parse_graph(trt: Any, graph: Path) -> ParsedGraph:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         problems = [parser.get_error(i) for i in range(parser.num_errors)]
-        # One cause shows at every layer; each is worth saying once.
-        said = dict.fromkeys(f"{p.node_operator()}: {p.desc()}".strip() for p in problems)
+        # The same error is reported for every layer.
+        reported = dict.fromkeys(f"{p.node_operator()}: {p.desc()}".strip() for p in problems)
         raise GateError(
-            f"the parser of {trt.__name__} {version_of(trt)} does not take {graph.name}: "
-            f"{'; '.join(said) or _last(log.errors())}",
+            f"the parser of {trt.__name__} {version_of(trt)} rejects {graph.name}: "
+            f"{'; '.join(reported) or _last(log.errors())}",
             hint="export with the other form: --lowering portable or --lowering scatter",
         )
     return ParsedGraph(graph, network, builder, parser, log)
@@ -146,8 +146,8 @@ def build_plan(
     Ctrl-C and SIGTERM are held back until the builder can stop, and then take effect.
 
     Raises:
-        GateError: TensorRT refuses the network; the message holds its own words.
-        BackendError: this flavour cannot build for the SM that was asked for.
+        GateError: TensorRT rejects the network; the message has its errors.
+        BackendError: this flavour cannot build for that SM.
     """
     builder, network = parsed.builder, parsed.network
     config = builder.create_builder_config()
@@ -155,7 +155,7 @@ def build_plan(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if flavour_of(trt) == "rtx":
         _aim_at(trt, config, request.sm)
-        cache = None  # RTX keeps none: it measures nothing ahead of time
+        cache = None  # RTX measures nothing ahead of time
     else:
         cache = config.create_timing_cache(request.timing_cache)
         if cache is None:  # damaged, or of another version
@@ -164,13 +164,14 @@ def build_plan(
     for profile in request.profiles:
         config.add_optimization_profile(_make_profile(builder, network, profile))
     with _interruptible() as interrupted:
-        config.progress_monitor = _make_monitor(trt, progress or _ignore, interrupted)
+        report = progress or (lambda share: None)
+        config.progress_monitor = _make_monitor(trt, report, interrupted)
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         _raise_if_about_the_precision(parsed)
-        said = "; ".join(dict.fromkeys(parsed.log.errors())) or "it gave no reason"
+        errors = "; ".join(dict.fromkeys(parsed.log.errors())) or "it reported no reason"
         raise GateError(
-            f"{trt.__name__} {version_of(trt)} cannot build {parsed.graph.name}: {said}",
+            f"{trt.__name__} {version_of(trt)} cannot build {parsed.graph.name}: {errors}",
             hint="export with the other form (--lowering portable), another --precision, or another "
             "--device",
         )
@@ -212,7 +213,7 @@ def _make_profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 
 def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
-    """Return an IProgressMonitor that folds TensorRT's nested phases into one share."""
+    """Return an IProgressMonitor that turns TensorRT's nested phases into one share."""
     steps: dict[str, int] = {}
     done: dict[str, int] = {}
     parents: dict[str, str | None] = {}
@@ -223,9 +224,9 @@ def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) ->
         inner = max((share(name) for name, parent in parents.items() if parent == phase), default=0)
         return min(1.0, (done[phase] + inner) / max(steps[phase], 1))
 
-    def tell(whole: float) -> None:
+    def report(whole: float) -> None:
         nonlocal furthest
-        if whole > furthest:  # phases overlap, and a bar that goes back tells nobody anything
+        if whole > furthest:  # phases overlap, and a bar should not go back
             furthest = whole
             progress(whole)
 
@@ -240,14 +241,14 @@ def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) ->
         def phase_finish(self, phase: str) -> None:
             with lock:
                 if phase in parents and parents.pop(phase) is None:
-                    tell(1.0)
+                    report(1.0)
 
         def step_complete(self, phase: str, step: int) -> bool:
             with lock:
                 if phase in parents:
                     done[phase] = step + 1
                     roots = (name for name, parent in parents.items() if parent is None)
-                    tell(max(map(share, roots), default=0.0))
+                    report(max(map(share, roots), default=0.0))
             return not interrupted.is_set()
 
     return Monitor()
@@ -255,9 +256,9 @@ def _make_monitor(trt: Any, progress: Progress, interrupted: threading.Event) ->
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Hold back Ctrl-C and SIGTERM until the end: an exception cannot cross the C++ of a build.
+    """Hold back Ctrl-C and SIGTERM until the end: exceptions cannot pass through a build's C++.
 
-    The event that is yielded says that one came, so that the build can stop.
+    Yields an event that is set when a signal came, so that the build can stop.
     """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -279,10 +280,6 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])
-
-
-def _ignore(share: float) -> None:
-    """Progress that nobody watches."""
 
 
 def _last(lines: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The engines of a bundle: which there are, and building those whose plan is missing or stale."""
+"""The engines of a bundle, and building those whose plan is missing or outdated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineSpec:
         role: target, draft or arbiter.
         graph: path of the ONNX file inside the bundle.
         profiles: its optimisation profiles.
-        form: what its network must look like; None for the arbiter.
+        form: the expected form of its network; None for the arbiter.
     """
 
     role: str
@@ -35,7 +35,7 @@ class EngineSpec:
     form: DecoderForm | None
 
     def key(self, files: Iterable[FileEntry], trt: Any, sm: int) -> PlanKey:
-        """Return what identifies this engine's plan for one TensorRT and SM."""
+        """Return the key of this engine's plan for a TensorRT and an SM."""
         return PlanKey(
             graph_sha256=graph_sha256(files, self.graph),
             flavour=flavour_of(trt),
@@ -109,7 +109,7 @@ def engine_specs(manifest: Manifest) -> list[EngineSpec]:
 
 
 def plan_keys(manifest: Manifest, trt: Any, sm: int) -> dict[str, PlanKey]:
-    """Return the key of every engine of a bundle by role; `PlanStore.read` takes them."""
+    """Return the key of every engine of a bundle by role, for `PlanStore.read`."""
     return {spec.role: spec.key(manifest.files, trt, sm) for spec in engine_specs(manifest)}
 
 
@@ -131,19 +131,19 @@ def prepare_engines(
         manifest: of the bundle.
         trt: the TensorRT module.
         sm: compute capability to build for.
-        begin: called with the role before each build; returns what is told its progress.
-        roles: which engines are wanted, of those that the bundle has; None for all.
+        begin: called with the role before each build; returns the progress callback of that build.
+        roles: the engines to build, of those that the bundle has; None for all.
         device: what will hold them together. Nothing is built that it has no room for; None builds
             whatever it may be.
         check_hashes: whether a plan must match its hash to be left alone. False is for a caller that
             takes it from `PlanStore.read`, which hashes what it returns: plans are large.
 
     Returns:
-        The roles that were built; the others were there.
+        The roles that were built; the other plans existed.
 
     Raises:
         UsageError: the bundle's form is not for this TensorRT.
-        GateError: TensorRT does not take a graph, or reads it as something else.
+        GateError: TensorRT rejects a graph, or parses it into another computation.
         BackendError: TensorRT cannot build here.
         ResourceError: the device cannot hold the engines, or a plan cannot be written.
     """
@@ -158,7 +158,7 @@ def prepare_engines(
             continue
         if device is not None and not built:
             wanted = [spec.role for spec in specs]
-            ensure_fits(bundle_memory(manifest, device, wanted), _cheaper(wanted))
+            ensure_fits(bundle_memory(manifest, device, wanted), _smaller(wanted))
         store.ensure_writable(key)  # before minutes of work
         progress = begin(spec.role) if begin else None
         made = build_engine(trt, root / spec.graph, spec, sm, store.timing_cache(key), progress)
@@ -169,7 +169,7 @@ def prepare_engines(
     return built
 
 
-def _cheaper(roles: Collection[str]) -> list[str]:
+def _smaller(roles: Collection[str]) -> list[str]:
     mixed = ["the draft on the CPU (--backend mixed)"] if "draft" in roles else []
     return [*mixed, "another export, with a smaller --capacity or smaller models"]
 
@@ -182,10 +182,10 @@ def build_engine(
     timing_cache: bytes = b"",
     progress: Progress | None = None,
 ) -> BuiltPlan:
-    """Parse, lint, build, and lint what the builder said.
+    """Parse, check, build, and check the builder's log.
 
     Raises:
-        GateError: TensorRT does not take the graph, or reads it as something else.
+        GateError: TensorRT rejects the graph, or parses it into another computation.
         BackendError: TensorRT cannot build here.
     """
     return build_parsed(trt, parse_spec(trt, graph, spec), spec, sm, timing_cache, progress)
@@ -195,7 +195,7 @@ def parse_spec(trt: Any, graph: Path, spec: EngineSpec) -> ParsedGraph:
     """Parse and lint the graph of an engine.
 
     Raises:
-        GateError: TensorRT does not take it, or reads it as something else.
+        GateError: TensorRT rejects it, or parses it into another computation.
     """
     parsed = parse_graph(trt, graph)
     lint_network(trt, parsed, spec.form)
@@ -211,7 +211,7 @@ def build_parsed(
     timing_cache: bytes = b"",
     progress: Progress | None = None,
 ) -> BuiltPlan:
-    """Build what `parse_spec` returned, and lint what the builder said; errors as `build_engine`."""
+    """Build the result of `parse_spec` and check the log; errors as in `build_engine`."""
     request = BuildRequest(spec.profiles, sm, timing_cache)
     made = build_plan(trt, parsed, request, progress)
     lint_build(trt, parsed, len(spec.profiles))
@@ -219,7 +219,7 @@ def build_parsed(
 
 
 def check_version(lowering: str, trt: Any) -> None:
-    """Refuse graphs that this TensorRT is too old for, before its parser says so less clearly.
+    """Refuse graphs that this TensorRT is too old for, as its parser would report that less clearly.
 
     Raises:
         BackendError: names both versions.

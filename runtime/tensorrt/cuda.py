@@ -1,7 +1,7 @@
-"""The little of CUDA that an engine needs: memory on both sides, a stream, captured graphs.
+"""The part of CUDA that an engine needs: memory of host and device, a stream, captured graphs.
 
-All of it goes through `cuda.bindings.runtime`, whose functions return an error code before their
-values. The module is a parameter, so that tests can simulate it; nothing here is a global.
+It uses `cuda.bindings.runtime`, whose functions return an error code before their values. The module
+is a parameter, so that tests can simulate it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ _HINTS = {
     "--capacity",
 }
 _LOST = (
-    "CUDA takes no more work from this process: start it again. If this comes back, report it with "
-    "the versions of TensorRT and the driver"
+    "CUDA accepts no more work from this process: start it again. If this happens again, report it "
+    "with the versions of TensorRT and the driver"
 )
 
 
 def import_cuda() -> Any:
-    """Import `cuda.bindings.runtime`, or say which extra brings it."""
+    """Import `cuda.bindings.runtime`.
+
+    Raises:
+        MissingExtraError: it is not installed; names the extra.
+    """
     try:
         from cuda.bindings import runtime
     except ImportError as error:
@@ -43,14 +47,15 @@ def import_cuda() -> Any:
 
 
 class Cuda:
-    """The current CUDA device, with errors that say what to do.
+    """The current CUDA device.
+
+    Make it before calling TensorRT: without a driver that ends the process.
 
     Args:
         runtime: the module `cuda.bindings.runtime`.
 
     Raises:
-        BackendError: there is no driver or no GPU. Find out here, before TensorRT is asked for
-            anything: without a driver its runtime takes the whole process down.
+        BackendError: there is no driver or no GPU.
     """
 
     def __init__(self, runtime: Any) -> None:
@@ -79,7 +84,7 @@ class Cuda:
 
 
 def pinned(cuda: Cuda, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Return a zeroed array in page-locked host memory, from which copies need not wait."""
+    """Return a zeroed array in page-locked host memory, whose copies run asynchronously."""
     count = math.prod(shape)
     size = max(count * np.dtype(dtype).itemsize, 1)
     address = int(cuda.call("cudaMallocHost", size))
@@ -91,9 +96,9 @@ def pinned(cuda: Cuda, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 class Stream:
-    """A stream of its own: work runs in order, and `synchronize` waits for it.
+    """A CUDA stream: work runs in order, and `synchronize` waits for it.
 
-    Never the default stream: CUDA captures no graphs on it, and TensorRT adds waits of its own there.
+    It is not the default stream, on which CUDA cannot capture graphs and TensorRT adds waits.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -127,7 +132,7 @@ class Stream:
 
     def clear(self, address: int, size: int) -> None:
         """Zero `size` bytes on the device, in stream order."""
-        # Not cudaMemset: that runs on the default stream, for which ours does not wait.
+        # Not cudaMemset, which runs on the default stream: ours does not wait for that.
         self.cuda.call("cudaMemsetAsync", address, 0, size, self._stream)
 
     def clear_rows(self, address: int, pitch: int, width: int, count: int) -> None:
@@ -135,7 +140,7 @@ class Stream:
         self.cuda.call("cudaMemset2DAsync", address, pitch, 0, width, count, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that was put on the stream is done.
+        """Wait until all work on the stream is done.
 
         Raises:
             BackendError: some of it failed.
@@ -143,13 +148,13 @@ class Stream:
         self.cuda.call("cudaStreamSynchronize", self._stream)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
-        """Record what `work` puts on this stream, without running it.
+        """Record the work that `work` puts on this stream, without running it.
 
         Raises:
-            CospecError: whatever `work` raised, or the graph cannot be made; the stream is usable.
+            CospecError: `work` raised it, or the graph cannot be made. The stream stays usable.
         """
         modes = self.cuda.runtime.cudaStreamCaptureMode
-        # Thread-local: what other threads of the application do with CUDA spoils no capture.
+        # Thread-local, so that CUDA calls of other threads do not end the capture.
         mode = modes.cudaStreamCaptureModeThreadLocal
         self.cuda.call("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -168,7 +173,7 @@ class Stream:
         self.cuda.call("cudaGraphLaunch", graph.executable, self._stream)
 
     def drain(self) -> None:
-        """Wait for what is on the stream, after an error that has been told already."""
+        """Wait for the work on the stream, after an error that was already reported."""
         with suppress(CospecError):
             self.synchronize()
 
@@ -177,18 +182,18 @@ class Stream:
         _, graph = runtime.cudaStreamEndCapture(self._stream)
         if graph is not None and int(graph):
             runtime.cudaGraphDestroy(graph)
-        runtime.cudaGetLastError()  # a failed capture would be reported by the next call again
+        runtime.cudaGetLastError()  # or the next call would report the failed capture again
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self.cuda.call("cudaMemcpyAsync", target, source, size, kind, self._stream)
 
 
 class DeviceMemory:
-    """Bytes on the device, zeroed in stream order, and freed with the object.
+    """Memory of the device, zeroed in stream order, and freed with the object.
 
     Attributes:
-        address: where they begin; CUDA aligns it to 256 bytes, as TensorRT asks.
-        size: how many.
+        address: its first byte; CUDA aligns it to 256 bytes, as TensorRT requires.
+        size: in bytes.
     """
 
     def __init__(self, stream: Stream, size: int) -> None:
@@ -200,7 +205,7 @@ class DeviceMemory:
 
 
 class CudaGraph:
-    """Work that was recorded once and starts with one call; see `Stream.capture`."""
+    """Recorded work that starts with one call; see `Stream.capture`."""
 
     def __init__(self, cuda: Cuda, executable: Any) -> None:
         self.executable = executable

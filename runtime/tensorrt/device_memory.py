@@ -1,13 +1,13 @@
-"""What the engines of a bundle will need on a device, estimated before any work is done.
+"""Memory that the engines of a bundle need on a device, estimated before they are built.
 
-An engine keeps its weights, its KV cache, scratch memory for the widest pass, and the outputs of that
-pass. All engines of a bundle are on the device together.
+An engine holds its weights, its KV cache, and scratch memory and outputs of the widest pass. All
+engines of a bundle are on the device together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ...errors import ResourceError
 from ..bundle.files import format_bytes
@@ -17,7 +17,7 @@ from .devices import Device
 CONTEXT_BYTES = 500 << 20
 """CUDA's context and TensorRT's own code. An assumption, to be replaced by what a device reports."""
 SYSTEM_BYTES = 2 << 30
-"""What a Jetson's system keeps of the memory that CPU and GPU share. An assumption as well."""
+"""Memory of a Jetson's system, which CPU and GPU share. An assumption as well."""
 
 SCRATCH_BYTES = 8 << 20
 """Scratch of an engine whatever its width: what TensorRT-RTX 1.7 reports for all but single tokens."""
@@ -31,8 +31,8 @@ class EngineMemory:
 
     Attributes:
         role: target, draft or arbiter.
-        weights: as often as the engine stores them.
-        cache: keys and values of all layers, both buffers where the cache is not written in place.
+        weights: all copies that the engine stores.
+        cache: keys and values of all layers, two buffers if the cache is not written in place.
         activations: scratch and outputs of the widest pass.
     """
 
@@ -43,7 +43,7 @@ class EngineMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all."""
         return self.weights + self.cache + self.activations
 
 
@@ -61,40 +61,36 @@ class DeviceMemory:
 
     @property
     def reserved(self) -> int:
-        """What is not for engines."""
+        """Memory that is not for engines."""
         return CONTEXT_BYTES + (SYSTEM_BYTES if self.device.unified else 0)
 
     @property
     def total(self) -> int:
-        """What is needed in all."""
+        """Memory that is needed in total."""
         return self.reserved + sum(engine.total for engine in self.engines)
 
     def lines(self) -> list[str]:
         """Return the plan for people: a line for each engine, and the sum."""
         rows = [
-            f"{engine.role:<8} {_size(engine.weights)} weights + {_size(engine.cache)} KV cache + "
-            f"{_size(engine.activations)} activations"
+            f"{engine.role:<8} {format_bytes(engine.weights)} weights + "
+            f"{format_bytes(engine.cache)} KV cache + "
+            f"{format_bytes(engine.activations)} activations"
             for engine in self.engines
         ]
         has = self.device.memory_bytes
-        of = "" if has is None else f" of {_size(has)}"
+        of = "" if has is None else f" of {format_bytes(has)}"
         return [
             f"Memory on {self.device.name}:",
             *(f"  {row}" for row in rows),
-            f"  {'system':<8} {_size(self.reserved)}",
-            f"  {'sum':<8} {_size(self.total)}{of}",
+            f"  {'system':<8} {format_bytes(self.reserved)}",
+            f"  {'sum':<8} {format_bytes(self.total)}{of}",
         ]
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as plain values."""
-        engines = {
-            engine.role: {
-                "weights": engine.weights,
-                "cache": engine.cache,
-                "activations": engine.activations,
-            }
-            for engine in self.engines
-        }
+        engines = {engine.role: asdict(engine) for engine in self.engines}
+        for values in engines.values():
+            del values["role"]
         return {
             "engines": engines,
             "reserved": self.reserved,
@@ -162,12 +158,12 @@ def bundle_memory(manifest: Manifest, device: Device, roles: Collection[str]) ->
     return DeviceMemory(device, tuple(engines))
 
 
-def ensure_fits(plan: DeviceMemory, cheaper: Sequence[str]) -> None:
+def ensure_fits(plan: DeviceMemory, smaller: Sequence[str]) -> None:
     """Refuse engines that the device cannot hold together.
 
     Args:
         plan: of all engines.
-        cheaper: what the user could ask for instead.
+        smaller: alternatives that need less memory, for the hint.
 
     Raises:
         ResourceError: the whole sum.
@@ -176,11 +172,7 @@ def ensure_fits(plan: DeviceMemory, cheaper: Sequence[str]) -> None:
     if has is None or plan.total <= has:
         return
     raise ResourceError(
-        f"the engines need {_size(plan.total)}, and {plan.device.name} has {_size(has)}.\n"
-        + "\n".join(plan.lines()),
-        hint=f"ask for less: {', '.join(cheaper)}",
+        f"the engines need {format_bytes(plan.total)}, and {plan.device.name} has "
+        f"{format_bytes(has)}.\n" + "\n".join(plan.lines()),
+        hint=f"ask for less: {', '.join(smaller)}",
     )
-
-
-def _size(count: int) -> str:
-    return format_bytes(count)

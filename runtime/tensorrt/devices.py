@@ -1,6 +1,6 @@
-"""The devices that engines are built for, and what each of them asks of a graph.
+"""The devices that engines are built for, and the graphs that each of them accepts.
 
-The TensorRT of a Jetson is that of its JetPack, which is why a board has one name for each. Sources:
+The JetPack of a Jetson decides its TensorRT, so a board has one name for each JetPack. Sources:
 NVIDIA's JetPack release notes and the version reports named in docs/tensorrt.md. The precisions of
 SM 75, 80, 86, 89 and 120 were read off the ahead-of-time builder of TensorRT-RTX 1.7; those of the
 other SMs follow from the same generation of tensor cores and are not verified.
@@ -19,7 +19,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
 
 GIB = 1 << 30
 SCATTER_SINCE = (10, 15)
-"""First TensorRT whose parser knows TensorScatter. Every TensorRT-RTX from 1.4 does."""
+"""First TensorRT whose parser reads TensorScatter. Every TensorRT-RTX from 1.4 does."""
 
 _TURING: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _AMPERE: tuple[Precision, ...] = (*_TURING, "bf16", "int4")
@@ -44,14 +44,15 @@ class Device:
     """A machine that engines are built for.
 
     Attributes:
-        name: as given to `--device`.
-        sm: compute capability of its GPU, 87 for 8.7; None for whichever GPU builds.
+        name: the value of `--device`.
+        sm: compute capability of its GPU, 87 for 8.7; None for the GPU of the machine that builds.
         flavour: which TensorRT it runs.
         trt_version: of that flavour: the JetPack's, or the newest that was checked.
         lowering: the form of the attention block that this version reads.
         precisions: of weights that its GPU computes with.
-        memory_bytes: nominal; None where the machine that builds will tell.
-        jetpack: of a Jetson, whose CPU lives in the same memory.
+        memory_bytes: nominal; None if only the machine that builds knows it.
+        jetpack: of a Jetson.
+        unified: whether CPU and GPU share the memory.
     """
 
     name: str
@@ -139,7 +140,7 @@ DEVICES: dict[str, Device] = {
         *(_card(name, sm, gib, "tensorrt") for name, (sm, gib) in _DATA_CENTRE_CARDS.items()),
     )
 }
-# JetPack 6 is one TensorRT for all of its releases.
+# All releases of JetPack 6 have the same TensorRT.
 ALIASES = {f"{name}-jp6": f"{name}-jp6.2" for name in _ORIN}
 
 GENERIC = Device(
@@ -151,7 +152,7 @@ GENERIC = Device(
     precisions=_TURING,
     memory_bytes=None,
 )
-"""Whatever machine builds later, with TensorRT 10.15 or newer."""
+"""Any machine with TensorRT 10.15 or newer, which builds the engines later."""
 
 
 def resolve_device(name: str) -> Device:
@@ -176,7 +177,7 @@ def resolve_device(name: str) -> Device:
 
 
 def device_of(gpu: Gpu, flavour: Flavour, trt_version: str) -> Device:
-    """Describe the machine at hand, from its GPU and the TensorRT that is installed."""
+    """Describe this machine, from its GPU and the TensorRT that is installed."""
     return Device(
         name=gpu.name,
         sm=gpu.sm,

@@ -1,9 +1,8 @@
-"""TensorRT: the engine of a GPU. One plan, driven through cuda-bindings, without torch.
+"""The engine of a GPU: a TensorRT plan, run through cuda-bindings, without torch.
 
-What a decoder can keep on the device stays there: the cache, the logits, and in a chain of draft steps
-the token that the next step is fed. The host gets the small summary of the rows that it asked for,
-after one wait a call. A cache that the plan writes in place is one buffer; that of the portable form
-is two, which take turns.
+The cache, the logits, and in a chain of draft steps the token for the next step stay on the device.
+The host gets the small summary of the rows that it asked for, with one wait per call. A plan that
+writes its cache in place has one buffer for it; a plan of the portable form has two, which alternate.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class TensorRtOptions:
     """How plans are run.
 
     Attributes:
-        cuda_graphs: record recurring calls as CUDA graphs, one launch each.
+        cuda_graphs: record recurring calls as CUDA graphs, which start with one launch.
     """
 
     cuda_graphs: bool = True
@@ -39,16 +38,16 @@ class TensorRtEngine(ShapedEngine):
     """A TensorRT plan of one decoder graph.
 
     Args:
-        plan: the serialised engine. It is executable code: its hash must have been checked.
+        plan: the serialised engine. It is executable code: the caller has checked its hash.
         shape: sizes of the graph, from the bundle's manifest.
         lowering: form of the graph's attention: `scatter` writes the cache in place.
         trt: the module `tensorrt` or `tensorrt_rtx`.
         cuda: the module `cuda.bindings.runtime`.
-        options: how it is run.
+        options: how to run it.
         what: names the plan in errors.
 
     Raises:
-        BackendError: no GPU, or TensorRT cannot load the plan, or it is not that of this graph.
+        BackendError: no GPU, TensorRT cannot load the plan, or it is not the plan of this graph.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class TensorRtDecoder(CachedSequence):
 
     Raises:
         ResourceError: cache and buffers do not fit the GPU.
-        BackendError: TensorRT or CUDA refuse.
+        BackendError: TensorRT or CUDA fail.
     """
 
     def __init__(self, engine: TensorRtEngine, outputs: tuple[str, ...]) -> None:
@@ -125,7 +124,7 @@ class TensorRtDecoder(CachedSequence):
         self._length = length
 
     def recording_report(self) -> dict[str, str]:
-        """Return for each recurring call whether it is a CUDA graph, and if not why; for measuring."""
+        """Return for each recurring call whether it is a CUDA graph, or why not."""
         report = {}
         for (width, chained, _, turn, outputs), run in self._runs.items():
             if self._may_record(width):
@@ -144,7 +143,7 @@ class TensorRtDecoder(CachedSequence):
         run.set_input(tokens, self._length)
         run.run(record=self._may_record(width))
         if not np.isfinite(run.output.logsumexp).all():  # type: ignore[arg-type]
-            self._clear_behind()
+            self._clear_rest()
             raise BackendError(
                 f"{self._engine.plan.what} produced numbers that are not finite",
                 hint="a value may have overflowed in fp16: export with --precision fp32",
@@ -160,8 +159,8 @@ class TensorRtDecoder(CachedSequence):
         if profile_of(widths, width) is None or (chained and profile_of(widths, 1) is None):
             ranges = ", ".join(f"{low} to {high}" for low, high in widths)
             raise BackendError(
-                f"{self._engine.plan.what} takes no pass of {width} tokens; it was built for {ranges}",
-                hint="draft fewer tokens a round, or export again with a larger --num-draft-tokens",
+                f"{self._engine.plan.what} accepts no pass of {width} tokens, only of {ranges}",
+                hint="draft fewer tokens per round, or export again with a larger --num-draft-tokens",
             )
         self._runs[key] = run = Run(
             self._buffers,
@@ -178,8 +177,8 @@ class TensorRtDecoder(CachedSequence):
     def _may_record(self, width: int) -> bool:
         return self._engine.options.cuda_graphs and is_fixed(self._engine.widths, width)
 
-    def _clear_behind(self) -> None:
-        """Zero what lies behind the cache's length: NaN there would reach later steps."""
+    def _clear_rest(self) -> None:
+        """Zero the cache after its length: NaN there would reach later steps."""
         item = np.dtype(self._shape.cache_dtype).itemsize
         for cache in self._buffers.caches:
             for name, memory in cache.items():

@@ -1,7 +1,7 @@
-"""What one call of a TensorRT decoder puts on the stream: uploads, passes, downloads.
+"""The work of one call of a TensorRT decoder: uploads, passes, downloads.
 
-A `Run` is prepared once for each width and chain length. Every address in it is fixed, so that the
-second time the whole of it, copies included, is recorded as one CUDA graph.
+A `Run` is prepared once for each width and chain length. All its addresses are fixed, so that its
+second run is recorded as one CUDA graph, copies included.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Buffers:
     """Device memory of one decoder, sized for its widest pass.
 
     Args:
-        plan: the engine's plan; its tensors are as in `decoder_tensors`.
+        plan: the engine's plan, with the tensors of `decoder_tensors`.
         widest: tokens of the widest pass.
-        copies: caches: one that is written in place, or two that take turns.
-        stream: on which they are cleared.
+        copies: number of caches: one that is written in place, or two that alternate.
+        stream: clears them.
 
     Raises:
         ResourceError: they do not fit the GPU.
@@ -41,7 +41,7 @@ class Buffers:
         self.caches: list[dict[str, DeviceMemory]] = [{} for _ in range(copies)]
         for name, tensor in plan.tensors.items():
             item = np.dtype(tensor.dtype).itemsize
-            # Zeroed, because a masked position is multiplied by zero: stray NaN bytes survive that.
+            # Zeroed: masked positions are multiplied by zero, which NaN in old bytes would survive.
             if name.startswith("past."):
                 for cache in self.caches:
                     size = item * math.prod(tensor.shape)
@@ -54,7 +54,7 @@ class Buffers:
         self.scratch = DeviceMemory(stream, scratch_bytes(plan))
 
     def address(self, name: str, row: int = 0) -> int:
-        """Return where a tensor begins, or its row `row`."""
+        """Return the address of a tensor, or of its row `row`."""
         return self._memory[name].address + row * self.bytes_per_row[name]
 
     def addresses(self, turn: int) -> dict[str, int]:
@@ -70,9 +70,9 @@ class Buffers:
 class Contexts:
     """The execution contexts of one decoder.
 
-    Each width that recurs has a context of its own, because a CUDA graph refers to the state of the
-    context that it was recorded from (NVIDIA's advice: one context per graph, memory shared). Other
-    widths, the remainders of prompts, share one and set its shape each time.
+    Each width that recurs has a context of its own, because a CUDA graph refers to the state of its
+    context (NVIDIA advises one context per graph with shared memory). Other widths, the last chunks
+    of prompts, share one context and set its shape each time.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Contexts:
         self._made: dict[tuple[int, int, int], Context] = {}
 
     def of(self, width: int, turn: int) -> Context:
-        """Return a context that is set up for a pass of `width` tokens over the cache `turn`."""
+        """Return a context for a pass of `width` tokens over the cache `turn`."""
         profile = profile_of(self._widths, width)
         assert profile is not None, "the decoder has checked the width"
         key = (profile, width if is_fixed(self._widths, width) else 0, turn)
@@ -99,29 +99,29 @@ class Contexts:
 
 
 def profile_of(widths: list[tuple[int, int]], width: int) -> int | None:
-    """Return the profile that is made for passes of `width`: the tightest of those that take it."""
+    """Return the narrowest profile that accepts passes of `width`, None if none does."""
     fitting = [i for i, (low, high) in enumerate(widths) if low <= width <= high]
     return min(fitting, key=lambda i: widths[i][1] - widths[i][0], default=None)
 
 
 def is_fixed(widths: list[tuple[int, int]], width: int) -> bool:
-    """Say whether passes of `width` recur: it is not left to the profile for prompts, the widest."""
+    """Return whether passes of `width` recur: they do not use the widest profile, that of prompts."""
     widest = max(range(len(widths)), key=lambda i: (widths[i][1], -widths[i][0]))
     return profile_of(widths, width) != widest
 
 
 class Run:
-    """One call's work: a pass over `width` tokens, and `chained` passes that feed on each other.
+    """The work of one call: a pass over `width` tokens, and `chained` passes that feed on each other.
 
     Args:
         buffers: the decoder's device memory.
         contexts: the decoder's contexts.
-        stream: where it runs.
+        stream: on which it runs.
         width: tokens of the first pass.
-        chained: further passes of one token, each fed the most likely token of the one before.
-        last_rows: return the last row of each pass instead of all rows of the only one.
+        chained: further passes of one token: the most likely token of the pass before.
+        last_rows: return the last row of each pass instead of all rows of the first.
         turn: the cache that the first pass reads.
-        outputs: what comes back to the host, with the tensors' types.
+        outputs: the tensors to copy to the host.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Run:
         self.not_recorded: str | None = None
 
     def set_input(self, tokens: Any, length: int) -> None:
-        """Write what the next run feeds: `tokens` at position `length` of the cache."""
+        """Set the input of the next run: `tokens` at position `length` of the cache."""
         self.input_ids[0] = tokens
         self.lengths[0] = length
         self.lengths[1:] = np.arange(length + self._widths[0], length + self.tokens)
@@ -168,18 +168,17 @@ class Run:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the next run is the launch of a graph."""
+        """Whether the next run launches a graph."""
         return self._graph is not None
 
     def run(self, *, record: bool) -> None:
-        """Run and wait for the end: the one host synchronisation of a call.
+        """Run and wait for the end: the only host synchronisation of a call.
 
         Args:
-            record: make a graph of it once it has run plainly, which is when TensorRT has done what
-                it does at first use.
+            record: make a graph of it after its first run, in which TensorRT initialises itself.
 
         Raises:
-            CospecError: nothing of it counts.
+            CospecError: its results cannot be used.
         """
         if record and self._graph is None and self._runs and self.not_recorded is None:
             self._record()

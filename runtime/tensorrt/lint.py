@@ -1,9 +1,9 @@
-"""The lint of a parsed network, and of what the builder says of it.
+"""Checks of a parsed network, and of the builder's log.
 
-TensorRT's parser reads some correct graphs as other ones, without an error: it drops the
-`nonpad_kv_seqlen` of an Attention node and then masks as if the cache were empty, it ignores inputs and
-attributes that it does not know, and its builder only warns of profiles that contradict each other. So
-what is checked is the network that came out, not the graph that went in.
+TensorRT's parser turns some correct graphs into other computations without an error: it drops the
+`nonpad_kv_seqlen` of an Attention node and then masks as if the cache were empty, and it ignores inputs
+and attributes that it does not know. Its builder only warns of profiles that contradict each other. So
+the network is checked, not the graph.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .builder import BuildLog, ParsedGraph
 from .devices import Lowering
 
 _HINT = (
-    "nothing was written; the engine would decode wrongly or slowly. Report the checkpoint and the "
+    "nothing was written, as the engine would decode wrongly or slowly. Report the checkpoint and the "
     "versions of TensorRT and cospec"
 )
 
 
 @dataclass(frozen=True)
 class DecoderForm:
-    """What a decoder's network has to look like.
+    """The expected form of a decoder's network.
 
     Attributes:
         lowering: the form of its attention blocks.
-        layers: how many there are.
+        layers: number of attention blocks.
         capacity: tokens in the cache.
     """
 
@@ -61,7 +61,7 @@ class Network:
                 self.producer[layer.get_output(index).name] = layer
 
     def of_type(self, name: str) -> list[Any]:
-        """Return the layers of a LayerType; none where this version does not have it."""
+        """Return the layers of a LayerType; none if this version does not have it."""
         kind = getattr(self.trt.LayerType, name, None)
         return [layer for layer in self.layers if kind is not None and layer.type == kind]
 
@@ -70,7 +70,7 @@ class Network:
         return [_attention(self.trt, layer) for layer in self.of_type("ATTENTION_INPUT")]
 
     def reached_by(self, name: str) -> set[str]:
-        """Return the network inputs that the tensor `name` is computed from."""
+        """Return the network inputs that the tensor `name` depends on."""
         seen, todo = {name}, [name]
         while todo:
             layer = self.producer.get(todo.pop())
@@ -82,7 +82,7 @@ class Network:
 
 
 def inputs_of(layer: Any) -> list[Any]:
-    """Return the tensors that a layer reads; optional ones that are absent are left out."""
+    """Return the tensors that a layer reads; without optional ones that are absent."""
     tensors = (layer.get_input(index) for index in range(layer.num_inputs))
     return [tensor for tensor in tensors if tensor is not None]
 
@@ -91,7 +91,7 @@ def lint_network(trt: Any, parsed: ParsedGraph, form: DecoderForm | None) -> Non
     """Check a parsed network; `form` is None for the arbiter, which has no cache and no attention.
 
     Raises:
-        GateError: the first thing that is not as it must be.
+        GateError: names the first problem.
     """
     network = Network(trt, parsed.network)
     unused = [name for name in network.inputs if name not in network.consumed]
@@ -104,9 +104,9 @@ def lint_network(trt: Any, parsed: ParsedGraph, form: DecoderForm | None) -> Non
             if name not in there:
                 _refuse(parsed, f"the cache tensor {name} is missing")
         if form.lowering == "scatter":
-            _check_alias(parsed, network, past, present)
+            _check_update(parsed, network, "KV_CACHE_UPDATE", past, present)
         else:
-            _check_scatter(parsed, network, past, present)
+            _check_update(parsed, network, "SCATTER", past, present)
     attentions = network.attentions()
     for attention in attentions:
         _check_attention(parsed, attention, form)
@@ -121,15 +121,15 @@ def lint_network(trt: Any, parsed: ParsedGraph, form: DecoderForm | None) -> Non
 
 
 def lint_build(trt: Any, parsed: ParsedGraph, profiles: int) -> None:
-    """Check what the builder said: profiles that agree, and a fused kernel for every Attention.
+    """Check the builder's log: profiles that agree, and a fused kernel for every Attention.
 
     Raises:
-        GateError: the first thing that is not as it must be.
+        GateError: names the first problem.
     """
     contradictions = [text for text in parsed.log.warnings() if "not self-consistent" in text]
     if contradictions:
         _refuse(parsed, f"an optimisation profile contradicts the graph: {contradictions[0]}")
-    if flavour_of(trt) == "rtx":  # other builders name their kernels otherwise
+    if flavour_of(trt) == "rtx":  # other builders have other names for kernels
         attentions = Network(trt, parsed.network).attentions()
         wanted = profiles * len([a for a in attentions if has_fused_kernel(a)])
         fused = len(fused_attention_kernels(parsed.log))
@@ -141,10 +141,10 @@ def lint_build(trt: Any, parsed: ParsedGraph, profiles: int) -> None:
 
 
 def allow_decomposition(trt: Any, parsed: ParsedGraph) -> None:
-    """Let the builder spell an attention out where it has no kernel for its shape.
+    """Let the builder decompose an attention if it has no kernel for its shape.
 
-    It uses its kernels as before where it has them (24 shapes tried), and would otherwise refuse the
-    whole network: for single tokens of fewer than four heads, say.
+    It still uses its kernels where it has them (24 shapes tried). Without this it rejects the whole
+    network for some shapes, such as single tokens of fewer than four heads.
     """
     for attention in Network(trt, parsed.network).attentions():
         attention.decomposable = True
@@ -157,7 +157,7 @@ def has_fused_kernel(attention: Any) -> bool:
 
 
 def fused_attention_kernels(log: BuildLog) -> list[str]:
-    """Names of the fused attention kernels in the engine, all profiles together.
+    """Return the names of the fused attention kernels in the engine, of all profiles.
 
     The detailed log lists the engine's layers; `_gemm_mha` is the kernel of blocks, `_gemv_mha` that
     of single tokens.
@@ -166,25 +166,23 @@ def fused_attention_kernels(log: BuildLog) -> list[str]:
 
 
 def activation_bytes(log: BuildLog) -> int:
-    """Scratch memory of the engine's hungriest profile."""
+    """Return the largest scratch memory that a profile of the engine needs."""
     found = re.findall(r"Total Activation Memory: (\d+) bytes", log.text())
     return max(map(int, found), default=0)
 
 
-def _check_alias(parsed: ParsedGraph, network: Network, past: str, present: str) -> None:
+def _check_update(
+    parsed: ParsedGraph, network: Network, layer_type: str, past: str, present: str
+) -> None:
+    """Check that `present` is `past` with new rows, by a layer of the form's type."""
     layer = network.producer.get(present)
-    if layer is None or layer not in network.of_type("KV_CACHE_UPDATE"):
-        _refuse(parsed, f"{present} is not an update of the cache in place, but a copy of it")
-    elif layer.get_input(0).name != past:
-        _refuse(parsed, f"{present} updates {layer.get_input(0).name} instead of {past}")
-
-
-def _check_scatter(parsed: ParsedGraph, network: Network, past: str, present: str) -> None:
-    layer = network.producer.get(present)
-    if layer is None or layer not in network.of_type("SCATTER"):
+    if layer is None or layer not in network.of_type(layer_type):
+        if layer_type == "KV_CACHE_UPDATE":
+            _refuse(parsed, f"{present} is not an update of the cache in place, but a copy of it")
         _refuse(parsed, f"{present} is not {past} with new rows scattered into it")
     elif layer.get_input(0).name != past:
-        _refuse(parsed, f"{present} scatters into {layer.get_input(0).name} instead of {past}")
+        verb = "updates" if layer_type == "KV_CACHE_UPDATE" else "scatters into"
+        _refuse(parsed, f"{present} {verb} {layer.get_input(0).name} instead of {past}")
 
 
 def _attention(trt: Any, boundary: Any) -> Any:
@@ -213,7 +211,7 @@ def _check_attention(parsed: ParsedGraph, attention: Any, form: DecoderForm) -> 
 def _check_masked_softmax(
     parsed: ParsedGraph, network: Network, layer: Any, form: DecoderForm
 ) -> None:
-    """Look behind a spelled-out softmax for the sum that adds the mask."""
+    """Look before a softmax for the sum that adds the mask."""
     sum_of = network.trt.ElementWiseOperation.SUM
     tensor = layer.get_input(0)
     for _ in range(_LOOK_BACK):

@@ -1,7 +1,7 @@
-"""A TensorRT plan in memory: deserialised, compared with what its bundle says, and ready for contexts.
+"""A TensorRT plan in memory: deserialised, compared with its bundle, and its execution contexts.
 
 `trt` is the module `tensorrt` or `tensorrt_rtx`, always as a parameter. Only names that exist from
-TensorRT 10.3 to 11.4 are used; what some versions lack is asked for first.
+TensorRT 10.3 to 11.4 are used; those that some versions lack are looked up first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..engines.graph_tensors import Tensor, difference
 from .api import make_logger
 from .cuda import Cuda, DeviceMemory, Stream
 
-# Not trt.nptype: it raises for bfloat16, which numpy does not know.
+# Not trt.nptype, which raises for bfloat16: numpy does not have it.
 _DTYPE_NAMES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -30,12 +30,12 @@ _REBUILD = "build it again: cospec-export --build-only DIR"
 class Plan:
     """A deserialised engine.
 
-    A plan is executable code: the caller has compared its hash with what was built.
+    A plan is executable code: the caller has compared its hash with that of the build.
 
     Args:
         data: the serialised engine.
         trt: the module `tensorrt` or `tensorrt_rtx`.
-        cuda: the device; made first, see there.
+        cuda: the device, made before TensorRT is called.
         what: names the plan in errors, such as "the target's plan".
 
     Raises:
@@ -48,7 +48,7 @@ class Plan:
         self.what = what
         self._messages: deque[str] = deque(maxlen=3)
         self._logger = make_logger(trt, self._log)
-        # The engine refers to the runtime and to the logger, so all three live equally long.
+        # The engine refers to the runtime and to the logger, so this object keeps all three.
         self._runtime = trt.Runtime(self._logger)
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
@@ -63,13 +63,13 @@ class Plan:
             self._messages.append(text.strip())
 
     def error(self, message: str, *, hint: str | None = None) -> BackendError:
-        """Return an error with TensorRT's own last words, if it said any."""
-        said = "; ".join(self._messages)
+        """Return an error with the last errors of TensorRT, if it logged any."""
+        logged = "; ".join(self._messages)
         self._messages.clear()
-        return BackendError(f"{message}: {said}" if said else message, hint=hint)
+        return BackendError(f"{message}: {logged}" if logged else message, hint=hint)
 
     def expect(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare names, types and sizes of all tensors with what the bundle says.
+        """Compare names, types and sizes of all tensors with those of the bundle.
 
         Raises:
             BackendError: names the first that differs.
@@ -85,17 +85,16 @@ class Plan:
                 )
 
     def is_in_place(self, pairs: Mapping[str, str], *, expected: bool) -> bool:
-        """Say whether the cache is written in place, and refuse a plan that is not as expected.
+        """Return whether the plan writes the cache in place, and refuse one that is not as expected.
 
         Args:
             pairs: output -> input of the cache.
             expected: whether the graph was lowered to write in place.
 
         Raises:
-            BackendError: an output does not share its input's memory although it should, or does
-                although it should not.
+            BackendError: an output shares its input's memory and should not, or the other way round.
         """
-        # Before 10.15 there is neither the operator that writes in place nor this question.
+        # Before 10.15 there is neither the operator that writes in place nor this function.
         ask = getattr(self.engine, "get_aliased_input_tensor", None)
         for output, source in pairs.items():
             alias = ask(output) if ask is not None else None
@@ -108,7 +107,7 @@ class Plan:
         return expected
 
     def widths(self, name: str, axis: int) -> list[tuple[int, int]]:
-        """Return the (least, largest) size of an input's axis in each optimisation profile."""
+        """Return the (smallest, largest) size of an input's axis in each optimisation profile."""
         found = []
         for profile in range(self.engine.num_optimization_profiles):
             low, _, high = self.engine.get_tensor_profile_shape(name, profile)
@@ -131,15 +130,15 @@ class Plan:
 
 
 class Context:
-    """An execution context of a plan: its own profile, shapes and addresses.
+    """An execution context of a plan, with a profile, shapes and addresses.
 
-    Contexts that run one after another on a stream share their scratch memory.
+    Contexts that run one after the other on a stream share their scratch memory.
 
     Args:
-        plan: what it executes.
-        profile: index of the optimisation profile, kept for good.
-        scratch: memory for activations, `scratch_bytes(plan)` of it.
-        stream: where it runs.
+        plan: the plan to execute.
+        profile: index of the optimisation profile, which cannot change.
+        scratch: memory for activations, `scratch_bytes(plan)` bytes.
+        stream: on which it runs.
 
     Raises:
         BackendError: TensorRT cannot make it.
@@ -162,7 +161,7 @@ class Context:
             raise plan.error(f"{plan.what}: profile {profile} could not be chosen", hint=_REBUILD)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
-        """Say where tensors are; each once, before the first pass."""
+        """Set the addresses of tensors, each once, before the first pass."""
         for name, address in addresses.items():
             if not self.native.set_tensor_address(name, address):
                 raise self._plan.error(
@@ -170,7 +169,7 @@ class Context:
                 )
 
     def reshape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Set the shapes of inputs, where they are not those already; all at once."""
+        """Set the shapes of inputs that differ from the current ones."""
         changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
         if not changed:
             return
@@ -196,7 +195,7 @@ class Context:
             raise self._plan.error(f"TensorRT could not start a pass of {self._plan.what}")
 
     def cannot_be_captured(self) -> str | None:
-        """Return why no CUDA graph can be made of a pass, where TensorRT can tell before."""
+        """Return why TensorRT says that a pass cannot become a CUDA graph; None if it can."""
         ask = getattr(self.native, "is_stream_capturable", None)
         if ask is None or ask(self._stream.handle):
             return None
@@ -204,5 +203,5 @@ class Context:
 
 
 def scratch_bytes(plan: Plan) -> int:
-    """Return the bytes that contexts of `plan` need for activations, whatever their profile."""
+    """Return the bytes that a context of `plan` needs for activations, in any profile."""
     return int(plan.engine.device_memory_size_v2)

@@ -1,9 +1,8 @@
 """Built engines on disk: `engines/<flavour>-<version>-sm<SM>/<role>.plan` inside a bundle.
 
-A plan is executable code. It is loaded only if it was built from this very graph, by this very
-TensorRT, for this SM and with these profiles, and if its hash is the one that was written with it;
-anything else is built again. As in the rest of a bundle, that protects against accidents and mix-ups:
-keep a bundle where only trusted users write.
+A plan is executable code. It is loaded only if it was built from the same graph, by the same TensorRT,
+for the same SM and profiles, and if it has the hash that was recorded with it. Otherwise it is built
+again. That protects against accidents and mix-ups only: keep a bundle where only trusted users write.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ MAX_KEY_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan was built from and for; two that are equal are interchangeable.
+    """What a plan was built from, and for what; plans with equal keys are interchangeable.
 
     Attributes:
         graph_sha256: of the graph and its external data; see `graph_sha256`.
         flavour: which TensorRT.
         version: its full version.
         sm: compute capability, 86 for 8.6.
-        flags: everything else that shapes an engine: its profiles and limits.
+        flags: other settings of the build: profiles and limits.
     """
 
     graph_sha256: str
@@ -56,7 +55,7 @@ class PlanKey:
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """What lies beside a plan as JSON: what it was built from, and the hash of its bytes."""
+    """The JSON file beside a plan: its key, and the hash of its bytes."""
 
     key: PlanKey
     plan_sha256: str
@@ -64,7 +63,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """A plan that lies in a bundle.
+    """A plan in a bundle.
 
     Attributes:
         folder: its folder below `engines/`, which names TensorRT's version and the SM.
@@ -81,7 +80,7 @@ class StoredPlan:
 
 
 def graph_sha256(files: Iterable[FileEntry], graph: str) -> str:
-    """Hash of a graph with all that lies in its folder, from the hashes of its files.
+    """Return the hash of a graph and the other files of its folder, from their hashes.
 
     Args:
         files: of the bundle, as its manifest lists them.
@@ -93,7 +92,7 @@ def graph_sha256(files: Iterable[FileEntry], graph: str) -> str:
 
 
 def flags_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
-    """Write what a build is told, beside the graph, as the flags of a key."""
+    """Return the settings of a build as the flags of a key."""
     return (*map(str, profiles), f"workspace {WORKSPACE_BYTES}")
 
 
@@ -116,11 +115,11 @@ class PlanStore:
             return None
 
     def holds(self, role: str, key: PlanKey) -> bool:
-        """Whether a plan of `key` lies there, its hash not looked at: that is for `read`."""
+        """Whether there is a plan of `key`, without checking its hash; `read` checks it."""
         return self._recorded(role, key)[1] is not None
 
     def stored(self, manifest: Manifest) -> list[StoredPlan]:
-        """Return the plans that lie in the bundle of `manifest`, without hashing them."""
+        """Return the plans in the bundle of `manifest`, without hashing them."""
         models, found = manifest.models, []
         for role in models.__struct_fields__:
             model = getattr(models, role)
@@ -147,7 +146,7 @@ class PlanStore:
         return plan if hashlib.sha256(plan).hexdigest() == expected else None
 
     def save(self, role: str, key: PlanKey, plan: bytes, log: str) -> Path:
-        """Write a plan, its log and its key, so that a kill at any moment leaves no false match.
+        """Write a plan, its log and its key; a kill at any moment leaves no false match.
 
         Raises:
             ResourceError: the bundle's folder cannot be written, or the disk is full.
@@ -158,14 +157,14 @@ class PlanStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(folder, error) from error
-        # While the old record lies beside the new plan, their hashes differ: no match.
+        # Until the new record is written, the old one has another hash: no match.
         write_whole(folder / f"{role}.plan", plan)
         write_whole(folder / f"{role}.log", log.encode("utf-8"))
         write_json(folder / f"{role}.json", record)
         return folder / f"{role}.plan"
 
     def ensure_writable(self, key: PlanKey) -> None:
-        """Refuse a bundle in which `save` could not write.
+        """Check that `save` can write.
 
         Raises:
             ResourceError: the bundle's folder cannot be written.
@@ -176,14 +175,14 @@ class PlanStore:
             raise write_error(there, PermissionError(errno.EACCES, "no permission"))
 
     def timing_cache(self, key: PlanKey) -> bytes:
-        """Return what earlier builds of this TensorRT on this GPU measured; empty if nothing."""
+        """Return the measurements of earlier builds of this TensorRT on this GPU, if any."""
         path = self._folder(key) / _TIMING_CACHE
         if look_at(self.root, self._relative(path))[0] is not None:
             return b""
         return path.read_bytes()
 
     def save_timing_cache(self, key: PlanKey, cache: bytes) -> None:
-        """Keep what a build measured. Its loss costs time only, so a failure to write is none."""
+        """Keep the measurements of a build. They only save time: failing to write is ignored."""
         with suppress(OSError, ResourceError):
             self._folder(key).mkdir(parents=True, exist_ok=True)
             write_whole(self._folder(key) / _TIMING_CACHE, cache)
@@ -195,7 +194,7 @@ class PlanStore:
         return path.relative_to(self.root).as_posix()
 
     def _recorded(self, role: str, key: PlanKey) -> tuple[Path, str | None]:
-        """Return a plan's path, and the hash that it must have; None where no plan of `key` lies."""
+        """Return the path of a plan and the hash that it must have; None without such a plan."""
         path = self._folder(key) / f"{role}.plan"
         record = self._record(path)
         if record is None or record.key != key:
@@ -205,7 +204,7 @@ class PlanStore:
         return path, record.plan_sha256
 
     def _record(self, plan: Path) -> Record | None:
-        """Return what was written beside a plan, None where that cannot be read."""
+        """Return the record beside a plan, None if it cannot be read."""
         path = plan.with_suffix(".json")
         if look_at(self.root, self._relative(path))[0] is not None:
             return None

@@ -1,8 +1,8 @@
-"""The widths that an engine is optimised for.
+"""Optimisation profiles: the widths that an engine is optimised for.
 
-A decoder is run at three kinds of width: one token while drafting, a verified block, a chunk of the
-prompt. Each is an optimisation profile of the one engine. A width that two profiles hold belongs to the
-narrower one, which comes first.
+A decoder runs at three kinds of width: one token while drafting, a verified block, a chunk of the
+prompt. Each is a profile of the same engine. A width that fits two profiles uses the narrower one,
+which comes first.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: what every dynamic dimension may be.
+    """One optimisation profile: the range of every dynamic dimension.
 
     Attributes:
-        name: what it is for.
+        name: its purpose.
         low: smallest width.
         best: the width to optimise for.
         high: largest width.
@@ -42,10 +42,11 @@ class Profile:
 
 
 def target_profiles(num_draft_tokens: int, prefill_chunk: int) -> tuple[Profile, ...]:
-    """Profiles of a target: blocks of up to `num_draft_tokens` + 1, and chunks of a prompt.
+    """Return the profiles of a target: blocks of up to `num_draft_tokens` + 1, and chunks of a prompt.
 
-    Single tokens take the verify profile. One of their own would have faster attention, and a copy of
-    all weights in another layout: TensorRT-RTX 1.7 stores them twice as soon as a width is fixed.
+    Single tokens use the verify profile. A profile of their own would have faster attention and a
+    second
+    copy of all weights: TensorRT-RTX 1.7 stores them twice as soon as a width is fixed.
     """
     block = num_draft_tokens + 1
     chunk = max(prefill_chunk, block)
@@ -53,17 +54,17 @@ def target_profiles(num_draft_tokens: int, prefill_chunk: int) -> tuple[Profile,
 
 
 def draft_profiles(num_draft_tokens: int, prefill_chunk: int) -> tuple[Profile, ...]:
-    """Profiles of a draft: the target's, and before them single tokens.
+    """Return the profiles of a draft: single tokens, then those of the target.
 
-    A draft decodes one token at a time and its weights are few, so the second copy is worth it.
+    A draft decodes one token at a time and its weights are small, so the second copy pays.
     """
     return (Profile("decode", 1, 1, 1), *target_profiles(num_draft_tokens, prefill_chunk))
 
 
 def arbiter_profiles(num_draft_tokens: int, capacity: int) -> tuple[Profile, ...]:
-    """The arbiter's one profile: blocks of up to 64 drafted tokens, or the capacity if that is less.
+    """Return the arbiter's profile: blocks of up to 64 drafted tokens, or the capacity if that is less.
 
-    The graph is so small that room for the longest draft costs nothing.
+    The graph is small, so room for the longest draft costs nothing.
     """
     longest = min(max(num_draft_tokens, LONGEST_DRAFT), capacity)
     return (Profile("block", 1, max(1, min(num_draft_tokens, longest)), longest),)

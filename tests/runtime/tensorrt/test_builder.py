@@ -51,7 +51,7 @@ def test_the_parser_refuses_in_its_own_words(trt, tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(GateError, match=r"does not take model\.onnx: Multinomial") as refused:
+    with pytest.raises(GateError, match=r"rejects model\.onnx: Multinomial") as refused:
         parse_graph(trt, tmp_path / "model.onnx")
     assert refused.value.hint
 

@@ -313,7 +313,7 @@ def test_a_cache_that_is_not_aliased_as_the_form_says_is_refused(rig):
 def test_a_width_without_a_profile_is_refused(rig):
     r = rig("scatter")
     decoder = r.engine(r.plan(widths=[(1, 1, 1), (2, 4, 4)])).decoder()
-    with pytest.raises(BackendError, match="no pass of 5 tokens; it was built for 1 to 1, 2 to 4"):
+    with pytest.raises(BackendError, match="accepts no pass of 5 tokens, only of 1 to 1, 2 to 4"):
         decoder.step(PROMPT[:5])
     decoder.step(PROMPT[:4])
     assert decoder.length == 4

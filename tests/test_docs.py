@@ -156,6 +156,6 @@ def test_a_browser_shows_it(address):
         assert page.get_by_text("--trace", exact=False).count() > 0
         page.goto(f"{address}/api.html")
         page.get_by_label("Search", exact=True).first.fill("threshold")
-        page.locator(".md-search-result__link").first.wait_for(timeout=30_000)
+        page.locator(".md-search-result__link").first.wait_for(timeout=180_000)
         overflow = page.evaluate("document.documentElement.scrollWidth > innerWidth")
         assert not overflow, "nothing is wider than the window"

@@ -50,6 +50,9 @@ Examples:
     help="Origin whose web pages may use the server, such as https://chat.example.org; may be given "
     "several times. Default: none.",
 )
+@click.option(
+    "--page/--no-page", default=True, show_default=True, help="Serve a chat page at the address /."
+)
 @click.option("--served-model-name", help="Name of the model. Default: the bundle's name.")
 @click.option(
     "--slots",
@@ -101,6 +104,7 @@ def main(
     api_keys: tuple[str, ...],
     hide_cached_tokens: bool,
     cors_origins: tuple[str, ...],
+    page: bool,
     served_model_name: str | None,
     slots: int,
     max_queue: int,
@@ -149,6 +153,7 @@ def main(
         hide_cached_tokens=hide_cached_tokens,
         known_hosts=LOOPBACK_NAMES | {shown.lower()} if is_private and not api_keys else None,
         cors_origins=cors_origins,
+        page=page,
         max_queue=max_queue,
         timeout=timeout,
         max_body_bytes=max_body_bytes,

@@ -17,13 +17,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..decoding.session import Session
 from .access import KnownHosts, owner_of
 from .answers import Answer, Form
 from .bodies import read_body
+from .chat_page import read_chat_page
 from .completion_answers import ChatAnswer, TextAnswer
 from .containment import Containment
 from .jobs import Job, Parse, Reader
@@ -53,6 +54,7 @@ class ServeOptions:
         hide_cached_tokens: do not report how much of a prompt was found in a cache.
         known_hosts: values of the Host header that are served, without port; None serves all.
         cors_origins: origins whose web pages may use the server.
+        page: serve the chat page at `/`.
         max_queue: number of requests that may wait for a slot.
         timeout: seconds that a request may take, waiting included.
         max_body_bytes: largest body of a request.
@@ -64,6 +66,7 @@ class ServeOptions:
     hide_cached_tokens: bool = False
     known_hosts: frozenset[str] | None = None
     cors_origins: tuple[str, ...] = ()
+    page: bool = True
     max_queue: int = 64
     timeout: float = 600.0
     max_body_bytes: int = 2 << 20
@@ -97,6 +100,7 @@ class Service:
                 Route("/detokenize", self._detokenize, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                *([Route("/", self._page)] if options.page else []),
             ],
             middleware=self._middleware(),
             exception_handlers={HTTPException: _http_error},
@@ -109,6 +113,7 @@ class Service:
             _ = self._session.draft_length_controller  # measures costs while nothing else runs
         self._texts = TokenTexts(self._session.codec)
         self._started = int(time())
+        self._page_and_headers = read_chat_page()
 
     def cut(self) -> None:
         """End all running answers now, each with an error."""
@@ -160,6 +165,11 @@ class Service:
 
     async def _metrics(self, http: HttpRequest) -> Response:
         return Response(self.metrics.render(), headers={"Content-Type": self.metrics.content_type})
+
+    async def _page(self, http: HttpRequest) -> Response:
+        """Return the chat page; it needs no key, because what it sends does."""
+        page, headers = self._page_and_headers
+        return HTMLResponse(page, headers=headers)
 
     async def _tokenize(self, http: HttpRequest) -> Response:
         return await self._convert(http, self._reader.tokenize)

@@ -36,10 +36,9 @@ def render(turns: Sequence[dict[str, Any]]) -> str:
         turns: the result of `Trace.to_json` for each generation, in their order. In a conversation each
             also has a field `said`: the message that it answers.
     """
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    head, style, middle, script, tail = _split(template)
+    head, style, middle, script, tail = split_page(read_template())
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     embedded = json.dumps({"turns": list(turns)})
@@ -50,7 +49,12 @@ def render(turns: Sequence[dict[str, Any]]) -> str:
     return head + style + middle + script + tail
 
 
-def _split(template: str) -> tuple[str, str, str, str, str]:
+def read_template() -> str:
+    """Return the page without its data."""
+    return files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+
+def split_page(template: str) -> tuple[str, str, str, str, str]:
     """Cut the template around the contents of its style and of its script."""
     head, opened, rest = template.partition("<style>")
     style, closed, rest = rest.partition("</style>")
@@ -59,6 +63,6 @@ def _split(template: str) -> tuple[str, str, str, str, str]:
     return head + opened, style, closed + middle + began, script, ended + tail
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """Return the hash of a text as content security policies write it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()

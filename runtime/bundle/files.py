@@ -99,7 +99,7 @@ def hash_files(
         progress: called with each number of bytes done, from any thread.
 
     Returns:
-        What `hash_file` returned or raised, by path in the order of `sizes`.
+        The result or the error of `hash_file`, by path in the order of `sizes`.
     """
     stopped = Event()
 

@@ -1,6 +1,6 @@
 """JSON from outside: bounded in size and depth, strict, and refused with the path of the field.
 
-Everything that a stranger may have written goes through here: manifests, certificates, arbiter folders,
+Use it for all JSON that others may have written: manifests, certificates, arbiter folders,
 task files, batch lines, saved conversations, HTTP bodies.
 """
 
@@ -26,7 +26,7 @@ _meanings: dict[str, str] = {}
 
 
 def matching(pattern: str, meaning: str, max_length: int | None = None) -> Meta:
-    """Return the rule that a text must match `pattern`; `meaning` is what an error says instead of it.
+    """Return the rule that a text must match `pattern`; errors show `meaning` instead of it.
 
     Args:
         pattern: regular expression, searched for as `re.search` does.
@@ -70,7 +70,7 @@ def parse_json_object(
     """
     if len(data) > max_bytes:
         raise error(f"larger than {max_bytes} bytes")
-    # What is outside of texts: without escaped quotes, every second part between quotes.
+    # The part outside of strings: without escaped quotes, every second part between quotes.
     outside = b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
     if _is_deeper(outside, max_depth):
         raise error(f"nested deeper than {max_depth} levels, or not valid JSON")

@@ -6,7 +6,7 @@ so that no manifest with an unknown key, a wrong type or a value out of range ev
 The seal is the SHA-256 of the canonical JSON of everything but itself, and the file must be that
 canonical JSON byte for byte. Together with the hash of every file in `files` it protects against
 accidents (a bad copy, a truncated download, an edit by hand), and it is one short fingerprint of
-the whole bundle that two people can compare. It is not a signature: whoever can change the files
+the whole bundle that two people can compare. It is not a signature: somebody who changes the files
 on purpose can also compute a new seal.
 """
 
@@ -94,7 +94,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     """One decoder. `kv_shapes` holds (KV heads, head size) for each layer.
 
     `weights` is the format that the weights were converted to after the export (see
-    `calibration.weights`); None stands for the precision that the bundle was exported in.
+    `calibration.weights`); None is the precision of the export.
     `kept_weights` are those that a quantised checkpoint brought with it, by kind.
     `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None
     stands for all of them. `unshared` names the ids that a draft never proposes because they are not
@@ -120,16 +120,16 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ArbiterEntry(Checked, frozen=True, kw_only=True):
-    """The arbiter: its graph, and the score above which a draft token stays by default."""
+    """The arbiter: its graph, and the score above which a draft token is kept by default."""
 
     graph: GraphPath
     threshold: Annotated[float, Meta(ge=0, le=1)]
 
 
 class EnginesEntry(Checked, frozen=True, kw_only=True):
-    """What the bundle was exported for: TensorRT engines that are built where they will run.
+    """The device of a bundle for TensorRT, whose engines are built where they run.
 
-    `sm` is the compute capability (87 for 8.7); None stands for the machine that builds.
+    `sm` is the compute capability (87 for 8.7); None is that of the machine that builds.
     """
 
     device: Name
@@ -157,7 +157,7 @@ class SamplingDefaults(Checked, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GenerationDefaults(Checked, frozen=True, kw_only=True, omit_defaults=True):
-    """What a session does unless it is told otherwise; all counts are tokens.
+    """Defaults of a session; all counts are tokens.
 
     `eos_token_sources` says of each of `eos_token_ids` how it is spelled and which files name it; it is
     empty in bundles of older versions. `sampling` is None where the author's default is greedy.
@@ -173,7 +173,7 @@ class GenerationDefaults(Checked, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Manifest(Checked, frozen=True, kw_only=True):
-    """All that the runtime has to know about a bundle before it opens another file of it.
+    """The facts about a bundle that the runtime needs before it opens another file of it.
 
     `capacity` is the KV cache's length in tokens, `vocab_size` the width of both models' logits,
     `summary_top` the k of the graphs' `top_values` and `top_ids`. `files` may be empty only
@@ -265,7 +265,7 @@ def from_json(data: bytes) -> Manifest:
     """Parse, verify and check the bytes of a `cospec.json`.
 
     Raises:
-        BundleError: whatever is wrong with them, and what to do about it.
+        BundleError: names the problem and what to do about it.
     """
     try:
         raw = parse_json_object(data, max_bytes=MAX_MANIFEST_BYTES)

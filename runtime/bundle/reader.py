@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class FileReport:
-    """What one listed file should be and what it is; `problem` is None where they agree."""
+    """The expected and the actual state of a listed file; `problem` is None if they agree."""
 
     path: str
     problem: str | None
@@ -39,7 +39,7 @@ class FileReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with the file, as far as it was checked."""
+        """Whether the checks found no problem."""
         return self.problem is None
 
 
@@ -49,7 +49,7 @@ class Bundle:
 
     Attributes:
         root: its folder.
-        manifest: what it holds.
+        manifest: its contents.
         stamps: of each file, when it was checked.
     """
 
@@ -104,7 +104,7 @@ class Bundle:
                 )
 
     def path(self, relative: str) -> Path:
-        """Where a file of the manifest lies, such as `target/model.onnx`.
+        """Return the path of a file of the manifest, such as `target/model.onnx`.
 
         Raises:
             BundleError: the manifest does not list it, so it was not checked.
@@ -220,7 +220,7 @@ def read_manifest(root: Path) -> Manifest:
 def check_files(
     root: Path, manifest: Manifest, *, progress: bool | None = None
 ) -> list[FileReport]:
-    """Compare every listed file with what is on disk; never raises for what it finds there.
+    """Compare every listed file with the disk; differences are reported, not raised.
 
     Args:
         root: the bundle's folder.
@@ -265,7 +265,7 @@ _OTHER_CONTENTS = "has other contents than were written (SHA-256 differs)"
 
 
 def unlisted_files(root: Path, manifest: Manifest) -> list[str]:
-    """Files in the folder that the manifest does not know; nothing ever reads them.
+    """Return the files in the folder that the manifest does not list; nothing reads them.
 
     Derived engines and their lock do not count: they are not part of the bundle.
     """
@@ -294,7 +294,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _interrupted_export(folder: Path) -> str | None:
-    """Return a hint where a kill between two renames left a bundle under its backup name only."""
+    """Return a hint if a kill between two renames left a bundle with its backup name only."""
     try:
         backups = sorted(path.name for path in folder.glob(".*.old-*"))
     except OSError:

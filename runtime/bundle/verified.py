@@ -4,7 +4,7 @@ A bundle counts as verified if its seal and the stamp of every file (device, ino
 change) are those of the last time. This misses damage that the disk does without a write, and
 changes by somebody who can set the system's clock or write to the disk's device. `cospec-verify`
 always hashes, and with COSPEC_VERIFY=always so do `cospec.load` and every command. The record is as
-safe as the user's other files: whoever can write it can also change the user's programs.
+safe as the user's other files: somebody who can write it can also change the user's programs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _state(seal: str, stamps: Mapping[str, Stamp]) -> str:
 
 
 def _read() -> dict[str, str]:
-    """Return the record; empty where there is none, or where others than the user could write it."""
+    """Return the record; empty without one, or if others than the user could write it."""
     path = record_path()
     try:
         info = path.stat()

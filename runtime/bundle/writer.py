@@ -1,12 +1,12 @@
-"""Write a bundle so that its name only ever means a whole one: the old, or the new.
+"""Write a bundle so that its name always refers to a whole one: the old or the new.
 
 All files go to a hidden staging folder beside the destination. `commit` hashes them, writes the
 manifest, flushes everything to the disk and swaps the folders. A kill at any moment leaves either
 the old or the new bundle; what else it leaves, the next writer in the same folder clears away.
 
 Beside a destination `models/tiny`:
-  models/.tiny.lock            held while a writer lives, and left in place: to delete a lock file
-                               would let a second writer lock a different file of the same name
+  models/.tiny.lock            held while a writer lives, and never deleted: a second writer could
+                               lock a new file of the same name
   models/.tiny.staging-<pid>   the bundle being written
   models/.tiny.old-<pid>       the old bundle between two renames, where folders cannot be exchanged
 """
@@ -38,7 +38,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class BundleWriter:
-    """A context manager that builds one bundle; without `commit` it leaves nothing behind.
+    """A context manager that writes one bundle; without `commit` it leaves nothing.
 
     Args:
         destination: the bundle's folder; its parent is made where it does not exist.
@@ -87,13 +87,13 @@ class BundleWriter:
             self._clear_and_release()
 
     def path(self, relative: str) -> Path:
-        """Where to write a file of the bundle, such as `target/model.onnx`; its folder exists."""
+        """Return the path to write a file of the bundle to; its folder exists."""
         path = self.staging / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def sha256_of(self, relative: str) -> str | None:
-        """Hash of a file that was written, None if it was not."""
+        """Return the hash of a file that was written, None if it was not."""
         path = self.staging / relative
         return sha256_of(path) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""cospec-doctor: what is installed, what fits this machine, and what mends it."""
+"""cospec-doctor: what is installed, what fits this machine, and how to solve problems."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.option(
-    "--engine-dir", type=click.Path(path_type=Path), help="Also say whether this bundle fits."
+    "--engine-dir",
+    type=click.Path(path_type=Path),
+    help="Also check whether this bundle can run here.",
 )
 @json_option
 def main(engine_dir: Path | None, as_json: bool) -> None:
-    """Look at this machine and say what works, what does not, and the command that mends it.
+    """Check this machine: what works, what does not, and the command that solves it.
 
-    Exits with 1 if there is a problem; warnings are none. The report holds versions and sizes, no
+    Exits with 1 if there is a problem; warnings do not count. The report holds versions and sizes, no
     paths but those in errors, and no names of people or machines.
     """
     machine = probe(engine_dir or Path())

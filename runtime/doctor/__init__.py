@@ -1,1 +1,1 @@
-"""What is installed on a machine, what fits it, and the command that mends what does not."""
+"""Checks of a machine: what is installed, what fits it, and the commands that solve problems."""

@@ -1,6 +1,6 @@
-"""The facts that the checks look at, and how they are read off the machine at hand.
+"""The facts about a machine that the checks use, and how to read them.
 
-Nothing here judges, and the checks ask nobody else: a test can describe any machine.
+The checks use nothing else, so that a test can describe any machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..engines.host_memory import machine_memory
 from ..tensorrt.api import Gpu, read_gpu
 
 MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
-"""Packages with libraries of their own, of which being installed says little."""
+"""Packages with native libraries, which may be installed and not load."""
 
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvhost-gpu", "/usr/lib/wsl/lib/libcuda.so.1")
 """One of these is there where NVIDIA's driver is: on a PC, on a Jetson, in WSL."""
@@ -43,7 +43,7 @@ ORT_PACKAGES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks know.
+    """The facts about a machine.
 
     Attributes:
         system: `Linux`, `Windows` or `Darwin`.
@@ -55,7 +55,7 @@ class Machine:
         providers: execution providers of ONNX Runtime.
         gpu: the first that CUDA sees.
         cuda_driver: newest CUDA of the driver, as (12, 6).
-        has_driver: whether the system has NVIDIA's driver, whatever Python sees of it.
+        has_driver: whether the system has NVIDIA's driver, with or without Python bindings.
         l4t: Jetson Linux, such as `36.4.3`.
         jetpack: of a Jetson, where its package is installed, such as `6.2`.
         memory: bytes of RAM in all.
@@ -197,11 +197,11 @@ def _satisfies(version: str, wanted: Requirement) -> bool:
     try:
         return wanted.specifier.contains(Version(version).base_version)
     except InvalidVersion:
-        return True  # a distribution with rules of its own: nothing can be said
+        return True  # an unknown form of version: it cannot be compared
 
 
 def _import_all() -> tuple[dict[str, str], tuple[str, ...]]:
-    """Import what has libraries of its own; return what failed, and ONNX Runtime's providers."""
+    """Import MODULES; return the errors, and the providers of ONNX Runtime."""
     broken: dict[str, str] = {}
     providers: tuple[str, ...] = ()
     for name in MODULES:

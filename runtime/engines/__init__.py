@@ -1,1 +1,1 @@
-"""What executes a decoder graph: the protocol, and one module a backend."""
+"""Engines, which execute decoder graphs: their protocol, and ONNX Runtime."""

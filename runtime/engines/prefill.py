@@ -1,4 +1,4 @@
-"""Reading a context into a cache, in passes of bounded width."""
+"""Prefill: feed a context in passes of bounded width."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prefill(
         tokens: prompt and committed output.
         chunk: tokens of a pass at most.
         ahead: drafted tokens that the caller's pass will feed behind them at most.
-        interrupted: asked before each pass; what it returns ends the reading unless it is None.
+        interrupted: called before each pass; anything but None ends the prefill.
     """
     rest = max(1, chunk - ahead)
     while len(tokens) - decoder.length > rest and interrupted() is None:

@@ -1,4 +1,4 @@
-"""What the loop asks of an execution backend.
+"""The interface of an execution backend.
 
 An `Engine` holds the weights of one model and may serve several decoders. A `Decoder` is one sequence
 being decoded: a KV cache and its length. Rolling back is lowering that length: a rejected token's keys
@@ -19,7 +19,7 @@ from ...errors import BackendError
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one pass yields: a row for each of its tokens, or for the last S of them.
+    """The result of a forward pass: a row for each of its tokens, or for the last S of them.
 
     A row is the model's view after its token was fed; the last row is always the last token's.
 

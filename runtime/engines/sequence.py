@@ -1,4 +1,4 @@
-"""What engines and decoders of every backend have in common: their sizes, and the cache's length."""
+"""Common parts of all backends: the sizes of an engine, and the length of a cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ShapedEngine:
 
 
 class CachedSequence:
-    """How much of a decoder's cache is in use."""
+    """The used length of a decoder's cache."""
 
     def __init__(self, shape: GraphShape) -> None:
         self._shape = shape
@@ -49,7 +49,7 @@ class CachedSequence:
         """Refuse tokens that do not fit.
 
         Raises:
-            PromptError: tells both sizes.
+            PromptError: names both sizes.
         """
         if self._length + count > self._shape.capacity:
             raise PromptError(

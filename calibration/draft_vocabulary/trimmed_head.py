@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ...export.constants import add_constant
+from ...export.weights.products import Product, lazy_value
 from ..weights.graph_conversion import load_graph, save_graph
-from ..weights.rewrite import Product, lazy_value
 
 LOWEST = np.finfo(np.float32).min
 """The logit of a token that is not kept."""

@@ -13,8 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing takes a tenth of the start
     from typing import Any
 
-    from .sandbox_peer import Peer
-
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _ARITHMETIC = (
     "add",
@@ -37,9 +35,9 @@ OPERATIONS: dict[str, Any] = {
 
 
 class Remote:
-    """Something that the other process has."""
+    """Something that the other process has; `peer` is the `Peer` that speaks with it."""
 
-    def __init__(self, peer: Peer, number: int, name: str) -> None:
+    def __init__(self, peer: Any, number: int, name: str) -> None:
         vars(self).update(_peer=peer, _number=number, __name__=name)
 
 

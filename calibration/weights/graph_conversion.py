@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BundleError, MissingExtraError, UsageError
+from ...export.weights.products import Product, find_products, halve
 from ...runtime.bundle.manifest import WeightFormat
 from .formats import BLOCKWISE, INT8_ACTIVATIONS, products_saturate
-from .rewrite import Product, halve, to_blocks, to_channels
+from .rewrite import to_blocks, to_channels
 
 DATA_SUFFIX = ".data"
 """What an external data file is called behind its graph's name."""
@@ -66,7 +67,7 @@ def convert(
         products_saturate() if reduce_range is None else reduce_range
     )
     if weight_format == "fp16":
-        halve(model.graph)
+        halve(model)
     elif weight_format in BLOCKWISE:
         to_blocks(model, products, weight_format)
     else:
@@ -94,7 +95,7 @@ def load_graph(graph: Path) -> tuple[Any, list[Product]]:
         raise BundleError(
             f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
         ) from error
-    products = _products(model.graph)
+    products = find_products(model.graph)
     if not products or any(p.weight.dtype != onnx_ir.DataType.FLOAT for p in products):
         raise UsageError(
             f"{graph} is no fp32 graph, and only those can be converted",
@@ -130,33 +131,3 @@ def copy_graph(graph: Path, output: Path) -> None:
         source = graph.with_name(graph.name + suffix)
         if source.exists():  # a graph without large weights has no data file
             shutil.copyfile(source, output.with_name(output.name + suffix))
-
-
-def _products(graph: Any) -> list[Product]:
-    """Return the products by a constant matrix, in the graph's order."""
-    found = []
-    for node in graph:
-        if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
-            continue
-        weight, is_transposed = node.inputs[1], False
-        if node.op_type == "Gemm":
-            if not _is_plain_gemm(node):
-                continue
-            is_transposed = bool(_attribute(node, "transB", 0))
-        source = weight.producer()
-        if source is not None and source.op_type == "Transpose":
-            weight, is_transposed = source.inputs[0], not is_transposed
-        if weight.is_initializer() and len(weight.shape) == 2:
-            found.append(Product(node, weight, is_transposed))
-    return found
-
-
-def _is_plain_gemm(node: Any) -> bool:
-    """Say whether a Gemm is a product and a sum, without factors."""
-    factors = [_attribute(node, name, 1.0) for name in ("alpha", "beta")]
-    return factors == [1.0, 1.0] and not _attribute(node, "transA", 0)
-
-
-def _attribute(node: Any, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.constants import add_constant
+from ...export.weights.products import Product, lazy_value
 from ...runtime.bundle.manifest import WeightFormat
 from .formats import BLOCKWISE, Blockwise
 from .quantise import quantise_blocks, quantise_channels
@@ -19,36 +19,8 @@ from .quantise import quantise_blocks, quantise_channels
 _CONTRIB = "com.microsoft"
 _MIDDLE = 128
 """The uint8 that stands for zero where activations are quantised by row."""
-_HALVED_FROM = 1024
-"""Elements; smaller tensors stay fp32 in fp16 graphs."""
 
 _Parts = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product by a constant.
-
-    Attributes:
-        node: MatMul, or a Gemm without factors.
-        weight: the initializer.
-        is_transposed: whether the weight is stored as [N, K].
-    """
-
-    node: Any
-    weight: Any
-    is_transposed: bool
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Inputs K and outputs N."""
-        first, second = (int(size) for size in self.weight.shape)
-        return (second, first) if self.is_transposed else (first, second)
-
-    def matrix(self) -> NDArray[np.float32]:
-        """Return the weight [K, N], read from the source's file now."""
-        array: NDArray[np.float32] = self.weight.const_value.numpy()
-        return array.T if self.is_transposed else array
 
 
 class _Weights:
@@ -96,36 +68,6 @@ class _Weights:
                 for name, (dtype, shape) in shapes.items()
             }
         return self._values[key]
-
-
-def halve(graph: Any) -> None:
-    """Store large fp32 tensors as fp16 and widen them in the graph.
-
-    ONNX Runtime widens constants when it loads a graph, so a pass computes in fp32 as before.
-    """
-    import onnx_ir
-
-    first = graph[0]
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _HALVED_FROM:
-            continue
-        half = lazy_value(
-            graph,
-            f"{value.name}_fp16",
-            onnx_ir.DataType.FLOAT16,
-            tuple(tensor.shape.numpy()),
-            partial(_half, tensor),
-        )
-        wide = onnx_ir.node("Cast", [half], attributes={"to": onnx_ir.DataType.FLOAT.value})
-        value.replace_all_uses_with(wide.outputs[0])
-        graph.insert_before(first, wide)
-
-
-def _half(tensor: Any) -> NDArray[np.float16]:
-    """Read a tensor in half precision."""
-    array: NDArray[np.float16] = tensor.numpy().astype(np.float16)
-    return array
 
 
 def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) -> None:
@@ -340,24 +282,3 @@ def _replace(model: Any, product: Product, nodes: list[Any], result: Any = None)
         model.graph, old, [old], nodes, old.outputs, [result]
     )
     model.graph.opset_imports.setdefault(_CONTRIB, 1)
-
-
-def lazy_value(
-    graph: Any,
-    name: str,
-    dtype: Any,
-    shape: tuple[int, ...],
-    compute: Callable[[], NDArray[Any]],
-) -> Any:
-    """Add an initializer that is computed when it is written."""
-    import onnx_ir
-
-    tensor = onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(compute(), name=name, dtype=dtype),
-        dtype=dtype,
-        shape=onnx_ir.Shape(shape),
-        name=name,
-    )
-    value = onnx_ir.val(name, const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -1,9 +1,10 @@
 """Many clients on one server for a while: are answers lost or mixed up, and does memory stay flat?
 
-Starts `cospec-serve` with one slot and a short queue. The clients use OpenAI's own package: some
-answers are streamed, some are not, some are drawn for a seed, and some clients leave in the middle.
-Each answer is compared with what `Session.generate` writes for the same request in this process. Ends
-with 1 if an answer was wrong or lost, or the queue longer than allowed.
+Starts `cospec-serve` with one slot and a short queue. The clients use OpenAI's own package. Answers are
+streamed or whole, greedy, sampled with a seed, with an automatic draft length, in collab, or follow a
+grammar; some clients leave in the middle, and some send requests that must be refused. Each answer is
+compared with what `Session.generate` writes for the same request in this process. Exits with 1 if an
+answer was wrong or lost, a hostile request was not refused, or the queue was longer than allowed.
 
     .venv/bin/python -m bench.serve_soak --engine-dir models/tiny --minutes 10
 """
@@ -20,6 +21,7 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
@@ -28,29 +30,53 @@ from typing import Any, TextIO
 import click
 import psutil
 
-from cospec import SamplingParams
 from cospec.runtime.decoding.session import load
 
 MAX_TOKENS = 64
 LONG_TOKENS = 400
 """Of an answer that is to be left; more than any client waits for."""
+NAMES = {"guided_regex": "regex"}
+"""Fields of requests whose generation option has another name."""
 SETTLED = 0.1
 """Share of the time after which memory counts as that of the start: caches and pools are filled."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request and its answer."""
+    """A request and its answer.
+
+    Attributes:
+        messages: of the request.
+        kind: what is special about it.
+        fields: of the request, beside the messages.
+        text: the answer that is expected.
+    """
 
     messages: list[dict[str, str]]
-    seed: int | None
+    kind: str
+    fields: dict[str, Any]
     text: str
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As OpenAI's client takes them."""
-        drawn = {} if self.seed is None else {"temperature": 1.0, "seed": self.seed}
-        return {"model": "tiny", "messages": self.messages, "max_tokens": MAX_TOKENS, **drawn}
+        """The arguments of OpenAI's client."""
+        given = {"model": "tiny", "messages": self.messages, "max_tokens": MAX_TOKENS}
+        return {**given, "extra_body": dict(self.fields)}
+
+
+HOSTILE: tuple[tuple[str, bytes], ...] = (
+    (
+        "nested lists",
+        b'{"messages":[{"role":"user","content":"x","y":[' + b"[]," * 600_000 + b"[]]}]}",
+    ),
+    ("deep lists", b'{"messages":' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
+    ("a long prompt", b'{"messages":[{"role":"user","content":"' + b"1 + 2 " * 300_000 + b'"}]}'),
+    ("half a surrogate", b'{"model":"\\ud83d","messages":[{"role":"user","content":"x"}]}'),
+    ("a long number", b'{"messages":[],"logit_bias":{"' + b"9" * 5000 + b'":1}}'),
+    ("no JSON", b"\x00\xff" * 500),
+    ("too much", b'{"messages":"' + b"x" * 3_000_000 + b'"}'),
+)
+"""Requests that must be refused, by what is wrong with them."""
 
 
 @dataclass
@@ -75,20 +101,29 @@ class Tally:
 def cases(engine_dir: Path, count: int) -> list[Case]:
     """Return requests with the answers that a session gives without a server."""
     session = load(engine_dir)
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("greedy", {"temperature": 0}),
+        ("sampled", {"temperature": 1.0}),
+        ("auto", {"temperature": 0, "num_draft_tokens": "auto"}),
+        ("penalty", {"temperature": 0, "repetition_penalty": 1.2}),
+    ]
+    if session.arbiter is not None:
+        kinds.append(("collab", {"temperature": 0, "mode": "collab"}))
+    if find_spec("llguidance") is not None:
+        kinds.append(("grammar", {"temperature": 0, "guided_regex": "The answer is [0-9]{1,4}"}))
     rng = random.Random(0)
     made = []
     for i in range(count):
         question = f"What is {rng.randint(1, 99)} + {rng.randint(1, 99)} - {rng.randint(1, 9)}?"
         messages = [{"role": "user", "content": question}]
-        seed = i if i % 3 == 0 else None
-        params = SamplingParams() if seed is None else SamplingParams(temperature=1.0, seed=seed)
-        made.append(
-            Case(
-                messages,
-                seed,
-                session.generate(messages, sampling=params, max_tokens=MAX_TOKENS).text,
-            )
-        )
+        kind, fields = kinds[i % len(kinds)]
+        if kind == "sampled":
+            fields = {**fields, "seed": i}
+        # The draft length never changes a strict answer.
+        options = {NAMES.get(name, name): value for name, value in fields.items()}
+        options.pop("num_draft_tokens", None)
+        text = session.generate(messages, max_tokens=MAX_TOKENS, **options).text
+        made.append(Case(messages, kind, fields, text))
     return made
 
 
@@ -109,7 +144,7 @@ async def client_loop(
 
     while monotonic() < end:
         case = rng.choice(known)
-        how = rng.choices(["whole", "stream", "leave"], [4, 4, 2])[0]
+        how = rng.choices(["whole", "stream", "leave", "hostile"], [8, 8, 4, 1])[0]
         try:
             if how == "whole":
                 answer = await client.chat.completions.create(**case.settings)
@@ -118,8 +153,10 @@ async def client_loop(
                 events = await client.chat.completions.create(**case.settings, stream=True)
                 texts = [event.choices[0].delta.content or "" async for event in events]
                 check("".join(texts), case, tally)
-            else:
+            elif how == "leave":
                 await leave(client, case, rng, tally)
+            else:
+                await attack(client, rng, tally)
         except openai.RateLimitError as refused:
             tally.count["refused with 429"] += 1
             if int(refused.response.headers["retry-after"]) < 1:
@@ -129,9 +166,19 @@ async def client_loop(
             tally.lost.append(f"{type(error).__name__}: {error}")
 
 
+async def attack(client: Any, rng: random.Random, tally: Tally) -> None:
+    """Send a request that must be refused; the queue may be full."""
+    name, body = rng.choice(HOSTILE)
+    headers = {"Content-Type": "application/json"}
+    answer = await client._client.post("chat/completions", content=body, headers=headers)
+    tally.count["refused: hostile"] += 1
+    if answer.status_code not in (400, 413, 429):
+        tally.lost.append(f"{name} got {answer.status_code}")
+
+
 def check(text: str, case: Case, tally: Tally) -> None:
     """Compare an answer."""
-    tally.count["answered"] += 1
+    tally.count[f"answered: {case.kind}"] += 1
     if text != case.text:
         tally.wrong.append((text, case.text))
 

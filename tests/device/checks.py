@@ -134,16 +134,14 @@ def measure(
     """Time target-only, strict and, with an arbiter, collab; a warm-up prompt before each."""
     modes: dict[str, dict[str, Any]] = {"target only": {"num_draft_tokens": 0}, "strict": {}}
     if session.arbiter is not None:
-        modes["collab"] = {"referee": "collab"}
+        modes["collab"] = {"mode": "collab"}
     report = {}
     for mode, settings in modes.items():
 
         def generate(prompt: list[int], settings: dict[str, Any] = settings) -> Any:
-            chosen = dict(settings)
-            if chosen.pop("referee", None):
-                chosen["referee"] = session._referee("collab", None, None)
-            stream = session.continue_tokens(prompt, max_tokens=max_tokens, **chosen)
-            return stream.completion().stats
+            session.forget()  # each prompt is read as a whole
+            options = {"max_tokens": max_tokens, "greedy": True, **settings}
+            return session.generate(prompt, **options).stats
 
         for _ in range(3):  # plain, recorded, launched
             generate(prompts[0])

@@ -14,7 +14,7 @@ import torch
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.presets import resolve_pair
 from cospec.runtime.decoding.completion import Completion
-from cospec.runtime.decoding.session import load
+from cospec.runtime.decoding.session import Session, load
 from cospec.runtime.decoding.stats import GenerationStats
 
 PRESET, TASKS = "tiny", "cospec.models.tiny_pair.tasks"
@@ -72,22 +72,22 @@ def test_every_token_of_500_answers_is_the_targets_own(answers, module):
 def test_threshold_one_is_strict_in_500_answers(bundle, answers):
     session = load(bundle)
     for answer in answers:
-        stream = session.continue_tokens(
-            answer.prompt, session._referee("collab", 1.0, None), max_tokens=MAX_TOKENS
-        )
-        assert stream.completion().tokens == answer.completion.tokens
+        found = judged(session, answer, threshold=1.0)
+        assert found.tokens == answer.completion.tokens
+
+
+def judged(session: Session, answer: Answer, threshold: float) -> Completion:
+    """Answer in `collab`, and read the whole prompt again."""
+    session.forget()
+    options = {"mode": "collab", "threshold": threshold, "max_tokens": MAX_TOKENS}
+    return session.generate(answer.prompt, **options)
 
 
 def test_acceptance_falls_as_the_threshold_rises(bundle, answers):
     session = load(bundle)
     rates = []
     for threshold in (0.0, 0.25, 0.5, 0.75, 1.0):
-        played = [
-            session.continue_tokens(
-                answer.prompt, session._referee("collab", threshold, None), max_tokens=MAX_TOKENS
-            ).completion()
-            for answer in answers[:40]
-        ]
+        played = [judged(session, answer, threshold) for answer in answers[:40]]
         accepted = sum(completion.stats.num_accepted_tokens for completion in played)
         rates.append(accepted / sum(completion.stats.num_draft_tokens for completion in played))
     assert rates == sorted(rates, reverse=True)

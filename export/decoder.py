@@ -67,7 +67,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             ).logits
         logits = self.vocabulary.write(logits)
         present = [t for i in range(len(pairs)) for t in step.present[i]]
-        return (logits, *summary(logits, input_ids, self.lowering), seen[0].float(), *present)
+        return (logits, *summary(logits, input_ids), seen[0].float(), *present)
 
 
 class Vocabulary(torch.nn.Module):  # type: ignore[misc]
@@ -103,22 +103,22 @@ class Vocabulary(torch.nn.Module):  # type: ignore[misc]
         return logits if self.unshared is None else logits + self.unshared
 
 
-def summary(
-    logits: torch.Tensor, input_ids: torch.Tensor, lowering: Lowering
-) -> tuple[torch.Tensor, ...]:
+def summary(logits: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Reduce logits [1, S, V] to what a greedy round reads, in the order of `SUMMARY_OUTPUTS`.
 
     `next_input_logprob` [1, S] is the log-probability of the token that was fed *after* each row;
     the last row has no next token and scores its own input, a value that is never read.
     """
     top_values, top_ids = torch.topk(logits, min(SUMMARY_TOP, logits.shape[-1]), dim=-1)
-    probabilities = torch.softmax(logits, dim=-1)
-    if lowering == "gqa":
-        # ONNX Runtime computes ReduceLogSumExp one number at a time: a tenth of a small draft's step.
-        logsumexp = top_values[..., 0] - torch.log(probabilities.amax(dim=-1))
-    else:
-        logsumexp = torch.logsumexp(logits, dim=-1)
-    entropy = logsumexp - (probabilities * logits).sum(dim=-1)
+    top = top_values[..., 0]
+    # Relative to the likeliest token: a softmax over 150,000 tokens sums to one only up to 1e-5, and as
+    # many products lose further digits. Both errors grow with the size of the logits.
+    relative = logits - top.unsqueeze(-1)
+    probabilities = torch.softmax(relative, dim=-1)
+    # ONNX Runtime adds up a ReduceLogSumExp one number at a time: slowly, and right to 2e-3 only.
+    normaliser = -torch.log(probabilities.amax(dim=-1))
+    logsumexp = top + normaliser
+    entropy = normaliser - (probabilities * relative).sum(dim=-1)
     following = torch.cat([input_ids[:, 1:], input_ids[:, -1:]], dim=1)
     fed = torch.gather(logits, 2, following.unsqueeze(-1)).squeeze(-1)
     return top_ids[..., 0], top_values, top_ids, logsumexp, entropy, fed - logsumexp

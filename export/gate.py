@@ -324,7 +324,8 @@ def _check_summary(output: StepOutput, tokens: NDArray[np.int64], where: str) ->
         "token": np.array_equal(output.token, output.logits.argmax(axis=1)),
         "top_ids": np.array_equal(top, output.top_values)
         and np.array_equal(top, -np.sort(-output.logits, axis=1)[:, : top.shape[1]]),
-        "logsumexp": np.allclose(output.logsumexp, logsumexp, rtol=1e-5, atol=1e-4),
+        # In fp32 a sum over 150,000 tokens is right to about 1e-4.
+        "logsumexp": np.allclose(output.logsumexp, logsumexp, rtol=1e-5, atol=3e-4),
         "entropy": np.allclose(
             output.entropy, -(np.exp(logprob) * logprob).sum(axis=1), rtol=1e-3, atol=1e-3
         ),

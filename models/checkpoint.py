@@ -36,6 +36,7 @@ from .metadata import (
 )
 from .safetensors_files import ADAPTER, other_kind, read_weight_files
 from .source import Source, fetch
+from .weights.packing_config import PackingConfig, packing_config
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ class Checkpoint:
         default_end: what transformers takes for the end if nothing names one, or None.
         sampling: the author's sampling parameters; None for greedy decoding.
         adapter: what `load_module` merges into the weights, or None.
+        packing: the format of a folder's quantised matrices, or None.
     """
 
     source: Source
@@ -83,6 +85,7 @@ class Checkpoint:
     default_end: int | None = field(repr=False)
     sampling: SamplingDefaults | None = field(repr=False)
     adapter: Adapter | None = None
+    packing: PackingConfig | None = None
 
     @property
     def name(self) -> str:
@@ -220,7 +223,8 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         raise other
     raw = read_json(folder / "config.json")
     check_supported(raw, folder)
-    weights = read_weight_files(folder)
+    packing = packing_config(raw, folder)
+    weights = read_weight_files(folder, packing)
     with blaming(folder / "config.json", "transformers does not accept it"):
         whole = transformers_class("AutoConfig").from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
@@ -255,6 +259,7 @@ def _open_folder(source: Source, folder: Path) -> Checkpoint:
         stated_ends=tuple(ends),
         default_end=_default_end(config),
         sampling=sampling_defaults(folder / "generation_config.json"),
+        packing=packing,
     )
 
 

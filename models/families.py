@@ -47,11 +47,6 @@ def check_supported(raw: dict[str, Any], folder: Path) -> None:
     family = str(raw.get("model_type", "none given"))
     declared = raw.get("architectures") or [FAMILIES.get(family, family)]
     architecture = str(declared[0]) if isinstance(declared, list) else str(declared)
-    if "quantization_config" in raw or "compression_config" in raw:
-        raise CheckpointError(
-            f"{folder} is quantised (quantization_config in config.json).",
-            hint="Use the unquantised checkpoint, or a GGUF file; cospec quantises at export.",
-        )
     if FAMILIES.get(family) == architecture:
         return
     if raw.get("auto_map"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, MissingExtraError
 from .metadata import read_json
+from .weights.packing_config import PackingConfig
 
 ADAPTER = "adapter_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -20,6 +21,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Stored masks and counters of old checkpoints; anything else is a quantised format.
 _BUFFERS = ("BOOL", "U8", "I64")
+_PACKED = ("I8", "I32")
+"""What quantised matrices that can be read are stored as."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,20 @@ class WeightFiles:
     sizes: dict[str, int]
 
 
-def read_weight_files(folder: Path) -> WeightFiles:
+def read_weight_files(folder: Path, packing: PackingConfig | None = None) -> WeightFiles:
     """Find and check the safetensors of a folder, and list their tensors, without reading one.
+
+    Args:
+        folder: of the checkpoint.
+        packing: the format of its quantised matrices, if it says that it has some.
 
     Raises:
         CheckpointError: no safetensors, a shard that is missing, a file that is damaged, or
             weights in a quantised format. Names the file.
     """
     files = _find(folder)
-    return WeightFiles(files, {name: size for file in files for name, size in _sizes(file).items()})
+    sizes = {name: size for file in files for name, size in _sizes(file, packing).items()}
+    return WeightFiles(files, sizes)
 
 
 def _find(folder: Path) -> tuple[Path, ...]:
@@ -111,7 +119,7 @@ def _no_safetensors(folder: Path) -> CheckpointError:
     )
 
 
-def _sizes(file: Path) -> dict[str, int]:
+def _sizes(file: Path, packing: PackingConfig | None) -> dict[str, int]:
     """Parameters by tensor; opening the file checks the header, the offsets and the file's length."""
     try:
         from safetensors import SafetensorError, safe_open
@@ -123,8 +131,11 @@ def _sizes(file: Path) -> dict[str, int]:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 part = tensors.get_slice(name)
                 kind = part.get_dtype()
-                if kind in _FLOATS:
-                    sizes[name] = math.prod(part.get_shape())
+                numbers = math.prod(part.get_shape())
+                if packing is not None and kind in (*_FLOATS, *_PACKED):
+                    sizes[name] = packing.parameters(name, numbers)
+                elif kind in _FLOATS:
+                    sizes[name] = numbers
                 elif kind not in _BUFFERS:
                     raise _quantised(file, name, kind)
     except (SafetensorError, OSError) as error:
@@ -135,6 +146,12 @@ def _sizes(file: Path) -> dict[str, int]:
 
 
 def _quantised(file: Path, name: str, kind: str) -> CheckpointError:
+    if kind in _PACKED:
+        return CheckpointError(
+            f"{file}: {name} is quantised ({kind}), but the folder does not say in which format.",
+            hint="Copy the whole folder again: config.json needs its quantization_config, or the "
+            "folder its quantize_config.json (GPTQ) or quant_config.json (AWQ).",
+        )
     return CheckpointError(
         f"{file}: {name} is stored as {kind}, a quantised format that cannot be exported.",
         hint="Use the unquantised checkpoint; cospec quantises at export.",

@@ -15,6 +15,7 @@ from ..checkpoint import audit, from_files, load_module
 from ..gguf import read_header
 from ..hf import blaming, quiet, transformers_class
 from .gguf_weights import GgufWeights
+from .packed_folder import PackedFolderWeights
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def streamed_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Strea
         return
     hollow = hollow_module(checkpoint, dtype)
     with TemporaryDirectory(prefix="cospec-") as folder:
-        if checkpoint.gguf_file:
-            module, weights = _from_gguf(checkpoint, dtype)
+        if checkpoint.gguf_file or checkpoint.packing:
+            module, weights = _from_quantised(checkpoint, dtype)
         else:
             module = from_files(
                 checkpoint, dtype=dtype, device_map={"": "disk"}, offload_folder=folder
@@ -81,21 +82,27 @@ def _meta_module(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
 
     auto = transformers_class("AutoModelForCausalLM")
+    config = copy.deepcopy(checkpoint.config)
+    # The architecture alone: quantised matrices are not read by transformers.
+    config.__dict__.pop("quantization_config", None)
     with quiet(), blaming(checkpoint.path, "transformers cannot build it"), init_empty_weights():
         return auto.from_config(
-            copy.deepcopy(checkpoint.config),
+            config,
             dtype=dtype,
             attn_implementation="eager",
             trust_remote_code=False,
         )
 
 
-def _from_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
+def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
     from accelerate import cpu_offload
 
     module = _meta_module(checkpoint, dtype)
-    header = read_header(checkpoint.path)
-    weights = GgufWeights(checkpoint.path, header, module, dtype)
+    weights: GgufWeights | PackedFolderWeights
+    if checkpoint.packing is None:
+        weights = GgufWeights(checkpoint.path, read_header(checkpoint.path), module, dtype)
+    else:
+        weights = PackedFolderWeights(checkpoint.weight_files, checkpoint.packing, module, dtype)
     _audit_names(checkpoint, module, weights, weights.left_over)
     cpu_offload(module, torch.device("cpu"), state_dict=weights)
     return module, weights

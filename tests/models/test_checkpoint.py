@@ -84,7 +84,7 @@ def test_native_families_ignore_shipped_code(folder):
 
 
 def test_quantised_checkpoint(folder):
-    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "quantised" in refusal(folder)
 
 

@@ -4,11 +4,12 @@
 all of them: each must be refused with an error of ours, or decode as if nothing were wrong, in bounded
 time and memory.
 
-    python -m tests.attacks.hostile_bundles BUNDLE
+    cd tests && python -m attacks.hostile_bundles BUNDLE [PART OF A NAME]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -19,6 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from attacks.hostile_graphs import (
+    dimension,
+    drop,
+    dtype,
+    external,
+    extra_input,
+    loop_for_ever,
+    padded,
+    rank,
+    rename_output,
+    replace_output,
+    scrambled,
+)
+from attacks.hostile_texts import manifest_kinds, template_kinds, tokenizer_kinds
 from msgspec import structs
 from onnx import TensorProto, helper
 
@@ -37,6 +52,31 @@ def reseal(root: Path, **changes: Any) -> None:
         for entry in manifest.files
     )
     (root / MANIFEST_NAME).write_bytes(to_json(structs.replace(manifest, files=files)))
+
+
+def with_template(root: Path) -> None:
+    """Seal a bundle whose chat template was written."""
+    path = root / "chat_template.jinja"
+    manifest = read_manifest(root)
+    entry = FileEntry(path.name, path.stat().st_size, sha256_of(path))
+    files = tuple(each for each in manifest.files if each.path != path.name)
+    reseal(root, chat_template=path.name, files=(*files, entry))
+
+
+def edit_manifest(root: Path, path: list[Any], value: Any) -> None:
+    """Set a field of the manifest's JSON to any value, with a seal that matches."""
+    raw = json.loads((root / MANIFEST_NAME).read_text())
+    del raw["seal"]
+    node = raw
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    raw["seal"] = hashlib.sha256(_canonical(raw)).hexdigest()
+    (root / MANIFEST_NAME).write_bytes(_canonical(raw))
+
+
+def _canonical(raw: dict[str, Any]) -> bytes:
+    return (json.dumps(raw, indent=2, sort_keys=True) + "\n").encode()
 
 
 def edit_model(root: Path, role: str, **changes: Any) -> None:
@@ -62,120 +102,6 @@ def edit_raw(root: Path, role: str, edit: Callable[[bytes], bytes]) -> None:
     reseal(root)
 
 
-def _dimension(of: str, name: str, axis: int, size: int) -> Callable[[onnx.ModelProto], object]:
-    def edit(model: onnx.ModelProto) -> None:
-        (value,) = (value for value in getattr(model.graph, of) if value.name == name)
-        value.type.tensor_type.shape.dim[axis].dim_value = size
-
-    return edit
-
-
-def _dtype(of: str, name: str, dtype: int) -> Callable[[onnx.ModelProto], object]:
-    def edit(model: onnx.ModelProto) -> None:
-        (value,) = (value for value in getattr(model.graph, of) if value.name == name)
-        value.type.tensor_type.elem_type = dtype
-
-    return edit
-
-
-def _drop(of: str, name: str) -> Callable[[onnx.ModelProto], object]:
-    def edit(model: onnx.ModelProto) -> None:
-        values = getattr(model.graph, of)
-        kept = [value for value in values if value.name != name]
-        del values[:]
-        values.extend(kept)
-
-    return edit
-
-
-def _rename_output(old: str, new: str) -> Callable[[onnx.ModelProto], object]:
-    def edit(model: onnx.ModelProto) -> None:
-        for value in model.graph.output:
-            value.name = new if value.name == old else value.name
-        for node in model.graph.node:
-            node.output[:] = [new if name == old else name for name in node.output]
-            node.input[:] = [new if name == old else name for name in node.input]
-
-    return edit
-
-
-def _extra_input(model: onnx.ModelProto) -> None:
-    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
-
-
-def replace_output(
-    name: str, make: Callable[[str], list[onnx.NodeProto]]
-) -> Callable[[onnx.ModelProto], object]:
-    """Return an edit that computes an output by `make(the old value's name)` instead."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        for node in model.graph.node:
-            node.output[:] = [f"{name}.old" if each == name else each for each in node.output]
-            node.input[:] = [f"{name}.old" if each == name else each for each in node.input]
-        model.graph.node.extend(make(f"{name}.old"))
-
-    return edit
-
-
-def loop_for_ever(name: str, kind: int) -> Callable[[onnx.ModelProto], object]:
-    """Return an edit that passes an output through a loop of 2^62 turns."""
-
-    def make(old: str) -> list[onnx.NodeProto]:
-        body = helper.make_graph(
-            [
-                helper.make_node("Identity", ["go"], ["go_on"]),
-                helper.make_node("Identity", ["carried"], ["carried_on"]),
-            ],
-            "body",
-            [
-                helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-                helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("carried", kind, None),
-            ],
-            [
-                helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("carried_on", kind, None),
-            ],
-        )
-        turns = helper.make_tensor("turns", TensorProto.INT64, [], [1 << 62])
-        always = helper.make_tensor("always", TensorProto.BOOL, [], [True])
-        return [
-            helper.make_node("Constant", [], ["turns"], value=turns),
-            helper.make_node("Constant", [], ["always"], value=always),
-            helper.make_node("Loop", ["turns", "always", old], [name], body=body),
-        ]
-
-    return replace_output(name, make)
-
-
-def _external(**changes: str) -> Callable[[onnx.ModelProto], object]:
-    """Return an edit of where the first external tensor lies."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        tensor = next(t for t in model.graph.initializer if t.external_data)
-        for entry in tensor.external_data:
-            entry.value = changes.get(entry.key, entry.value)
-
-    return edit
-
-
-def _scrambled(data: bytes) -> bytes:
-    """Write the first entry of external data with its value before its key."""
-    key = b"\x0a\x08location"
-    at = data.index(key)
-    length = data[at + len(key) + 1]
-    value = data[at + len(key) : at + len(key) + 2 + length]
-    return data[:at] + value + key + data[at + len(key) + len(value) :]
-
-
-def _padded(data: bytes) -> bytes:
-    """Write the length of the first key of external data in two bytes instead of one."""
-    at = data.index(b"\x0a\x08location")
-    size = data[at - 1]
-    # The tensor around it keeps its old length: the file is refused before anybody reads that.
-    return data[: at - 1] + bytes([size + 1]) + b"\x0a\x88\x00location" + data[at + 10 :]
-
-
 def kinds() -> dict[str, Callable[[Path], object]]:
     """Return the changes by name; each is called with the folder of a bundle of its own."""
     found: dict[str, Callable[[Path], object]] = {}
@@ -198,7 +124,7 @@ def kinds() -> dict[str, Callable[[Path], object]]:
             ("output", "top_values", 2),
         ):
             for size in (1, 7, 1 << 24, 1 << 40):
-                graph(f"{of} {name}, axis {axis} is {size}", _dimension(of, name, axis, size), role)
+                graph(f"{of} {name}, axis {axis} is {size}", dimension(of, name, axis, size), role)
         for of, name in (
             ("input", "input_ids"),
             ("input", "cache_length"),
@@ -209,12 +135,12 @@ def kinds() -> dict[str, Callable[[Path], object]]:
             ("output", "logsumexp"),
             ("output", "present.1.value"),
         ):
-            for dtype in (TensorProto.STRING, TensorProto.DOUBLE, TensorProto.INT32):
-                graph(f"{of} {name} of kind {dtype}", _dtype(of, name, dtype), role)
-            graph(f"without {of} {name}", _drop(of, name), role)
+            for kind in (TensorProto.STRING, TensorProto.DOUBLE, TensorProto.INT32):
+                graph(f"{of} {name} of kind {kind}", dtype(of, name, kind), role)
+            graph(f"without {of} {name}", drop(of, name), role)
         for name in ("token", "logits", "present.0.key", "next_input_logprob"):
-            graph(f"output {name} by another name", _rename_output(name, "other"), role)
-        graph("an input too many", _extra_input, role)
+            graph(f"output {name} by another name", rename_output(name, "other"), role)
+        graph("an input too many", extra_input, role)
         graph("a loop for ever in token", loop_for_ever("token", TensorProto.INT64), role)
         graph("a loop for ever in entropy", loop_for_ever("entropy", TensorProto.FLOAT), role)
         for location in (
@@ -228,7 +154,7 @@ def kinds() -> dict[str, Callable[[Path], object]]:
             "model.onnx.data\0",
             "x" * 200,
         ):
-            graph(f"external data at {location[:20]!a}", _external(location=location), role)
+            graph(f"external data at {location[:20]!a}", external(location=location), role)
         for key, value in (
             ("offset", "-1"),
             ("offset", str(1 << 62)),
@@ -236,8 +162,8 @@ def kinds() -> dict[str, Callable[[Path], object]]:
             ("length", "0"),
             ("offset", "nonsense"),
         ):
-            graph(f"external data with {key} {value}", _external(**{key: value}), role)
-        for name, raw in (("scrambled", _scrambled), ("padded", _padded)):
+            graph(f"external data with {key} {value}", external(**{key: value}), role)
+        for name, raw in (("scrambled", scrambled), ("padded", padded)):
             add(f"{role}: external data {name}", lambda root, r=role, e=raw: edit_raw(root, r, e))
         for name, raw in (
             ("empty", lambda data: b""),
@@ -268,8 +194,13 @@ def kinds() -> dict[str, Callable[[Path], object]]:
         ("summary_top", 511),
     ):
         add(f"manifest says {field} {value}", lambda root, f=field, v=value: reseal(root, **{f: v}))
-    found |= _arbiters()
-    return found
+    return (
+        found
+        | _arbiters()
+        | template_kinds(with_template)
+        | tokenizer_kinds(reseal)
+        | (manifest_kinds(edit_manifest))
+    )
 
 
 def _arbiters() -> dict[str, Callable[[Path], object]]:
@@ -285,29 +216,19 @@ def _arbiters() -> dict[str, Callable[[Path], object]]:
         return replace_output("score", make)
 
     return {
-        "arbiter: scores of two axes": graph(_rank("score", 2)),
-        "arbiter: a single score": graph(_rank("score", 0)),
-        "arbiter: scores of kind double": graph(_dtype("output", "score", TensorProto.DOUBLE)),
-        "arbiter: scores of kind text": graph(_dtype("output", "score", TensorProto.STRING)),
+        "arbiter: scores of two axes": graph(rank("score", 2)),
+        "arbiter: a single score": graph(rank("score", 0)),
+        "arbiter: scores of kind double": graph(dtype("output", "score", TensorProto.DOUBLE)),
+        "arbiter: scores of kind text": graph(dtype("output", "score", TensorProto.STRING)),
         "arbiter: twice as many scores": graph(scores("Concat")),
-        "arbiter: without scores": graph(_drop("output", "score")),
+        "arbiter: without scores": graph(drop("output", "score")),
         "arbiter: a loop for ever": graph(loop_for_ever("score", TensorProto.FLOAT)),
-        "arbiter: an input that nobody has": graph(_extra_input),
-        "arbiter: without an input": graph(_drop("input", "block.run")),
-        "arbiter: an input of another kind": graph(_dtype("input", "block.run", TensorProto.INT64)),
+        "arbiter: an input that nobody has": graph(extra_input),
+        "arbiter: without an input": graph(drop("input", "block.run")),
+        "arbiter: an input of another kind": graph(dtype("input", "block.run", TensorProto.INT64)),
         "arbiter: empty": lambda root: edit_raw(root, "arbiter", lambda data: b""),
         "arbiter: half": lambda root: edit_raw(root, "arbiter", lambda data: data[:500]),
     }
-
-
-def _rank(name: str, rank: int) -> Callable[[onnx.ModelProto], object]:
-    def edit(model: onnx.ModelProto) -> None:
-        (value,) = (value for value in model.graph.output if value.name == name)
-        del value.type.tensor_type.shape.dim[:]
-        for _ in range(rank):
-            value.type.tensor_type.shape.dim.add().dim_value = 2
-
-    return edit
 
 
 TRIAL = """
@@ -319,7 +240,10 @@ try:
     session = cospec.load(sys.argv[1])
     modes = ("strict", "collab") if session.arbiter else ("strict",)
     for mode in modes:
-        done = session.generate("What is 12 + 30?", max_tokens=12, mode=mode, timeout=5)
+        prompt = "What is 12 + 30? " + "x" * 40
+        if session.codec.has_chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        done = session.generate(prompt, max_tokens=12, mode=mode, timeout=5)
         assert done.finish_reason == "timeout" or done.tokens, done
         print("ran", mode, done.finish_reason)
 except cospec.CospecError as error:
@@ -361,7 +285,8 @@ def trials(bundle: Path, only: Callable[[str], bool] = lambda name: True) -> Ite
 def main() -> int:
     """Try every kind and print a table; return 1 if one was not refused and did not run."""
     counts: dict[str, int] = {}
-    for name, verdict, said in trials(Path(sys.argv[1])):
+    part = sys.argv[2] if len(sys.argv) > 2 else ""
+    for name, verdict, said in trials(Path(sys.argv[1]), lambda name: part in name):
         counts[verdict] = counts.get(verdict, 0) + 1
         print(f"{verdict:<8} {name:<60} {said}", flush=True)
     print(json.dumps(counts))

@@ -11,4 +11,5 @@ def test_no_request_gets_a_5xx_or_a_traceback(served, caplog):
         outcome = attack(served.address, 400, seed=7)
     assert outcome.failures == []
     assert sum(outcome.statuses.values()) >= 400
-    assert {"200", "400", "404", "405", "415"} <= set(outcome.statuses)
+    assert outcome.statuses["200"] > 0, "some requests are answered"
+    assert outcome.statuses["400"] > outcome.statuses["closed"], "most are read, and refused"

@@ -61,7 +61,7 @@ def test_a_jetson_gets_its_form_and_builds_its_engines_itself(
     assert result.exit_code == 0, result.output
     assert f"Memory on {device}:" in result.stdout
     assert "sum" in result.stdout
-    assert f"to be built on the device ({device})" in result.stdout
+    assert f"The engines are built on the device ({device})" in result.stdout
     bundle = Bundle.open(tmp_path / "llama-8b")
     entry = bundle.manifest.engines
     assert (entry.device, entry.flavour, entry.sm) == (device, "tensorrt", sm)
@@ -104,7 +104,7 @@ def test_build_only_builds_what_is_missing_and_nothing_else(rtx_bundle, trt, mon
 
     monkeypatch.setattr(build_only, "find_gpu", unknown)  # engines of RTX cards need no GPU
     again = export("--build-only", rtx_bundle)
-    assert (again.exit_code, again.stdout) == (0, "Every engine for SM 89 was there already.\n")
+    assert (again.exit_code, again.stdout) == (0, "All engines for SM 89 exist already.\n")
     other = export("--build-only", rtx_bundle, "--device", "rtx-5090", "--json")
     assert json.loads(other.stdout)["built"] == ["target"], other.output
     bundle = Bundle.open(rtx_bundle)
@@ -157,7 +157,7 @@ def test_simulated_a_device_that_is_named_builds_its_own_engines(
     (plan,) = bundle.glob("engines/*/target.plan")
     assert plan.parent.name == f"tensorrt-{VERSIONS[form]}-sm87"
     again = export("--build-only", bundle, *second)
-    assert (again.exit_code, again.stdout) == (0, "Every engine for SM 87 was there already.\n")
+    assert (again.exit_code, again.stdout) == (0, "All engines for SM 87 exist already.\n")
 
     def nothing(*arguments: object) -> None:
         raise AssertionError("cospec-run finds what --build-only built")

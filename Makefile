@@ -15,7 +15,7 @@ DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test browser test-trt test-pythons quick lint types docs format bench release clean
+.PHONY: help env demo test browser test-trt test-pythons quick lint types docs format attack bench release clean
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,15 @@ docs: env       ## the documentation site -> .cache/site; a broken link ends it
 format: env     ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Half an hour on two cores. `make test` runs a bounded part of each.
+attack: env     ## attack the server, bundles, commands and the sandbox with thousands of cases
+	$(BIN)/cospec-export --target tiny --force --output .cache/attack/tiny
+	cd tests && ../$(BIN)/python -m attacks.sandbox_campaign
+	cd tests && ../$(BIN)/python -m attacks.hostile_bundles ../.cache/attack/tiny
+	$(BIN)/python -m tests.attacks.ended_commands --engine-dir .cache/attack/tiny --terms 25 --kills 50 --limits 10
+	$(BIN)/python -m tests.attacks.http_requests --engine-dir .cache/attack/tiny --requests 20000
+	$(BIN)/python -m tests.attacks.http_stalls --engine-dir .cache/attack/tiny
 
 release: env    ## build wheel and sdist, check both in fresh environments, and say what to tag
 	$(BIN)/python tests/release.py

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2.utils import Namespace
 
-UNITS = 16_000_000
+UNITS = 9_000_000
 """Budget of one rendering. A message of a chat costs 500 to 8,000 units in real templates."""
 
 MAX_WIDTH = 10_000
@@ -32,7 +32,7 @@ MAX_SLOW_CHARACTERS = 10_000
 MAX_STRIPPED_CHARACTERS = 100
 """Most characters that one call takes from the ends of a text."""
 
-_CHARACTERS_WRITTEN_PER_UNIT = 2  # bounds memory: 32 million characters are written in all
+_CHARACTERS_WRITTEN_PER_UNIT = 2  # bounds memory: 18 million characters are written in all
 _CHARACTERS_READ_PER_UNIT = 64
 _UNITS_PER_REFERENCE = 1  # in a list, to a value that is there already
 _UNITS_PER_ELEMENT = 4  # of a list, with a value of its own

@@ -1,6 +1,6 @@
 """Peak memory of exporting a randomly initialised Llama of about a billion parameters.
 
-The exporter promises at most 1.5 times the weights in the exported precision plus 1 GB. This makes a
+The exporter promises at most 1.5 times the weights in the exported precision plus 1.1 GB. This makes a
 checkpoint of the shape of Llama-3.2-1B and exports it in a process of its own. Two peaks are reported:
 `resident` is all that the kernel counts for the process; `anonymous` leaves out pages of mapped files
 (the checkpoint while it is read, the new weights while they are checked), which the kernel takes back

@@ -15,7 +15,7 @@ from ..runtime.engines import host_memory
 PEAK_FACTOR = 1.5
 """Peak memory of an export in units of the exported weights: the module, and the tensors that are
 being written."""
-FIXED_BYTES = 1_000_000_000
+FIXED_BYTES = 1_100_000_000
 """torch, transformers, the exporter and the runtime of the gate, whatever the model."""
 DISK_FACTOR = 1.05
 DISK_FIXED_BYTES = 64_000_000

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from cospec.export.memory import FIXED_BYTES, PEAK_FACTOR
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.decoding.completion import Completion
 from cospec.runtime.decoding.session import Session, load
@@ -141,7 +142,7 @@ def module(smollm2_gguf: Path) -> Any:
 def test_the_export_stays_within_its_memory(exported):
     if exported.peak_bytes is None:
         pytest.skip("peak memory is read from /proc")
-    limit = 1.5 * 4 * PARAMETERS + 1e9
+    limit = PEAK_FACTOR * 4 * PARAMETERS + FIXED_BYTES
     print(f"peak memory of the export: {exported.peak_bytes / 1e9:.2f} GB of {limit / 1e9:.2f} GB")
     assert 4 * PARAMETERS < exported.peak_bytes < limit
 

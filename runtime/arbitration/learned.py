@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -53,22 +54,24 @@ class BlockGraph:
         check_inputs(self._inputs, str(graph))
         self._output, self.row = output, self._row_of(output, str(graph))
         self._bindings: dict[int, _Binding] = {}
+        self._lock = Lock()  # sessions on the same engines share the arbiter and its buffers
         self.target_outputs = outputs_of("target", self._inputs)
         self.draft_outputs = outputs_of("draft", self._inputs)
 
     def run(self, block: Block) -> NDArray[np.float32]:
         """Return the graph's output for `block`."""
         k = len(block.drafted)
-        binding = self._bindings.get(k)
-        if binding is None:
-            binding = _Binding(self._session, self._inputs, block, self._output, (k, *self.row))
-            self._bindings[k] = binding
-        binding.fill(block)
-        try:
-            self._session.run_with_iobinding(binding.io)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in the arbiter: {error}") from error
-        output: NDArray[np.float32] = binding.output.copy()  # the next block overwrites the buffer
+        with self._lock:
+            binding = self._bindings.get(k)
+            if binding is None:
+                binding = _Binding(self._session, self._inputs, block, self._output, (k, *self.row))
+                self._bindings[k] = binding
+            binding.fill(block)
+            try:
+                self._session.run_with_iobinding(binding.io)
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed in the arbiter: {error}") from error
+            output: NDArray[np.float32] = binding.output.copy()  # the next block overwrites it
         return output
 
     def _row_of(self, output: str, graph: str) -> tuple[int, ...]:

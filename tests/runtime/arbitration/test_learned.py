@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def test_the_graph_scores_as_torch_does(network, recorded):
         assert scores == pytest.approx(expected.numpy(), abs=1e-5)
     every = np.concatenate([scores for _, scores, _ in recorded])
     assert every.min() < 0.5 < every.max()
+
+
+def test_sessions_in_several_threads_get_the_scores_of_their_own_blocks(graph, recorded):
+    arbiter = LearnedArbiter(graph)
+    work = [recorded[i % len(recorded)] for i in range(2000)]
+
+    def agrees(row: tuple[Block, NDArray[Any], NDArray[Any]]) -> bool:
+        return bool(np.array_equal(arbiter.score(row[0]), row[1]))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(agrees, work))
 
 
 def test_features_say_what_their_names_say(network, recorded):

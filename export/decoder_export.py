@@ -21,6 +21,7 @@ from ..runtime.engines.protocol import GraphShape
 from . import gate, graph
 from .attention import Lowering
 from .decoder import SUMMARY_TOP
+from .probes import Probe, reference
 from .weights.products import halve
 from .weights.stored_matrix import Ledger
 
@@ -108,7 +109,7 @@ def export_decoder(
         if request.halves:
             halve(traced.model)
         report(f"{role}: computing the reference")
-        probes = gate.reference(
+        probes = reference(
             model.module,
             request.capacity,
             size,
@@ -152,7 +153,7 @@ def summary_top(vocab_size: int) -> int:
 def _parity(
     path: Path,
     shape: GraphShape,
-    probes: list[gate.Probe],
+    probes: list[Probe],
     request: DecoderRequest,
     *,
     quantised: bool,
@@ -171,7 +172,8 @@ def _parity(
     _compute_in_fp32(path, exact)
     report = measure(exact, tolerance)
     exact.unlink()
-    return {**report, "int8_activations": measure(path, "int8 activations")}
+    engine = OrtEngine(path, shape, options)
+    return {**report, "int8_activations": gate.check_in_int8(engine, probes, request.role)}
 
 
 def _compute_in_fp32(path: Path, output: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cospec.errors import CheckpointError, GateError
 from cospec.export import attention, gate, graph
+from cospec.export import probes as gate_probes
 from cospec.export.attention import Lowering
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.checkpoint import load_module, open_checkpoint
@@ -59,7 +60,7 @@ def mistral(module_of) -> Any:
 
 
 @pytest.fixture(scope="module")
-def probes(mistral) -> list[gate.Probe]:
+def probes(mistral) -> list[gate_probes.Probe]:
     return reference(mistral)
 
 
@@ -75,8 +76,8 @@ def copy(healthy, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def reference(module: Any) -> list[gate.Probe]:
-    return gate.reference(module, CAPACITY, VOCAB, WIDEST, [SLIDING_WINDOW])
+def reference(module: Any) -> list[gate_probes.Probe]:
+    return gate_probes.reference(module, CAPACITY, VOCAB, WIDEST, [SLIDING_WINDOW])
 
 
 def write(module: Any, lowering: Lowering, folder: Path) -> Path:
@@ -84,7 +85,7 @@ def write(module: Any, lowering: Lowering, folder: Path) -> Path:
     return folder
 
 
-def check(folder: Path, module: Any, probes: Sequence[gate.Probe]) -> gate.GateReport:
+def check(folder: Path, module: Any, probes: Sequence[gate_probes.Probe]) -> gate.GateReport:
     shapes = tuple(graph.kv_shapes(module))
     hidden = module.config.hidden_size
     shape = GraphShape(CAPACITY, VOCAB, hidden, TOP, shapes, "float32")
@@ -117,7 +118,7 @@ def test_the_probes_cover_every_kind_of_step(probes):
 @pytest.mark.parametrize("capacity", [16, 17, 40])
 @pytest.mark.parametrize("widest", [1, 4, 65])
 def test_small_capacities_are_probed_to_their_end(mistral, capacity, widest):
-    probes = gate.reference(mistral, capacity, VOCAB, widest, [SLIDING_WINDOW])
+    probes = gate_probes.reference(mistral, capacity, VOCAB, widest, [SLIDING_WINDOW])
     ends = [probe.start + len(probe.tokens) for probe in probes]
     assert max(ends) <= capacity
     assert {"prefill chunk", "decode"} <= {probe.name for probe in probes}
@@ -259,7 +260,9 @@ def test_swapped_outputs_are_caught(copy, mistral, probes, first, second, messag
 class Echo:
     """An engine and its decoder at once, which answers each probe with `change` of the reference."""
 
-    def __init__(self, probes: Sequence[gate.Probe], change: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self, probes: Sequence[gate_probes.Probe], change: Callable[[dict[str, Any]], None]
+    ):
         self.capacity = CAPACITY
         self._left, self._change = list(probes), change
 
@@ -296,7 +299,9 @@ class Echo:
 
 
 def compare(
-    probes: Sequence[gate.Probe], change: Callable[[dict[str, Any]], None], precision: str = "fp32"
+    probes: Sequence[gate_probes.Probe],
+    change: Callable[[dict[str, Any]], None],
+    precision: str = "fp32",
 ) -> gate.GateReport:
     return gate.check(Echo(probes, change), probes, precision, "draft")  # type: ignore[arg-type]
 
@@ -321,7 +326,7 @@ def test_the_tolerance_is_a_share_of_the_largest_logit(probes, precision, tolera
 def test_another_token_is_excused_by_a_tie_only(probes):
     row = {"logits": np.zeros((1, VOCAB), np.float32), "hidden": np.ones((1, 4), np.float32)}
     row["logits"][0, :2] = 10, 10 - 1e-4
-    tie = gate.Probe("decode", 0, None, np.array([5]), row["logits"], row["hidden"])
+    tie = gate_probes.Probe("decode", 0, None, np.array([5]), row["logits"], row["hidden"])
 
     def swap(values: dict[str, Any]) -> None:
         values["logits"][0, :2] = values["logits"][0, 1], values["logits"][0, 0]

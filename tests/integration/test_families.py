@@ -19,6 +19,7 @@ import torch
 from factories import FAMILIES, SLIDING_WINDOW
 
 from cospec.export import gate, graph
+from cospec.export import probes as gate_probes
 from cospec.export.attention import LOWERINGS, Lowering
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
@@ -51,7 +52,7 @@ class Reference:
     """
 
     module: Any
-    probes: list[gate.Probe]
+    probes: list[gate_probes.Probe]
     prompts: list[list[int]]
     outputs: list[list[int]]
     margin: float
@@ -89,7 +90,7 @@ def reference(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]
     family = request.param
     folder = checkpoint_of(family, seed=WEIGHT_SEED.get(family, 0), vocab_size=VOCAB)
     module: Any = load_module(open_checkpoint(resolve(str(folder))), torch.float32)
-    probes = gate.reference(module, CAPACITY, VOCAB, WIDEST, [SLIDING_WINDOW])
+    probes = gate_probes.reference(module, CAPACITY, VOCAB, WIDEST, [SLIDING_WINDOW])
     rng = np.random.default_rng(7)
     prompts = [rng.integers(4, 300, length).tolist() for length in PROMPT_LENGTHS]
     outputs = [greedy(module, prompt) for prompt in prompts]

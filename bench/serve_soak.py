@@ -43,14 +43,7 @@ SETTLED = 0.1
 
 @dataclass(frozen=True)
 class Case:
-    """A request and its answer.
-
-    Attributes:
-        messages: of the request.
-        kind: what is special about it.
-        fields: of the request, beside the messages.
-        text: the answer that is expected.
-    """
+    """A request: messages, what is special about it, other fields, and the expected text."""
 
     messages: list[dict[str, str]]
     kind: str
@@ -346,8 +339,8 @@ def main(
         log.seek(0)
         said = log.readlines()[1:]
     figures = report(tally, metrics, probed, max_queue, minutes * 60)
-    figures |= {"server_exit_code": server.returncode}
-    figures |= {"lines_on_stderr": len(said), "last_on_stderr": said[-5:]}
+    figures |= {"server_exit_code": server.returncode, "lines_on_stderr": len(said)}
+    figures["last_on_stderr"] = said[-5:]
     figures["examples"] = {"wrong": tally.wrong[:3], "lost": tally.lost[:3]}
     click.echo(json.dumps(figures, indent=2))
     if tally.wrong or tally.lost or tally.waiting > max_queue:

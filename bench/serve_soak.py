@@ -33,8 +33,7 @@ import psutil
 from cospec.runtime.decoding.session import load
 
 MAX_TOKENS = 64
-LONG_TOKENS = 400
-"""Of an answer that is to be left; more than any client waits for."""
+LONG_TOKENS = 400  # of an answer that is to be left: more than any client waits for
 NAMES = {"guided_regex": "regex"}
 """Fields of requests whose generation option has another name."""
 SETTLED = 0.1
@@ -342,7 +341,7 @@ def main(
     figures |= {"server_exit_code": server.returncode, "lines_on_stderr": len(said)}
     figures["last_on_stderr"] = said[-5:]
     figures["examples"] = {"wrong": tally.wrong[:3], "lost": tally.lost[:3]}
-    click.echo(json.dumps(figures, indent=2))
+    click.echo(json.dumps(figures))
     if tally.wrong or tally.lost or tally.waiting > max_queue:
         sys.exit(1)
 

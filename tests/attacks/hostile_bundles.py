@@ -45,7 +45,7 @@ LIMITS = {"seconds": 60, "memory": 6 << 30}
 
 
 def reseal(root: Path, **changes: Any) -> None:
-    """Write the manifest anew, with fields changed and the hashes of the files as they are."""
+    """Write the manifest again, with fields changed and the hashes of the files as they are."""
     manifest = structs.replace(read_manifest(root), **changes)
     files = tuple(
         FileEntry(entry.path, (root / entry.path).stat().st_size, sha256_of(root / entry.path))

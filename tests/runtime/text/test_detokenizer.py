@@ -122,7 +122,7 @@ def test_an_output_may_end_in_mid_character(codec_of, kind):
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_wrong_bytes_behind_a_character_of_bytes(codec_of, kind):
-    """One wrong byte spoils the run it stands in; `DecodeStream` raises on this."""
+    """One wrong byte spoils the run that contains it; `DecodeStream` raises on this."""
     codec = codec_of(kind)
     spoiled = [3 + 0xC3, 3 + 0xA9, 3 + 0xFF]
     word = codec.encode("a")

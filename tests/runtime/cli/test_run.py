@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from arbiters import bundle_with_arbiter, untrained_network
-from click.testing import CliRunner, Result
+from commands_run import PROMPT, call
 
 import cospec
 from cospec.calibration.arbiter.network_graph import export_arbiter
-from cospec.runtime.cli.run import main as run_main
 from cospec.runtime.cli.run_output import COLOURS, describe
 from cospec.runtime.decoding.completion import Completion
-from cospec.runtime.decoding.session import Session
 from cospec.runtime.decoding.stats import GenerationStats
-
-PROMPT = "the block of 42"
-COMMAND = [
-    sys.executable,
-    "-c",
-    "from cospec.runtime.cli.run import main; print('started', flush=True); main()",
-]
-
-
-@pytest.fixture(scope="module")
-def root(tiny_bundle: Any) -> Path:
-    return tiny_bundle.root
-
-
-@pytest.fixture(scope="module")
-def chat(root: Path) -> Completion:
-    """What the API makes of PROMPT as a chat message, with --max-tokens 12."""
-    return cospec.load(root).generate([{"role": "user", "content": PROMPT}], max_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def raw(root: Path) -> Completion:
-    """The same for PROMPT as plain text."""
-    return cospec.load(root).generate(PROMPT, max_tokens=12)
-
-
-def call(*arguments: object, stdin: str | bytes | None = None, colour: bool = False) -> Result:
-    words = [str(argument) for argument in arguments]
-    return CliRunner().invoke(run_main, ["--max-tokens", "12", *words], input=stdin, color=colour)
 
 
 def without_times(plain: dict[str, Any]) -> dict[str, Any]:
@@ -274,134 +237,3 @@ def test_overrides_and_caps_in_words():
     stats.num_capped = {"in_a_row": 2, "per_block": 0, "repetition": 1}
     words = "overrides    1 of 4 mismatches (25%); capped: 2 in_a_row, 1 repetition"
     assert words in describe(stats)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "stdin", "code", "message"),
-    [
-        ([""], None, 8, "the prompt is empty"),
-        ([], "\n", 8, "the prompt is empty"),
-        (["--raw", ""], None, 8, "the prompt is empty"),
-        (["0" * 65], None, 8, "this bundle holds 64"),
-        (["--raw", "a\udcff"], None, 8, "not valid Unicode"),
-        (["--max-tokens", "0", "x"], None, 2, "max_tokens is 0"),
-        (["--num-draft-tokens", "-1", "x"], None, 2, "num_draft_tokens is -1"),
-        (["--threads", "0", "x"], None, 2, "--threads is 0"),
-        (["--mode", "collab", "x"], None, 2, "this bundle has no arbiter"),
-        (["--mode", "oracle", "x"], None, 2, "'oracle' is not"),
-        (["--threshold", "0.5", "x"], None, 2, "in the mode 'collab' only"),
-        (["--drafter", "oracle", "x"], None, 2, "unknown drafter 'oracle'"),
-        (["--provider", "cuda", "x"], None, 2, "CPU build"),
-        (["--top-p", "0", "x"], None, 2, "top_p is 0"),
-        (["--timeout", "0", "x"], None, 2, "timeout is 0"),
-        (["--stop", "", "x"], None, 2, "a text of length >= 1"),
-        (["--logprobs", "1", "x"], None, 2, "--logprobs shows nothing without --json"),
-        (["--raw", "--system", "s", "x"], None, 2, "does not go with --raw"),
-    ],
-)
-def test_bad_input_has_a_message_and_an_exit_code(root, arguments, stdin, code, message):
-    result = call("--engine-dir", root, *arguments, stdin=stdin)
-    assert result.exit_code == code, result.output
-    assert message in result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-
-
-def test_an_error_with_json_is_an_object_too(root):
-    result = call("--engine-dir", root, "--json", "")
-    assert result.exit_code == 8
-    error = json.loads(result.stdout)["error"]
-    assert (error["type"], error["exit_code"]) == ("PromptError", 8)
-    assert "the prompt is empty" in error["message"]
-
-
-@pytest.mark.parametrize("pair", ["--json --jsonl", "--jsonl --provenance", "--json --provenance"])
-def test_forms_of_output_that_exclude_each_other(root, pair):
-    result = call("--engine-dir", root, *pair.split(), PROMPT)
-    assert result.exit_code == 2
-    assert "does not go with --" in json.loads(result.stdout)["error"]["message"]
-
-
-def test_no_bundle(tmp_path):
-    result = call("--engine-dir", tmp_path, "x")
-    assert result.exit_code == 3
-    assert "no bundle here" in result.stderr
-    assert "cospec-export" in result.stderr
-
-
-def test_several_bundles_are_listed(root, tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(root, tmp_path / name)
-    result = call("--engine-dir", tmp_path, "x")
-    assert result.exit_code == 3
-    assert "2 bundles: one, two" in result.stderr
-
-
-@pytest.mark.parametrize(
-    "relative", ["target/model.onnx", "draft/model.onnx.data", "tokenizer.json"]
-)
-def test_a_damaged_bundle(root, tmp_path, relative):
-    shutil.copytree(root, tmp_path / "tiny")
-    path = tmp_path / "tiny" / relative
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    result = call("--engine-dir", tmp_path, "x")
-    assert result.exit_code == 3
-    assert str(path) in result.stderr
-    assert "SHA-256" in result.stderr
-
-
-def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(root, monkeypatch):
-    pieces = Session._pieces
-
-    def interrupted(self, *arguments):
-        stream = pieces(self, *arguments)
-        yield next(stream)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Session, "_pieces", interrupted)
-    result = call("--engine-dir", root, PROMPT)
-    assert result.exit_code == 130
-    assert "interrupted" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def launch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        timeout=60,
-        **options,
-    )
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_process_of_its_own_is_quiet_on_stderr_and_prints_in_any_encoding(root, chat, encoding):
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    arguments = ("--engine-dir", root, "--max-tokens", 12)
-    done = launch(*arguments, input=PROMPT, env=environment, encoding=encoding)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not chat.text.isascii()
-    expected = chat.text.encode(encoding, errors="replace").decode(encoding)
-    assert done.stdout == f"started\n{expected}\n"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_real_ctrl_c_while_the_prompt_is_read(root):
-    with subprocess.Popen(
-        [*COMMAND, "--engine-dir", str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        time.sleep(0.5)  # until it waits for its input
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stdout == ""
-    assert stderr.strip() == "interrupted"

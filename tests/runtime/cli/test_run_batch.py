@@ -16,11 +16,6 @@ from cospec.runtime.cli.run import main
 from cospec.runtime.decoding.session import Session
 
 
-@pytest.fixture(scope="module")
-def root(tiny_bundle: Any) -> Path:
-    return tiny_bundle.root
-
-
 @pytest.fixture
 def batch(root: Path, tmp_path: Path) -> Batch:
     return Batch(root, tmp_path)

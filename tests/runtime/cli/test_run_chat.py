@@ -24,11 +24,6 @@ from cospec.runtime.decoding.session import Session
 
 
 @pytest.fixture(scope="module")
-def root(tiny_bundle: Any) -> Path:
-    return tiny_bundle.root
-
-
-@pytest.fixture(scope="module")
 def collab_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("arbiter")
     export_arbiter(untrained_network(root), folder / "model.onnx")

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
+from engine_graphs import CAPACITY, CPU, PROMPT, assert_same, cached, logits
 
-from cospec.errors import BackendError, BundleError, PromptError, ResourceError, UsageError
-from cospec.runtime.engines import host_memory
+from cospec.errors import PromptError
 from cospec.runtime.engines.onnxruntime import (
     OrtDecoder,
-    OrtEngine,
-    OrtOptions,
 )
 from cospec.runtime.engines.ort_session import SPIN_MICROSECONDS, session_options_of
-from cospec.runtime.engines.protocol import GraphShape, StepOutput
-
-CAPACITY, VOCAB = 64, 320
-POISON = 7
-"""The token whose embedding is not finite in the damaged graphs."""
-
-PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84]
-CPU = OrtOptions(provider="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
-def graphs(
-    tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Path], GraphShape]:
-    """The target of the tiny bundle in two lowerings, each intact and with a poisoned token."""
-    from transformers import AutoModelForCausalLM
-
-    from cospec.export import graph
-
-    folder = tmp_path_factory.mktemp("engine")
-    model = AutoModelForCausalLM.from_pretrained(tiny_bundle.target, attn_implementation="eager")
-    traced = graph.trace(model.eval(), "portable", CAPACITY, VOCAB)
-    graph.write(traced, folder / "model.onnx")
-    paths = {"gqa": tiny_bundle.root / "target/model.onnx", "portable": folder / "model.onnx"}
-    for lowering in ("gqa", "portable"):
-        for number in ("nan", "inf"):
-            name = f"{lowering}-{number}"
-            paths[name] = poisoned(paths[lowering], folder / name, float(number))
-    shape = GraphShape(CAPACITY, VOCAB, 64, 8, traced.kv_shapes, "float32")
-    return paths, shape
-
-
-def poisoned(graph: Path, folder: Path, number: float) -> Path:
-    """Copy a graph and write `number` into the embedding of POISON."""
-    shutil.copytree(graph.parent, folder, ignore=shutil.ignore_patterns("*-*"))
-    weights = onnx.load(graph, load_external_data=False).graph.initializer
-    (embedding,) = (tensor for tensor in weights if "embed_tokens" in tensor.name)
-    assert list(embedding.dims) == [VOCAB, 64]
-    where = {entry.key: entry.value for entry in embedding.external_data}
-    with (folder / where["location"]).open("r+b") as stream:
-        stream.seek(int(where["offset"]) + POISON * 64 * 4)
-        stream.write(np.float32(number).tobytes())
-    return folder / "model.onnx"
-
-
-@pytest.fixture(scope="module")
-def load(graphs: tuple[dict[str, Path], GraphShape]) -> Callable[..., OrtEngine]:
-    paths, shape = graphs
-    return lambda name="gqa", options=CPU: OrtEngine(paths[name], shape, options)
-
-
-@pytest.fixture(scope="module")
-def engine(load: Callable[..., OrtEngine]) -> OrtEngine:
-    return load()
+from cospec.runtime.engines.protocol import StepOutput
 
 
 def pointers(decoder: OrtDecoder) -> list[int]:
     return [value.data_ptr() for value in decoder._cache.values()]
-
-
-def cached(decoder: OrtDecoder) -> np.ndarray:
-    """Keys and values of what the cache holds, [2 * layers, heads, length, dim]."""
-    return np.stack([v.numpy()[0, :, : decoder.length] for v in decoder._cache.values()])
-
-
-def logits(decoder: OrtDecoder, tokens: list[int]) -> np.ndarray:
-    found = decoder.step(tokens).logits
-    assert found is not None
-    return found.copy()
-
-
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal up to rounding, measured as the parity gate does: relative to the scale of all logits."""
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def count_bindings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -254,100 +176,6 @@ def test_a_written_cache_continues_like_the_one_it_came_from(engine):
     copy.write_cache(list(zip(arrays[0::2], arrays[1::2], strict=True)), 6)
     assert copy.length == 6
     assert_same(logits(copy, PROMPT[6:]), logits(source, PROMPT[6:]))
-
-
-@pytest.mark.parametrize("damage", ["missing", "garbage", "truncated", "no weights"])
-def test_a_graph_that_cannot_be_loaded(graphs, tmp_path, damage):
-    paths, shape = graphs
-    graph = tmp_path / "model.onnx"
-    original = paths["gqa"].read_bytes()
-    if damage != "missing":
-        contents = {"garbage": b"\x00" * 999, "truncated": original[: len(original) // 2]}
-        graph.write_bytes(contents.get(damage, original))
-    with pytest.raises(BackendError, match="could not load") as caught:
-        OrtEngine(graph, shape, CPU)
-    assert str(graph) in caught.value.message
-    assert "cospec-verify" in caught.value.hint
-
-
-WRONG_SHAPES = {
-    "head size": ({"kv_shapes": ((2, 999),) * 2}, "'past.0.key' is an input float32"),
-    "a layer too many": ({"kv_shapes": ((2, 16),) * 3}, "'past.2.key' is not there, expected"),
-    "a layer too few": ({"kv_shapes": ((2, 16),)}, "expected not there"),
-    "capacity": ({"capacity": 1 << 24}, "'past.0.key' is an input float32"),
-    "hidden size": ({"hidden_size": 7}, "'hidden' is an output float32 [1, -1, 64], expected"),
-    "vocabulary": ({"vocab_size": 7}, "'logits' is an output float32 [1, -1, 320], expected"),
-    "candidates": ({"summary_top": 1}, "'top_values' is an output float32"),
-    "cache dtype": ({"cache_dtype": "float16"}, "'past.0.key' is an input float32"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_SHAPES)
-@pytest.mark.parametrize("form", ["gqa", "portable"])
-def test_a_graph_that_is_not_what_the_manifest_says_is_refused_at_load(graphs, form, wrong):
-    paths, shape = graphs
-    changes, problem = WRONG_SHAPES[wrong]
-    with pytest.raises(BundleError, match=re.escape(problem)) as caught:
-        OrtEngine(paths[form], replace(shape, **changes), CPU)
-    assert str(paths[form]) in caught.value.message
-
-
-def test_a_cache_that_no_memory_can_hold_is_refused_before_it_is_allocated(graphs, monkeypatch):
-    paths, shape = graphs
-    engine = OrtEngine(paths["gqa"], shape, CPU)
-    monkeypatch.setattr(host_memory, "available_memory", lambda: shape.cache_bytes - 1)
-    with pytest.raises(ResourceError, match="the cache of a decoder takes") as caught:
-        engine.decoder()
-    assert "--capacity" in caught.value.hint
-    monkeypatch.setattr(host_memory, "available_memory", lambda: None)
-    assert engine.decoder().length == 0, "where nobody knows, it is tried"
-
-
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" in ort.get_available_providers(), reason="a CUDA build of onnxruntime"
-)
-def test_cuda_on_a_cpu_build_is_refused(load):
-    with pytest.raises(UsageError, match="CPU build") as caught:
-        load(options=OrtOptions(provider="cuda"))
-    assert "cospec[gpu]" in caught.value.hint
-    assert load(options=OrtOptions(provider="auto")).device == "cpu"
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("lowering", ["gqa", "portable"])
-@pytest.mark.parametrize("number", ["nan", "inf"])
-def test_numbers_that_are_not_finite_are_an_error_and_leave_no_trace(load, lowering, number):
-    name = f"{lowering}-{number}"
-    decoder = load(name).decoder()
-    decoder.step(PROMPT[:4])
-    length, before = decoder.length, cached(decoder)
-    for block in ([POISON], [58, POISON], [POISON, 97, 93]):
-        with pytest.raises(BackendError, match="numbers that are not finite") as caught:
-            decoder.step(block)
-        assert str(Path(name) / "model.onnx") in caught.value.message
-        assert "--precision fp32" in caught.value.hint
-        assert decoder.length == length, "nothing was fed"
-        assert np.array_equal(cached(decoder), before)
-    # NaN behind the length would reach this step through attention: zero times NaN is NaN.
-    expected = load(lowering).decoder().step(PROMPT).token.tolist()
-    # One by one, so that what the refused blocks wrote is not simply overwritten.
-    assert [int(decoder.step([token]).token[0]) for token in PROMPT[4:]] == expected[4:]
-
-
-@pytest.mark.parametrize("threads", [1, 2, None])
-def test_options_reach_onnx_runtime(load, threads):
-    session = load(options=OrtOptions(provider="cpu", threads=threads)).session
-    options = session.get_session_options()
-    assert options.intra_op_num_threads == (threads or 0)
-    assert options.inter_op_num_threads == 1
-    assert session.get_providers() == ["CPUExecutionProvider"]
-
-
-def test_without_onnxruntime_the_extra_is_named(load, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendError, match="'onnxruntime', which is not installed") as caught:
-        load()
-    assert caught.value.hint == 'pip install "cospec[cpu]"'
 
 
 EVERYTHING = tuple(field.name for field in fields(StepOutput))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from cospec.runtime.bundle.manifest import (
     FileEntry,
@@ -46,11 +47,11 @@ MANIFEST = Manifest(
 )
 
 
-def canonical(raw: dict) -> bytes:
+def canonical(raw: dict[str, Any]) -> bytes:
     return (json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
-def sealed(raw: dict) -> bytes:
+def sealed(raw: dict[str, Any]) -> bytes:
     """`raw` as an attacker who knows the format would write it: with a seal that matches."""
     body = {key: value for key, value in raw.items() if key != "seal"}
     return canonical({**body, "seal": hashlib.sha256(canonical(body)).hexdigest()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -75,7 +76,7 @@ class Spy:
         assert count > 0
         drafted = self.drafter.propose(tokens, count)
         self.proposals.append(Proposal(len(tokens), count, list(drafted)))
-        return drafted
+        return list(drafted)
 
     def evidence(self, count: int) -> StepOutput:
         raise AssertionError("nothing asks what the draft saw where nobody judges it")
@@ -143,7 +144,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(target, agreeing(target, other, percent), prompt, limits, capacity)
 
 
-def simple(num_draft_tokens: int = 4, **changes: object) -> Case:
+def simple(num_draft_tokens: int = 4, **changes: Any) -> Case:
     """A case without EOS whose draft agrees on about two thirds of the contexts."""
     target = hashed(3, 1000)
     limits = Limits(

@@ -40,13 +40,15 @@ class Rig:
         self.trt = SimulatedTensorRt(self.cuda, VERSIONS[form])
 
     def plan(self, **changes: Any) -> bytes:
-        facts = {"widths": WIDTHS, "in_place": self.form == "scatter"} | changes
-        return simulated_plan(self.graph, **({"version": self.trt.__version__} | facts))
+        facts: dict[str, Any] = {"widths": WIDTHS, "in_place": self.form == "scatter"}
+        facts |= {"version": self.trt.__version__} | changes
+        return simulated_plan(self.graph, **facts)
 
     def engine(self, plan: bytes | None = None, **changes: Any) -> TensorRtEngine:
+        facts: dict[str, Any] = {"shape": self.shape, "lowering": self.form} | changes
         return TensorRtEngine(
             plan or self.plan(),
-            **{"shape": self.shape, "lowering": self.form} | changes,
+            **facts,
             trt=self.trt,
             cuda=self.cuda,
         )

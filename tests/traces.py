@@ -42,7 +42,9 @@ def judged(
     arbiter: Arbiter | None = None,
 ) -> tuple[dict[str, Any], Completion]:
     """A trace of a generation with a referee of the test's own."""
-    referee = Referee(arbiter or session.arbiter, threshold, protected, caps or Caps())
+    arbiter = arbiter or session.arbiter
+    assert arbiter is not None
+    referee = Referee(arbiter, threshold, protected, caps or Caps())
     trace = Trace(session)
     plan = session.plan(PROMPT, mode="collab", max_tokens=40, num_draft_tokens=6, observer=trace)
     completion = session.run(replace(plan, referee=referee)).completion()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 
 from ...errors import UsageError
 from ..sampling.declaration import OptionError, Texts, option, options_of
-from ..sampling.grammar import GrammarKind, GrammarSpec, schema_text
+from ..sampling.grammar import GrammarKind, GrammarSpec
+from ..sampling.json_schema import schema_text
 from ..sampling.params import SamplingParams
 from ..text.tool_calls import tools_from
 

@@ -6,26 +6,21 @@ llguidance compiles a grammar and computes the masks. It is imported when a gram
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import MissingExtraError, UsageError
-from .declaration import OptionError
+from .json_schema import followed
 
 if TYPE_CHECKING:
     import llguidance
 
 GrammarKind = Literal["json_schema", "regex", "lark", "gbnf", "choice"]
-
-
-_JSON: Any = {"whitespace_pattern": r"[ \t\r\n]{0,24}"}
-"""JSON may be indented, but white space between two tokens ends: small models would go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,11 @@ class GrammarSpec:
         if not self.value.strip():
             raise UsageError(f"the {self.name} is empty")
         if self.kind == "json_schema":
-            return LLMatcher.grammar_from_json_schema(self.value, defaults=_JSON)
+            try:
+                schema = json.dumps(followed(json.loads(self.value)))
+            except RecursionError:
+                raise UsageError("the JSON schema is nested too deeply") from None
+            return LLMatcher.grammar_from_json_schema(schema)
         if self.kind == "regex":
             return LLMatcher.grammar_from_regex(self.value)
         if self.kind == "gbnf":
@@ -113,10 +112,6 @@ class GrammarCompiler:
                     self._json(), n_vocab=self._vocab_size, eos_token=self._eos
                 )
         problem = llguidance.LLMatcher.validate_grammar(source, self._tokenizer)
-        while spec.kind == "json_schema" and (unknown := _UNKNOWN_FORMAT.search(problem)):
-            spec = replace(spec, value=_without_format(spec.value, unknown[1]))
-            source = spec.source()
-            problem = llguidance.LLMatcher.validate_grammar(source, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             raise _refusal(spec, problem)
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0)
@@ -219,46 +214,6 @@ class GrammarState:
             raise UsageError(f"the grammar forbids this token: {self._matcher.get_error()}")
         self._ahead += new
         return True
-
-
-_UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
-"""JSON Schema takes a format that it does not define for a remark, so such formats are left out."""
-
-
-def _without_format(schema: Any, name: str) -> str:
-    """Return a schema as JSON text without the format `name`, which nobody checks."""
-
-    def stripped(value: Any) -> Any:
-        if isinstance(value, list):
-            return [stripped(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        return {
-            key: item if key in ("enum", "const", "default", "examples") else stripped(item)
-            for key, item in value.items()
-            if not (key == "format" and item == name)
-        }
-
-    return json.dumps(stripped(json.loads(schema)))
-
-
-def schema_text(value: str | bool | Mapping[str, Any]) -> str:
-    """Return a JSON schema, given as JSON text or as a value, as the JSON text of an object.
-
-    Raises:
-        OptionError: it is not JSON, or neither an object nor true or false.
-    """
-    schema: Any = value
-    if isinstance(value, str):
-        try:
-            schema = json.loads(value)
-        except ValueError as error:
-            raise OptionError("json_schema", f"json_schema is not JSON: {error}") from error
-    if isinstance(schema, bool):  # `true` allows everything, `false` nothing
-        schema = {} if schema else {"not": {}}
-    if not isinstance(schema, Mapping):
-        raise OptionError("json_schema", "json_schema must be a JSON object, or true or false")
-    return json.dumps(schema)
 
 
 def _refusal(spec: GrammarSpec, problem: str) -> UsageError:

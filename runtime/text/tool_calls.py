@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UsageError
-
-_SPACING = {"x-guidance": {"whitespace_pattern": " ?"}}
-"""White space in arguments is bounded: small models would write it without end."""
+from ..sampling.json_schema import followed
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -167,7 +165,7 @@ def _call_rules(tools: Sequence[Tool], form: ToolFormat) -> str:
         head = f'{form.begin}{{"name": {json.dumps(tool.name)}, "{form.arguments}": '
         lines.append(
             f"call_{i}: {_text(head)} arguments_{i} {_text('}' + form.end)}\n"
-            f"arguments_{i}: %json {json.dumps({**tool.parameters, **_SPACING})}"
+            f"arguments_{i}: %json {json.dumps(followed(tool.parameters))}"
         )
     return "\n".join(lines) + "\n"
 

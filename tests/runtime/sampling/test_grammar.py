@@ -161,15 +161,3 @@ def test_options_name_one_grammar():
 def test_options_of_another_type_are_refused(name, value):
     with pytest.raises(OptionError, match=name):
         GenerationOptions(**{name: value})
-
-
-def test_formats_that_json_schema_does_not_define_are_remarks(compiler):
-    inner = {"type": "string", "format": "sha1", "maxLength": 1}
-    schema = {"type": "array", "items": inner, "maxItems": 1, "format": "topic"}
-    schema["default"] = {"format": "topic"}
-    state = compiler.compile(GrammarSpec("json_schema", json.dumps(schema)))
-    text = ids('["a"]')
-    assert state.count_allowed(text) == len(text)
-    dated = {"type": "string", "format": "date"}
-    strict = compiler.compile(GrammarSpec("json_schema", json.dumps(dated)))
-    assert strict.count_allowed(ids('"x')) < len(ids('"x'))

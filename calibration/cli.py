@@ -11,8 +11,8 @@ from ..runtime.cli.common import (
     CospecCommand,
     CospecGroup,
     at_least,
-    engine_dir_option,
     json_option,
+    local_engine_dir_option,
     print_json,
 )
 from .draft_vocabulary.cli import draft_vocabulary
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 @main.command(cls=CospecCommand, epilog=EPILOG)
-@engine_dir_option
+@local_engine_dir_option
 @click.option("--tasks", required=True, help="Training tasks: a task file, tiny:train, ...")
 @click.option(
     "--validation",
@@ -138,7 +138,7 @@ def arbiter(
 
 
 @main.command(cls=CospecCommand, epilog=CERTIFY_EPILOG)
-@engine_dir_option
+@local_engine_dir_option
 @click.option("--tasks", required=True, help="Tasks that neither training nor tests have used.")
 @click.option("--items", type=int, default=1000, show_default=True, help="Number of tasks.")
 @click.option(

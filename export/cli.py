@@ -31,6 +31,7 @@ Examples:
   cospec-export --target qwen2.5-0.5b --adapter ./my-lora --output bundles/tuned
   cospec-export --target llama-8b --trt --device agx-orin-jp6
   cospec-export --build-only models/llama-8b
+  cospec-export --output bundles/mine --push org/name
 """
 
 
@@ -113,6 +114,12 @@ Examples:
     metavar="DIR",
     help="Build the engines of the existing bundle DIR; export nothing.",
 )
+@click.option(
+    "--push",
+    metavar="ORG/NAME",
+    help="Upload the bundle and a model card to this repository of the Hugging Face hub; a new one is "
+    "private. Without --target: upload the existing bundle at --output.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def main(
@@ -131,6 +138,7 @@ def main(
     trt: bool,
     device: str | None,
     build_only: Path | None,
+    push: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -140,6 +148,10 @@ def main(
     bundle gets its name; if one differs, nothing is left behind. With --trt, TensorRT reads every
     graph too, and must read it as meant.
     """
+    from .publish import push_bundle
+
+    if push is not None and _push_existing(push, None if target else output, as_json=as_json):
+        return
     try:
         from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
     except ImportError as error:
@@ -179,6 +191,8 @@ def main(
         result: dict[str, Any] = {"bundle": str(bundle), "seconds": round(seconds, 3)}
         if engines is not None:
             result["engines"] = engines.to_json()
+        if push is not None:
+            result["pushed"] = push_bundle(bundle, push)
         print_json(result)
         return
     click.echo(
@@ -188,6 +202,8 @@ def main(
         click.echo(line)
     for line in engines.summary(output) if engines else ():
         click.echo(line)
+    if push is not None:
+        click.echo(f"Pushed: {push_bundle(bundle, push)}")
     click.echo(f'Try it:  {shlex.join(["cospec-run", "--engine-dir", str(output)])} "your prompt"')
 
 
@@ -259,6 +275,26 @@ def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
         click.echo(f"Engines for SM {sm} built in {seconds:.0f} s: {', '.join(built)}.")
     else:
         click.echo(f"All engines for SM {sm} exist already.")
+
+
+def _push_existing(repository: str, folder: Path | None, *, as_json: bool) -> bool:
+    """Check the name of the repository, and upload the bundle of a folder if one is given.
+
+    Returns:
+        Whether it was uploaded, so that there is nothing to export.
+    """
+    from ..runtime.bundle.reader import find_bundle
+    from .publish import check_repository, push_bundle
+
+    check_repository(repository)
+    if folder is None:
+        return False
+    commit = push_bundle(find_bundle(folder), repository)
+    if as_json:
+        print_json({"pushed": commit})
+    else:
+        click.echo(f"Pushed: {commit}\nRun it:  cospec-run --engine-dir hf://{repository}")
+    return True
 
 
 def _default_output(target: str) -> Path:

@@ -21,6 +21,7 @@ from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
 from .decoder_export import DecoderRequest, WeightChoice, export_decoder, summary_top
 from .memory import MIN_CAPACITY, ensure_fits, plan
+from .publish import provenance_of
 from .tensorrt_export import EngineExport
 from .text_gate import check_text, write_chat
 
@@ -168,6 +169,7 @@ def export_bundle(
         )
         certificate: dict[str, Any] = {
             "environment": _versions(),
+            "provenance": {role: provenance_of(each) for role, each in checkpoints.items()},
             "parity": parity,
             "text": text_facts,
         }

@@ -8,13 +8,13 @@ that an export reads: never a pickle, never a Python file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import CheckpointError, CospecError, MissingExtraError, ResourceError
+from ..errors import CheckpointError, CospecError, MissingExtraError
+from ..runtime.bundle.hub import ANSWER_TIMEOUT_S, disk_error, hub_reason, refusal
 
 SourceKind = Literal["packaged", "folder", "gguf", "hub"]
 
@@ -36,12 +36,10 @@ DOWNLOADED = (
     "chat_template.*",
     "additional_chat_templates/*.jinja",
     "LICENSE*",
+    "README.md",  # names the licence
 )
 """The files of a hub repository that are downloaded. `model*` excludes second copies of the weights
 (consolidated.safetensors); no pattern matches pickles or code."""
-
-ANSWER_TIMEOUT_S = 5.0
-"""Seconds to wait for the hub's first answer."""
 
 
 @dataclass(frozen=True)
@@ -126,43 +124,18 @@ def _download(hub_id: str) -> Path:
     try:
         # Only for the timeout: snapshot_download waits forever if the hub does not answer.
         HfApi().model_info(hub_id, timeout=ANSWER_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001 - raised below unless the cache has the files
-        trouble = error
-    else:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
-    with contextlib.suppress(OSError):
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
-    raise trouble
+    except Exception:
+        with contextlib.suppress(OSError):
+            return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+        raise
+    return Path(snapshot_download(hub_id, allow_patterns=wanted))
 
 
 def _explain(source: Source, error: Exception) -> CospecError:
     """Return the error for a failed download, with what the user can do about it."""
-    chain = _causes(error)
-    names = {name for cause in chain for name in (kind.__name__ for kind in type(cause).__mro__)}
-    # Only the operating system's own errors: hub and network errors inherit from OSError as well.
-    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
-    hub_id = source.location
-    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
-        return ResourceError(
-            f"No room left on the disk while downloading {hub_id}.",
-            hint="Free some space, or point HF_HOME at a larger disk, and run the command again: "
-            "the download continues where it stopped.",
-        )
-    if numbers & {errno.EACCES, errno.EROFS, errno.EPERM}:
-        return ResourceError(
-            f"Cannot write {hub_id} to the Hugging Face cache: {chain[-1]}.",
-            hint="Point HF_HOME at a folder that you can write.",
-        )
-    if "GatedRepoError" in names:
-        reason = "the hub refused: the checkpoint is gated and this machine has no access to it"
-        return _unavailable(source, reason, gated=True)
-    if names & {"RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"}:
-        reason = "the hub knows no such model (or it is private and you are not logged in)"
-    elif "OfflineModeIsEnabled" in names:
-        reason = "HF_HUB_OFFLINE is set, and the local Hugging Face cache does not hold it"
-    else:
-        reason = f"the hub cannot be reached ({_one_line(chain[-1])})"
-    return _unavailable(source, reason, gated=source.gated)
+    gated = source.gated or "gated" in (refusal(error) or "")
+    reason = hub_reason(error)
+    return disk_error(error, source.location) or _unavailable(source, reason, gated=gated)
 
 
 def _unavailable(source: Source, reason: str, *, gated: bool) -> CheckpointError:
@@ -185,17 +158,3 @@ def _unavailable(source: Source, reason: str, *, gated: bool) -> CheckpointError
     return CheckpointError(
         f"Cannot get {named} from the model hub: {reason}.", hint="\n     ".join(steps)
     )
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return the error and the errors that caused it, innermost last."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -3,6 +3,7 @@
 | section | says |
 |---|---|
 | `environment` | versions of the packages that exported the bundle |
+| `provenance` | by role: name, hub id and licence of the checkpoint |
 | `parity` | by role: how far the graph was from its checkpoint |
 | `engines` | by role: what TensorRT made of the graph |
 | `quality` | what the arbiter is worth; `measured_on` has the hashes of the files it depends on |
@@ -47,6 +48,26 @@ def read_certificate(root: Path, manifest: Manifest) -> dict[str, Any]:
 def write_certificate(root: Path, facts: Mapping[str, Any]) -> None:
     """Write the certificate of a bundle that is being written in the folder `root`."""
     write_json(root / CERTIFICATE, facts)
+
+
+def measured_speed(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the tokens per second that a certificate records, by mode; empty if it records none.
+
+    They are those of `quality`, or else of the weight formats that were chosen.
+    """
+    quality, weights = facts.get("quality"), facts.get("weights")
+    modes = quality.get("modes") if isinstance(quality, dict) else None
+    found = {
+        mode: each.get("tokens_per_second")
+        for mode, each in (modes if isinstance(modes, dict) else {}).items()
+        if mode in ("target", "strict", "collab") and isinstance(each, dict)
+    }
+    timed = weights.get("speed") if isinstance(weights, dict) else None
+    if not found and isinstance(timed, list) and timed and isinstance(timed[0], dict):
+        best = timed[0]  # the fastest, which was written
+        found["target"] = best.get("target_only_tokens_per_second")
+        found["strict"] = best.get("tokens_per_second")
+    return {mode: rate for mode, rate in found.items() if isinstance(rate, float) and rate > 0}
 
 
 def hashes_of(manifest: Manifest) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +39,17 @@ def stamp_of(info: os.stat_result) -> Stamp:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-def look_at(root: Path, relative: str) -> tuple[str | None, Stamp | None]:
+def look_at(
+    root: Path, relative: str, *, in_hub_cache: bool = False
+) -> tuple[str | None, Stamp | None]:
     """Return (what is wrong with a file or None, its stamp where nothing is wrong), without opening it.
 
     A file must be a regular one, and neither it nor a folder between it and `root` a symbolic link.
+
+    Args:
+        root: a folder.
+        relative: POSIX path of the file below it.
+        in_hub_cache: the file may be such a link as `blob_of` allows; the stamp is then the blob's.
     """
     current = root
     info = None
@@ -49,6 +57,9 @@ def look_at(root: Path, relative: str) -> tuple[str | None, Stamp | None]:
         current = current / part
         try:
             info = current.lstat()
+            if in_hub_cache and stat.S_ISLNK(info.st_mode):
+                blob = blob_of(root, current.relative_to(root).as_posix())
+                info = info if blob is None else blob.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return "is missing", None
         except OSError as error:
@@ -58,6 +69,40 @@ def look_at(root: Path, relative: str) -> tuple[str | None, Stamp | None]:
     if info is None or not stat.S_ISREG(info.st_mode):
         return "is not a regular file", None
     return None, stamp_of(info)
+
+
+def blob_of(root: Path, relative: str) -> Path | None:
+    """Return the file that a link of a snapshot in the hub's cache leads to; None for all else.
+
+    huggingface_hub keeps the files of a repository in `blobs/`, named by their hash, and in
+    `snapshots/COMMIT/` a relative link to each. A blob may itself be a link into the `blobs/` that all
+    repositories share. Only links of these very forms are followed, so that a bundle in such a folder
+    still reads no other file.
+
+    Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    repository = root.parent.parent
+    if root.parent.name != "snapshots":
+        return None
+    up = rf"(?:\.\./){{{relative.count('/') + 2}}}"
+    blob = _leads_to(root / relative, up, r"blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})", repository)
+    if blob is None:
+        return None
+    shared = r"blobs/([0-9a-f]{2})/\2[0-9a-f]{62}"
+    return _leads_to(blob, r"\.\./\.\./", shared, repository.parent) or blob
+
+
+def _leads_to(link: Path, up: str, inside: str, folder: Path) -> Path | None:
+    """Return where a link leads if its text is `up` and then `inside` (expressions), below `folder`."""
+    try:
+        found = re.fullmatch(f"{up}({inside})", link.readlink().as_posix())
+    except OSError:
+        return None
+    if found is None:
+        return None
+    target = folder / found[1]
+    has_links = target.parent.resolve() != (folder.resolve() / found[1]).parent
+    return None if has_links else target
 
 
 def hash_file(
@@ -110,7 +155,7 @@ def hash_files(
 
     def hash_one(relative: str) -> tuple[str, Stamp] | OSError:
         try:
-            return hash_file(root / relative, step)
+            return hash_file(blob_of(root, relative) or root / relative, step)
         except OSError as error:
             return error
 

@@ -97,7 +97,7 @@ class Bundle:
             BundleError: names the file.
         """
         for relative, stamp in self.stamps.items():
-            if look_at(self.root, relative) != (None, stamp):
+            if look_at(self.root, relative, in_hub_cache=True) != (None, stamp):
                 raise BundleError(
                     f"{self.root / relative} changed while the bundle was being loaded",
                     hint="Load it again when nothing writes to the bundle any more.",
@@ -200,7 +200,7 @@ def read_manifest(root: Path) -> Manifest:
     Raises:
         BundleError: it is missing, not a regular file, too large, damaged or newer than this code.
     """
-    problem, _ = look_at(root, MANIFEST_NAME)
+    problem, _ = look_at(root, MANIFEST_NAME, in_hub_cache=True)
     if problem is not None:
         raise BundleError(f"{root / MANIFEST_NAME} {problem}", hint=EXPORT_OR_COPY_AGAIN)
     try:
@@ -234,7 +234,7 @@ _NO_STAMP: Stamp = (0, 0, 0, 0, 0)
 
 
 def _check_size(root: Path, entry: FileEntry) -> tuple[FileReport, Stamp]:
-    problem, stamp = look_at(root, entry.path)
+    problem, stamp = look_at(root, entry.path, in_hub_cache=True)
     size = None if stamp is None else stamp[2]
     if problem is None and size != entry.size:
         problem = f"has {size} bytes, but {entry.size} were written"
@@ -283,6 +283,9 @@ def _raise_if_bad(root: Path, report: FileReport) -> None:
     hint = EXPORT_OR_COPY_AGAIN
     if "symbolic link" in report.problem:
         hint = "Copy the bundle with its links resolved: cp -rL FROM TO"
+    elif root.parent.name == "snapshots":
+        repository = "/".join(root.parent.parent.name.split("--")[1:])
+        hint = f"Run `hf cache rm model/{repository}`, and download it again."
     raise BundleError(f"{root / report.path} {report.problem}", hint=hint)
 
 

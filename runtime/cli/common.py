@@ -22,12 +22,34 @@ from ..bundle.durable import lack_of_room, write_error
 INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
 TRACEBACK_VARIABLE = "COSPEC_TRACEBACK"
 
-engine_dir_option = click.option(
-    "--engine-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A bundle's folder, or a folder that holds exactly one bundle.",
+Command = Callable[..., Any]
+
+
+class BundleFolder(click.Path):
+    """The folder of a bundle; an address on the hub, hf://org/name[@revision], is downloaded first."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the local folder."""
+        from ..bundle.hub import local_folder
+
+        return super().convert(local_folder(value), param, ctx)
+
+
+def _engine_dir(kind: click.Path, help_text: str) -> Callable[[Command], Command]:
+    return click.option("--engine-dir", required=True, type=kind, help=help_text)
+
+
+engine_dir_option = _engine_dir(
+    BundleFolder(),
+    "A bundle's folder, a folder that holds exactly one bundle, or hf://org/name[@revision].",
 )
+local_engine_dir_option = _engine_dir(
+    click.Path(path_type=Path), "A bundle's folder, or a folder that holds exactly one bundle."
+)
+"""For commands that change the bundle."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 

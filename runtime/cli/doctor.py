@@ -12,7 +12,7 @@ from ..doctor.bundle_check import check_bundle
 from ..doctor.checks import check_machine
 from ..doctor.findings import Finding
 from ..doctor.machine import probe
-from .common import CospecCommand, json_option, print_json
+from .common import BundleFolder, CospecCommand, json_option, print_json
 
 EPILOG = """
 \b
@@ -28,7 +28,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @click.option(
     "--engine-dir",
-    type=click.Path(path_type=Path),
+    type=BundleFolder(),
     help="Also check whether this bundle can run here.",
 )
 @json_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,20 +13,20 @@ from ..bundle.files import format_bytes
 from ..bundle.manifest import GenerationDefaults, Manifest, ModelEntry, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
 from ..tensorrt.plan_store import PlanStore
-from .common import CospecCommand, json_option, print_json
+from .common import BundleFolder, CospecCommand, json_option, print_json
 
 
 @click.command(
     cls=CospecCommand,
     epilog="Example: cospec-inspect models/tiny --json",
 )
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR", type=BundleFolder())
 @json_option
-def main(directory: str, as_json: bool) -> None:
+def main(directory: Path, as_json: bool) -> None:
     """Show what the bundle DIR holds.
 
-    DIR is a bundle, or a folder with one bundle in it. Checks the manifest and every file's size,
-    but no hashes: cospec-verify does that.
+    DIR is a bundle, a folder with one bundle in it, or hf://org/name[@revision]. Checks the manifest
+    and every file's size, but no hashes: cospec-verify does that.
     """
     bundle = Bundle.open(find_bundle(directory), verify=False)
     if as_json:

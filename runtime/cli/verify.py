@@ -12,25 +12,25 @@ from ...errors import BundleError, UsageError
 from ..bundle.files import format_bytes
 from ..bundle.manifest import EXPORT_OR_COPY_AGAIN, Manifest
 from ..bundle.reader import FileReport, check_files, find_bundle, read_manifest, unlisted_files
-from .common import CospecCommand, json_option, print_json
+from .common import BundleFolder, CospecCommand, json_option, print_json
 
 
 @click.command(
     cls=CospecCommand,
     epilog="Example: cospec-verify models/tiny",
 )
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR", type=BundleFolder())
 @click.option(
     "--text",
     is_flag=True,
     help="Also check that texts and chats become the tokens that transformers gave them at the export.",
 )
 @json_option
-def main(directory: str, text: bool, as_json: bool) -> None:
+def main(directory: Path, text: bool, as_json: bool) -> None:
     """Check the size and the SHA-256 of every file of the bundle DIR.
 
-    DIR is a bundle, or a folder with one bundle in it. Files that the manifest does not list are
-    reported and do no harm: nothing reads them.
+    DIR is a bundle, a folder with one bundle in it, or hf://org/name[@revision]. Files that the
+    manifest does not list are reported and do no harm: nothing reads them.
     """
     root = find_bundle(directory).resolve()
     manifest = read_manifest(root)

@@ -12,6 +12,7 @@ from msgspec.structs import asdict
 from ...errors import UsageError
 from ..arbitration.protocol import Arbiter
 from ..arbitration.referee import Referee
+from ..bundle.hub import local_folder
 from ..bundle.manifest import Manifest
 from ..bundle.reader import Bundle, load_unchanged
 from ..drafting.costs import MeasuredCosts
@@ -297,7 +298,8 @@ def load(
     """Open the bundle at `path` (or the one bundle below it) and load its engines.
 
     Args:
-        path: a bundle's folder, or a folder that holds exactly one bundle.
+        path: a bundle's folder, a folder that holds exactly one bundle, or `hf://org/name[@revision]`,
+            which is downloaded into the cache of huggingface_hub.
         drafter: proposes tokens. `auto` (the draft model, or n-gram lookup without one), `model`,
             `ngram`, `combined` (lookup where the text repeats itself, the model elsewhere), `none`, the
             name of an installed drafter, `module:Class`, or a class of your own.
@@ -321,7 +323,7 @@ def load(
         codec = codec_of(bundle, manifest.capacity)
         return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
 
-    return load_unchanged(path, make, verify=verify)
+    return load_unchanged(local_folder(path), make, verify=verify)
 
 
 def codec_of(bundle: Bundle, capacity: int | None) -> TextCodec:

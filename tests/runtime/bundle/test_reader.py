@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +32,9 @@ def flip_byte(path: Path, position: int) -> None:
 def untouched(look_at: Callable[..., object]) -> Callable[..., object]:
     """Return `look_at` for the manifest alone."""
 
-    def look(root: Path, relative: str) -> object:
+    def look(root: Path, relative: str, **options: bool) -> object:
         assert relative == "cospec.json", "too early"
-        return look_at(root, relative)
+        return look_at(root, relative, **options)
 
     return look
 
@@ -116,6 +118,113 @@ def test_a_symlinked_folder_inside_is_refused_and_the_hint_says_how_to_copy(root
     error = refusal(root)
     assert "symbolic link ('target')" in error.message
     assert "cp -rL" in error.hint
+
+
+@pytest.fixture
+def snapshot(root: Path, tmp_path: Path) -> Path:
+    """The bundle as huggingface_hub keeps it: a snapshot of links into the folder of blobs."""
+    repository = tmp_path / "hub/models--org--name"
+    folder = repository / "snapshots" / ("0" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    for path in filter(Path.is_file, sorted(root.rglob("*"))):
+        relative = path.relative_to(root)
+        name = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(repository / "blobs" / name)
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        up = "../" * (len(relative.parts) + 1)
+        (folder / relative).symlink_to(f"{up}blobs/{name}")
+    return folder
+
+
+def test_a_bundle_is_read_as_it_lies_in_the_cache_of_the_hub(snapshot):
+    bundle = Bundle.open(snapshot)
+    assert {path: bundle.path(path).read_bytes() for path in CONTENTS} == CONTENTS
+    assert [report.ok for report in check_files(snapshot, bundle.manifest)] == [True] * len(
+        CONTENTS
+    )
+    assert unlisted_files(snapshot, bundle.manifest) == []
+
+
+def share(snapshot: Path, relative: str, name: str) -> Path:
+    """Move the blob of a file to the blobs that all repositories share, as newer versions do."""
+    blob = (snapshot / relative).resolve()
+    shared = snapshot.parents[2] / "blobs" / name[:2] / name
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(f"../../blobs/{name[:2]}/{name}")
+    return shared
+
+
+def test_a_blob_that_repositories_share_is_read(snapshot):
+    shared = share(snapshot, "target/model.onnx", "ab" * 32)
+    assert Bundle.open(snapshot).path("target/model.onnx").read_bytes() == shared.read_bytes()
+    flip_byte(shared, 0)
+    assert "SHA-256" in refusal(snapshot).message
+
+
+@pytest.mark.parametrize("kind", ["name", "link", "folder is a link"])
+def test_no_other_link_of_a_blob_is_followed(snapshot, tmp_path, kind):
+    shared = share(snapshot, "target/model.onnx", "x" * 64 if kind == "name" else "ab" * 32)
+    if kind == "link":
+        shared.symlink_to(shared.rename(tmp_path / "elsewhere"))
+    elif kind == "folder is a link":
+        shared.parent.symlink_to(shared.parent.rename(tmp_path / "elsewhere"))
+    assert "symbolic link" in refusal(snapshot).message
+
+
+@pytest.mark.parametrize("relative", ["cospec.json", "target/model.onnx"])
+@pytest.mark.parametrize(
+    "kind",
+    ["elsewhere", "absolute", "too deep", "not a hash", "link", "folder", "blobs", "other folder"],
+)
+def test_no_other_link_of_a_snapshot_is_followed(snapshot, tmp_path, relative, kind):
+    """Each leads to the right contents, and is no link that huggingface_hub makes."""
+    link, repository = snapshot / relative, snapshot.parent.parent
+    blob, text = link.resolve(), str(link.readlink())
+    if kind == "elsewhere":
+        text = os.path.relpath(blob.rename(tmp_path / blob.name), link.parent)
+    elif kind == "absolute":
+        text = str(blob)
+    elif kind == "too deep":
+        text = text.replace("blobs/", "../models--org--name/blobs/")
+    elif kind == "not a hash":
+        blob.rename(blob.with_name("x"))
+        text = text.replace(blob.name, "x")
+    elif kind == "link":
+        blob.symlink_to(blob.rename(tmp_path / blob.name))
+    elif kind == "folder":
+        blob.unlink()
+        blob.mkdir()
+    elif kind == "blobs":
+        (repository / "blobs").rename(tmp_path / "blobs")
+        (repository / "blobs").symlink_to(tmp_path / "blobs")
+    else:
+        snapshot = (repository / "snapshots").rename(repository / "other") / snapshot.name
+        link = snapshot / relative
+    link.unlink()
+    link.symlink_to(text)
+    assert re.search("symbolic link|not a regular file", refusal(snapshot).message)
+
+
+def test_a_flipped_byte_in_a_blob_is_refused(snapshot):
+    flip_byte((snapshot / "tokenizer.json").resolve(), 0)
+    error = refusal(snapshot)
+    assert "SHA-256" in error.message
+    assert "hf cache rm model/org/name" in error.hint
+
+
+def test_a_blob_that_is_replaced_while_it_is_loaded_is_refused(snapshot):
+    link = snapshot / "target/model.onnx"
+
+    def make(_: Bundle) -> None:
+        other = link.resolve().with_name("1" * 64)
+        other.write_bytes(CONTENTS["target/model.onnx"])
+        text = str(link.readlink()).rpartition("/")[0]
+        link.unlink()
+        link.symlink_to(f"{text}/{other.name}")
+
+    with pytest.raises(BundleError, match="changed while the bundle was being loaded"):
+        load_unchanged(snapshot, make)
 
 
 def test_a_symlink_to_the_whole_bundle_is_fine(root, tmp_path):

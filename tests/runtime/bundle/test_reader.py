@@ -18,6 +18,7 @@ from cospec.runtime.bundle import reader as bundle_module
 from cospec.runtime.bundle.reader import (
     Bundle,
     check_files,
+    load_unchanged,
     read_manifest,
     unlisted_files,
 )

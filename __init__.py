@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .runtime.engines.onnxruntime import OrtOptions
     from .runtime.engines.protocol import StepOutput
+    from .runtime.integrations.transformers import BundleForCausalLM
     from .runtime.sampling.params import SamplingParams
     from .runtime.trace.record import Trace
 
@@ -54,6 +55,7 @@ _MODULES = {
     "drafting.protocol": "Drafter DraftingContext EvidenceDrafter RollbackDrafter",
     "engines.onnxruntime": "OrtOptions",
     "engines.protocol": "StepOutput",
+    "integrations.transformers": "BundleForCausalLM",
     "sampling.params": "SamplingParams",
     "trace.record": "Trace",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "BackendError",
     "Block",
     "BundleError",
+    "BundleForCausalLM",
     "Chat",
     "CheckpointError",
     "Completion",

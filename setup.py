@@ -18,7 +18,7 @@ class BuildRooms(build_py):
 
 
 setup(
-    packages=["cospec"]
+    packages=["cospec", "optimum.commands.register"]
     + [f"cospec.{name}" for name in find_packages(include=[*ROOMS, *(f"{r}.*" for r in ROOMS)])],
     cmdclass={"build_py": BuildRooms},
 )

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("runtime", "export", "models", "calibration")
+OPTIMUM = "optimum/commands/register/register_cospec.py"
+"""Where optimum-cli looks for commands; the folder belongs to no package."""
 TORCH_FREE = ("run", "serve", "doctor", "inspect", "verify")
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 COMMANDS = dict(re.findall(r'^cospec-(\w+) = "([\w.]+):main"', PROJECT, re.MULTILINE))
@@ -56,9 +58,11 @@ def test_the_wheel_holds_every_module_and_nothing_of_the_checkout(wheel):
         f"cospec/{path.relative_to(ROOT).as_posix()}"
         for room in ROOMS
         for path in (ROOT / room).rglob("*.py")
+        if path.parent.name != "optimum"
     }
     assert len(modules) > 150
     assert modules - held == set()
+    held.remove(OPTIMUM)
     data = {name for name in held if not name.endswith(".py")}
     assert {"cospec/py.typed", "cospec/runtime/trace/page.html"} <= data
     assert any(name.endswith("tiny_pair/target/model.safetensors") for name in data)
@@ -84,3 +88,60 @@ def test_every_command_shows_its_help_from_the_wheel(unpacked, command):
     )
     assert done.returncode == 0, done.stderr
     assert f"Usage: cospec-{command}" in done.stdout
+
+
+def optimum_cli(unpacked: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run optimum's own program with the wheel on its path."""
+    pytest.importorskip("optimum.commands.optimum_cli", reason="the extra `optimum` is missing")
+    return subprocess.run(
+        [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "cospec", *words],
+        cwd=unpacked,
+        env={"PYTHONPATH": str(unpacked), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_optimum_cli_has_every_option_of_the_export(unpacked):
+    import click
+
+    from cospec.export.cli import main
+
+    done = optimum_cli(unpacked, "--help")
+    assert done.returncode == 0, done.stderr
+    options = [each for each in main.params if isinstance(each, click.Option)]
+    assert len(options) > 15
+    shown = done.stdout
+    for option in options:
+        name = "output" if option.name == "output" else option.opts[0]
+        assert re.search(rf"(^|\W){re.escape(name)}\W", shown), name
+        for choice in option.type.choices if isinstance(option.type, click.Choice) else ():
+            assert choice in shown
+
+
+def test_optimum_cli_exports_a_bundle(unpacked, tmp_path):
+    from cospec.runtime.bundle.reader import Bundle
+
+    bundle = tmp_path / "tiny"
+    words = ("--model", "tiny-draft", "--draft", "none", "--capacity", "256", "--no-chat-template")
+    done = optimum_cli(unpacked, *words, str(bundle))
+    assert done.returncode == 0, done.stderr
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.capacity, manifest.chat_template, manifest.models.draft) == (256, None, None)
+    again = optimum_cli(unpacked, *words, str(bundle))
+    assert again.returncode == 7, "an existing bundle is an error with cospec-export's exit code"
+    assert "--force" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "Missing option"),
+        (("--model", "tiny", "--capacity", "many"), 2, "not a valid integer"),
+        (("--model", "nothing"), 6, "no preset"),
+    ],
+)
+def test_optimum_cli_ends_as_cospec_export_does(unpacked, words, code, says):
+    done = optimum_cli(unpacked, *words)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr

@@ -1,0 +1,1 @@
+"""Bundles behind the interfaces of other libraries."""

@@ -38,8 +38,39 @@ class BundleFolder(click.Path):
         return super().convert(local_folder(value), param, ctx)
 
 
+class _EngineDirOption(click.Option):
+    """The required option `--engine-dir`; if it is missing, the error says which bundles there are."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the value of the option."""
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter as error:
+            if ctx.resilient_parsing:
+                raise
+            raise UsageError(
+                "no bundle: --engine-dir is missing", hint=_next_step(ctx.command_path)
+            ) from error
+
+
+def _next_step(command: str) -> str:
+    """Return what to type next, by the bundles in the folders where exports put them."""
+    from ..bundle.manifest import MANIFEST_NAME
+
+    found = [path.parent for path in sorted(Path().glob(f"*/*/{MANIFEST_NAME}"))][:4]
+    found = [Path(), *found] if Path(MANIFEST_NAME).is_file() else found
+    if found:
+        return "\n     ".join(f"{command} --engine-dir {folder.as_posix()}" for folder in found)
+    return (
+        "make a bundle first, for example of the pair that comes with the package:\n"
+        f"     cospec-export --target tiny && {command} --engine-dir models/tiny"
+    )
+
+
 def _engine_dir(kind: click.Path, help_text: str) -> Callable[[Command], Command]:
-    return click.option("--engine-dir", required=True, type=kind, help=help_text)
+    return click.option(
+        "--engine-dir", required=True, type=kind, help=help_text, cls=_EngineDirOption
+    )
 
 
 engine_dir_option = _engine_dir(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import CospecError
+from ..bundle.certificate import measured_speed, read_certificate
 from ..bundle.files import format_bytes
 from ..bundle.manifest import EnginesEntry, Manifest, folder_bytes
 from ..bundle.reader import Bundle, find_bundle
@@ -24,7 +25,32 @@ def check_bundle(engine_dir: Path, machine: Machine) -> list[Finding]:
         bundle = Bundle.open(find_bundle(engine_dir), verify=False)
     except CospecError as error:
         return [problem("bundle", error.message, error.hint)]
-    return [*check_manifest(bundle.manifest, machine), *_check_chat(bundle)]
+    return [*check_manifest(bundle.manifest, machine), *_check_chat(bundle), *_check_speed(bundle)]
+
+
+def _check_speed(bundle: Bundle) -> Iterator[Finding]:
+    """Say how fast the bundle was when it was measured, and what that advises; or how to measure it."""
+    try:
+        speed = measured_speed(read_certificate(bundle.root, bundle.manifest))
+    except CospecError as error:
+        yield problem("bundle", error.message, error.hint)
+        return
+    measure = "cospec-bench speed --engine-dir DIR"
+    plain, strict = speed.get("target"), speed.get("strict")
+    if plain is None:
+        yield ok("bundle", "its speed was never measured", measure)
+        return
+    shown = ", ".join(f"{mode} {rate:.1f}" for mode, rate in speed.items())
+    shown = f"tokens per second on the machine that measured it: {shown}"
+    if strict is not None and strict < plain:
+        yield warning(
+            "bundle",
+            f"{shown}. Strict mode was slower than the target alone ({strict / plain:.2f} times): let "
+            "the draft length adapt to this machine",
+            "cospec-run --engine-dir DIR --num-draft-tokens auto",
+        )
+    else:
+        yield ok("bundle", shown, measure)
 
 
 def _check_chat(bundle: Bundle) -> Iterator[Finding]:

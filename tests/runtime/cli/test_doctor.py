@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from msgspec import structs
 
+from cospec.runtime.bundle.certificate import CERTIFICATE, write_certificate
 from cospec.runtime.bundle.manifest import (
     EnginesEntry,
     FileEntry,
@@ -497,7 +498,7 @@ def test_the_bundle_is_part_of_the_report(tmp_path, monkeypatch):
         root = writer.commit(structs.replace(PLAIN, files=()))
     result = CliRunner().invoke(doctor_main, ["--engine-dir", str(root.parent), "--json"])
     found = [f for f in json.loads(result.stdout)["findings"] if f["topic"] == "bundle"]
-    assert [each["level"] for each in found] == ["ok", "ok"]
+    assert [each["level"] for each in found] == ["ok", "ok", "ok"]
     assert "gqa in fp16: runs on ONNX Runtime" in found[0]["message"]
     (root / "target/model.onnx").write_bytes(b"cut")
     assert CliRunner().invoke(doctor_main, ["--engine-dir", str(root)]).exit_code == 1
@@ -515,3 +516,36 @@ def test_a_chat_template_that_cannot_be_used_is_a_problem(tiny_bundle, tmp_path)
     (found,) = [found for found in check_bundle(bundle, BARE_CPU) if "template" in found.message]
     assert found.level == "problem"
     assert "cannot be compiled" in found.message
+
+
+def rates(**rates: Any) -> dict[str, Any]:
+    """The section of a certificate on quality, with tokens per second alone."""
+    modes = {mode: {"tokens_per_second": rate} for mode, rate in rates.items()}
+    return {"quality": {"modes": modes}}
+
+
+TIMED = {"tokens_per_second": 21.0, "target_only_tokens_per_second": 14.0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "says", "fix"),
+    [
+        (rates(target=20.0, strict=30.0, collab=33.5), "ok", "strict 30.0, collab 33.5", "speed"),
+        (rates(target=20.0, strict=15.0), "warning", "(0.75 times)", "auto"),
+        ({"weights": {"speed": [TIMED]}}, "ok", "target 14.0, strict 21.0", "speed"),
+        ({}, "ok", "never measured", "speed"),
+        ({"quality": None, "weights": []}, "ok", "never measured", "speed"),
+        (rates(target="fast", strict=None), "ok", "never measured", "speed"),
+    ],
+)
+def test_the_advice_about_a_bundle_uses_its_measured_speed(tmp_path, facts, level, says, fix):
+    with BundleWriter(tmp_path / "some") as writer:
+        writer.path("target/model.onnx").write_bytes(b"graph")
+        writer.path("tokenizer.json").write_bytes(b"{}")
+        write_certificate(writer.staging, facts)
+        root = writer.commit(structs.replace(PLAIN, files=(), certificate=CERTIFICATE))
+    *_, found = check_bundle(root, BARE_CPU)
+    assert (found.level, found.topic) == (level, "bundle")
+    assert says in found.message
+    assert found.fix is not None
+    assert fix in found.fix

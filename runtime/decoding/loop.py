@@ -34,6 +34,10 @@ alone; the target, as the extra token of a pass whose whole block was accepted."
 
 FinishReason = Literal["eos", "stop", "length", "capacity", "cancelled", "timeout"]
 
+MOST_FORCED = 16
+"""Most tokens of a block that the grammar forces, beside the drafter's own. They need no forward pass
+of the draft and are accepted, so a wider pass replaces many narrow ones."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -175,9 +179,10 @@ def decode(
         context = len(tokens)
         wanted = limits.num_draft_tokens if controller is None else controller.length()
         # The pass itself yields one token, and its tokens must fit the cache.
-        room = min(wanted, limits.num_draft_tokens, end - context - 1, target.capacity - context)
+        room = min(end - context - 1, target.capacity - context)
+        is_seen = referee is not None or observer is not None
         started = perf_counter()
-        drafted = _draft(drafter, tokens, room, limits, sampler) if room > 0 else []
+        drafted, own = _draft(drafter, tokens, wanted, room, limits, sampler, is_seen=is_seen)
         drafting = perf_counter() - started
         block = tokens[target.length :] + drafted
         rows = target.step(block, rows=len(drafted) + 1)
@@ -191,7 +196,8 @@ def decode(
             keep = referee.keep(tokens, drafted, verified, evidence(len(drafted)), rows)
         accepted = keep.index(False) if False in keep else len(keep)
         if controller is not None:
-            controller.record(len(drafted), accepted, drafting, len(block), verifying)
+            right = min(max(accepted - own.start, 0), len(own))
+            controller.record(len(own), right, drafting, len(block), verifying)
         if observer is not None:
             observer.see(
                 Observation(
@@ -221,15 +227,50 @@ def decode(
 
 
 def _draft(
-    drafter: Drafter, tokens: list[int], room: int, limits: Limits, sampler: Sampler | None
-) -> list[int]:
-    """Return a block of up to `room` tokens: the drafter's, as far as a grammar allows them."""
-    drafted = checked_proposal(drafter, tokens, room, limits.vocab_size)
+    drafter: Drafter,
+    tokens: list[int],
+    wanted: int,
+    room: int,
+    limits: Limits,
+    sampler: Sampler | None,
+    *,
+    is_seen: bool,
+) -> tuple[list[int], range]:
+    """Return a block: the drafter's tokens as far as a grammar allows them, and those that it forces.
+
+    Args:
+        drafter: proposes.
+        tokens: everything before the block.
+        wanted: most tokens that the drafter may add to those that are forced.
+        room: most tokens of the block.
+        limits: of the generation; 0 draft tokens are plain decoding, without forced tokens.
+        sampler: has the grammar.
+        is_seen: somebody looks at the draft's rows, so every token must be the drafter's own.
+
+    Returns:
+        The block, and the places of the drafter's tokens in it.
+    """
+    wanted = min(wanted, limits.num_draft_tokens)
+    if room <= 0 or limits.num_draft_tokens == 0:
+        return [], range(0)
+    room = min(
+        room, max(limits.num_draft_tokens, limits.prefill_chunk - 1)
+    )  # an engine's widest pass
+    forced = [] if sampler is None or is_seen else sampler.forced(tokens, [])
+    lead = min(len(forced), MOST_FORCED, room)
+    count = min(wanted + lead, room)
+    drafted = (
+        checked_proposal(drafter, tokens, count, limits.vocab_size)
+        if count > lead
+        else forced[:lead]
+    )
     if sampler is not None:
-        # A block whose evidence may be asked for has no tokens but the drafter's own.
-        most = 0 if isinstance(drafter, EvidenceDrafter) else room
-        drafted = sampler.constrain(tokens, drafted, most)
-    return _through_eos(drafted, limits.eos_token_ids)
+        drafted = sampler.constrain(tokens, drafted)
+    own = range(lead, max(lead, len(drafted)))
+    if sampler is not None and not is_seen:
+        most = min(room, wanted + MOST_FORCED) - len(drafted)
+        drafted = drafted + sampler.forced(tokens, drafted)[: max(0, most)]
+    return _through_eos(drafted, limits.eos_token_ids), own
 
 
 def _choices(

@@ -104,6 +104,19 @@ def followed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"x-guidance": dict(SPACING), **closed}
 
 
+def moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return a schema as a part of another one, at `place`, such as `#/anyOf/0`."""
+
+    def change(each: dict[str, Any]) -> dict[str, Any]:
+        reference = each.get("$ref")
+        if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+            each["$ref"] = place + reference[1:]
+        return each
+
+    new: dict[str, Any] = _mapped(schema, change)
+    return new
+
+
 def _mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """Return a schema with each schema within it changed; values that are no schema stay."""
     if not isinstance(schema, Mapping):
@@ -144,7 +157,10 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
         reference = str(schema["$ref"])
         schema = root if reference.startswith("#/") else {}
         for part in reference.removeprefix("#/").split("/"):
-            schema = schema.get(part, {}) if isinstance(schema, Mapping) else {}
+            if isinstance(schema, list):
+                schema = dict(enumerate(schema)).get(int(part) if part.isdecimal() else -1)
+            else:
+                schema = schema.get(part) if isinstance(schema, Mapping) else {}
     return schema if isinstance(schema, Mapping) else {}
 
 

@@ -150,18 +150,12 @@ class Sampler:
             reports.append(TokenLogprob(float(normalised[token]), top))
         return reports
 
-    def constrain(self, tokens: Sequence[int], drafted: list[int], room: int) -> list[int]:
-        """Return a proposal without the tokens that the grammar forbids, and what follows them.
-
-        Tokens that the grammar forces after it are added, up to `room` tokens in all.
-        """
+    def constrain(self, tokens: Sequence[int], drafted: list[int]) -> list[int]:
+        """Return a proposal up to the first token that the grammar forbids."""
         if self._grammar is None:
             return drafted
         self._commit(tokens)
-        drafted = drafted[: self._grammar.count_allowed(drafted)]
-        if len(drafted) < room:
-            drafted += self._grammar.forced(drafted)[: room - len(drafted)]
-        return drafted
+        return drafted[: self._grammar.count_allowed(drafted)]
 
     def forced(self, tokens: Sequence[int], ahead: Sequence[int]) -> list[int]:
         """Return the tokens that the grammar forces after `tokens` and `ahead`; often none."""

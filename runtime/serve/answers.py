@@ -14,7 +14,7 @@ from ..decoding.completion import Piece, Stream
 from ..decoding.loop import FinishReason
 from ..decoding.stats import GenerationStats
 from ..text.reasoning import ReasoningSplitter
-from ..text.tool_calls import ToolCall, ToolCallReader
+from ..text.tool_call_reader import CallPart, ToolCallReader
 from .refusals import RefusedError
 from .requests import Request
 from .token_text import TokenTexts
@@ -79,7 +79,7 @@ class OutputSplitter:
         self._reasoning = form.splitter(prompt)
         self._calls = None if form.calls is None else form.calls()
 
-    def push(self, text: str) -> tuple[str, str, list[ToolCall]]:
+    def push(self, text: str) -> tuple[str, str, list[CallPart]]:
         """Add text; return what is certain of each kind."""
         reasoning = ""
         if self._reasoning is not None:
@@ -87,7 +87,7 @@ class OutputSplitter:
         said, calls = (text, []) if self._calls is None else self._calls.push(text)
         return reasoning, said, calls
 
-    def finish(self) -> tuple[str, str, list[ToolCall]]:
+    def finish(self) -> tuple[str, str, list[CallPart]]:
         """Return what was held back."""
         reasoning, text = ("", "") if self._reasoning is None else self._reasoning.finish()
         if self._calls is None:

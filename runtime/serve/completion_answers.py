@@ -10,7 +10,7 @@ from typing import Any
 
 from ..decoding.completion import Piece, Stream
 from ..sampling.sampler import TokenLogprob
-from ..text.tool_calls import ToolCall
+from ..text.tool_call_reader import CallPart
 from .answers import FINISH_REASONS, Answer, Form, OutputSplitter, make_id
 
 
@@ -235,26 +235,26 @@ class ChatAnswer(ChoicesAnswer):
         rest = self._added(*self._output.finish())
         return rest, "tool_calls" if self._calls and finish == "stop" else finish
 
-    def _added(self, reasoning: str, text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    def _added(self, reasoning: str, text: str, parts: Sequence[CallPart]) -> dict[str, Any]:
         """Add to the choice, and return the fields of the delta."""
         self._reasoning += reasoning
         self._choice.text += text
-        new = [
-            {
-                "id": make_id("call"),
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in calls
-        ]
-        first = len(self._calls)
-        self._calls += new
         delta: dict[str, Any] = {"reasoning_content": reasoning} if reasoning else {}
         if text:
             delta["content"] = text
-        if new:
-            delta["tool_calls"] = [{"index": first + i, **call} for i, call in enumerate(new)]
+        if parts:
+            delta["tool_calls"] = [self._add_part(part) for part in parts]
         return delta
+
+    def _add_part(self, part: CallPart) -> dict[str, Any]:
+        """Add a part of a call to the choice, and return it as a delta."""
+        if part.name is None:
+            self._calls[-1]["function"]["arguments"] += part.arguments
+            return {"index": len(self._calls) - 1, "function": {"arguments": part.arguments}}
+        function = {"name": part.name, "arguments": part.arguments}
+        head = {"id": make_id("call"), "type": "function"}
+        self._calls.append({**head, "function": function})
+        return {"index": len(self._calls) - 1, **head, "function": dict(function)}
 
     def _message(self) -> dict[str, Any]:
         text = self._choice.text

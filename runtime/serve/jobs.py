@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..trace.record import Trace
 from .refusals import RefusedError, timed_out
 from .requests import Defaults, Request, detokenize_request, tokenize_request
 from .scheduler import Order
-from .tool_use import form_of
+from .tool_use import ToolUse, form_of
 
 _NO_CHAT_OPTIONS: dict[str, Any] = {
     name: options_of(GenerationOptions)[name].default for name in CHAT_OPTIONS
@@ -119,8 +120,7 @@ class Reader:
             request.options_of_choice(index), timeout=left, observer=trace, **_NO_CHAT_OPTIONS
         )
         if request.tool_use is not None:
-            form = form_of(self._session.codec, request.options.template)
-            options = options.updated({"grammar": request.tool_use.grammar(form)})
+            options = self._with_calls(options, request.tool_use, request.options.template)
         self._check_length(options.num_draft_tokens)
         plan = self._session.plan(job.prompts[place], **vars(options))
         echo = None
@@ -136,6 +136,17 @@ class Reader:
             writes=request.writes,
             trace=trace,
         )
+
+    def _with_calls(
+        self, options: GenerationOptions, use: ToolUse, template: str | None
+    ) -> GenerationOptions:
+        """Return options whose grammar allows calls of tools beside the answer that was asked for."""
+        schema = options.json_schema
+        answer = None if schema is None else json.loads(str(schema))
+        grammar = use.grammar(form_of(self._session.codec, template), answer)
+        if grammar is None:
+            return options
+        return replace(options, grammar=grammar, json_schema=None)
 
     def _check_length(self, length: object) -> None:
         defaults = self._session.manifest.generation

@@ -10,7 +10,7 @@ import msgspec
 
 from ..decoding.completion import Piece, Stream
 from ..sampling.sampler import TokenLogprob
-from ..text.tool_calls import ToolCall
+from ..text.tool_call_reader import CallPart
 from .answers import FINISH_REASONS, Answer, Form, OutputSplitter, make_id
 from .refusals import RefusedError
 
@@ -114,7 +114,7 @@ class ResponsesAnswer(Answer):
         self,
         reasoning: str,
         text: str,
-        calls: Sequence[ToolCall],
+        parts: Sequence[CallPart],
         logprobs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
         """Add output to the items that it belongs to."""
@@ -123,8 +123,8 @@ class ResponsesAnswer(Answer):
             events += self._write("reasoning", "response.reasoning_text", reasoning)
         if text and (text.strip() or self._is_open("message") or not self._items):
             events += self._write("message", "response.output_text", text, logprobs=logprobs)
-        for call in calls:
-            events += self._call(call)
+        for part in parts:
+            events += self._call(part)
         return events
 
     def _write(self, kind: str, name: str, text: str, **extra: Any) -> list[dict[str, Any]]:
@@ -153,8 +153,12 @@ class ResponsesAnswer(Answer):
         if not self._items or self._items[-1]["status"] != "in_progress":
             return []
         item = self._items[-1]
-        part = item["content"][0]
         item["status"] = "incomplete" if self._status == "incomplete" else "completed"
+        done = self._about_item("response.output_item.done", item=dict(item))
+        if item["type"] == "function_call":
+            written = {"name": item["name"], "arguments": item["arguments"]}
+            return [self._about_arguments("done", **written), done]
+        part = item["content"][0]
         name, extra = "response.reasoning_text", {}
         if item["type"] == "message":
             part["logprobs"] = self._logprobs
@@ -162,32 +166,26 @@ class ResponsesAnswer(Answer):
         return [
             self._about_part(f"{name}.done", text=part["text"], **extra),
             self._about_part("response.content_part.done", part=dict(part)),
-            self._about_item("response.output_item.done", item=dict(item)),
+            done,
         ]
 
-    def _call(self, call: ToolCall) -> list[dict[str, Any]]:
-        """Add a call of a function as an item."""
-        events = self._end()
-        item = {
-            "type": "function_call",
-            "id": make_id("fc"),
-            "call_id": make_id("call"),
-            "name": call.name,
-            "arguments": call.arguments,
-            "status": "completed",
-        }
-        self._items.append(item)
-        begun = {**item, "arguments": "", "status": "in_progress"}
-        name = "response.function_call_arguments"
-        return [
-            *events,
-            self._about_item("response.output_item.added", item=begun),
-            self._about_item(f"{name}.delta", item_id=item["id"], delta=call.arguments),
-            self._about_item(
-                f"{name}.done", item_id=item["id"], name=call.name, arguments=call.arguments
-            ),
-            self._about_item("response.output_item.done", item=item),
-        ]
+    def _call(self, part: CallPart) -> list[dict[str, Any]]:
+        """Add a part of a call of a function, which is an item."""
+        events = []
+        if part.name is not None:
+            events = self._end()
+            item = {"type": "function_call", "id": make_id("fc"), "call_id": make_id("call")}
+            item |= {"name": part.name, "arguments": "", "status": "in_progress"}
+            self._items.append(item)
+            events.append(self._about_item("response.output_item.added", item=dict(item)))
+        self._items[-1]["arguments"] += part.arguments
+        if part.arguments:
+            events.append(self._about_arguments("delta", delta=part.arguments))
+        return events + (self._end() if part.ended else [])
+
+    def _about_arguments(self, what: str, **facts: Any) -> dict[str, Any]:
+        name = f"response.function_call_arguments.{what}"
+        return self._about_item(name, item_id=self._items[-1]["id"], **facts)
 
     def _is_open(self, kind: str) -> bool:
         last = self._items[-1] if self._items else {}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..text.codec import TextCodec
+from ..text.tool_call_reader import ToolCallReader
 from ..text.tool_calls import (
     Tool,
-    ToolCallReader,
     ToolFormat,
     forced_grammar,
     format_of,
@@ -38,12 +38,17 @@ class ToolUse:
     forced: Sequence[Tool]
     parallel: bool
 
-    def grammar(self, form: ToolFormat) -> str | None:
-        """Return the grammar of the output; None leaves it to the model."""
+    def grammar(self, form: ToolFormat, answer: Mapping[str, Any] | None) -> str | None:
+        """Return the grammar of the output; None leaves it to the model.
+
+        Args:
+            form: how the model writes calls.
+            answer: JSON schema of an output without calls; None for free text.
+        """
         if self.forced:
             return forced_grammar(self.forced, form, parallel=self.parallel)
-        if any(tool.strict for tool in self.tools):
-            return optional_grammar(self.tools, form)
+        if answer is not None or not self.parallel or any(tool.strict for tool in self.tools):
+            return optional_grammar(self.tools, form, parallel=self.parallel, answer=answer)
         return None
 
     def reader(self, form: ToolFormat) -> ToolCallReader:

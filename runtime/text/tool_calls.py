@@ -1,4 +1,4 @@
-"""Tool calls: what a model may call, the form in which it writes a call, and reading calls from text.
+"""Tool calls: what a model may call, and the form in which it writes a call.
 
 The prompt with the tools comes from the model's own chat template. The form of a call is recognised by
 the same template: each family was trained on its own.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UsageError
-from ..sampling.json_schema import followed
+from ..sampling.json_schema import followed, moved
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -31,19 +31,6 @@ class Tool:
     name: str
     parameters: Mapping[str, Any]
     strict: bool = False
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that a model wrote.
-
-    Attributes:
-        name: of the function.
-        arguments: as JSON text.
-    """
-
-    name: str
-    arguments: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +116,7 @@ def _read_tool(value: Any, where: str) -> Tool:
         schema = {"type": "object", "properties": {}}
     if not isinstance(schema, Mapping):
         raise UsageError(f"{where}: parameters must be a JSON schema")
-    return Tool(name, schema, bool(function.get("strict")))
+    return Tool(name, {"type": "object", **schema}, bool(function.get("strict")))
 
 
 def forced_grammar(tools: Sequence[Tool], form: ToolFormat, *, parallel: bool) -> str:
@@ -145,17 +132,58 @@ def forced_grammar(tools: Sequence[Tool], form: ToolFormat, *, parallel: bool) -
     return f"start: {before} call{more} {after}\n{_call_rules(tools, form)}"
 
 
-def optional_grammar(tools: Sequence[Tool], form: ToolFormat) -> str:
-    """Return a Lark grammar for free text in which every call has valid arguments."""
+def optional_grammar(
+    tools: Sequence[Tool],
+    form: ToolFormat,
+    *,
+    parallel: bool = True,
+    answer: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a Lark grammar for an output that calls tools with valid arguments, or does not.
+
+    Args:
+        tools: may be called.
+        form: how the model writes calls.
+        parallel: allow several calls.
+        answer: JSON schema of an output without calls; None for free text, also before and after calls.
+    """
+    calls = forced_grammar(tools, form, parallel=parallel).replace("start:", "calls:", 1)
+    if answer is not None and not form.begin:
+        return f"start: %json {json.dumps(_call_or_answer(tools, form, answer, parallel=parallel))}"
+    if answer is not None:
+        return f"start: calls | answer\nanswer: %json {json.dumps(followed(answer))}\n{calls}"
     if not form.begin:
-        calls = forced_grammar(tools, form, parallel=True).replace("start:", "calls:", 1)
         return f"start: calls | PLAIN\nPLAIN: /([^{{\\[ \\t\\n](.|\\n)*)?/\n{calls}"
     mark, rest = form.begin.rstrip(), form.begin[len(form.begin.rstrip()) :]
     rules = _call_rules(tools, ToolFormat(form.name, form.arguments, rest, form.end))
-    return (
-        f"start: (marked call)* PLAIN\nmarked[lazy]: PLAIN {_text(mark)}\n"
-        f"PLAIN: /(.|\\n)*/\n{rules}"
-    )
+    start = "(marked call)* PLAIN" if parallel else "marked call | PLAIN"
+    return f"start: {start}\nmarked[lazy]: PLAIN {_text(mark)}\nPLAIN: /(.|\\n)*/\n{rules}"
+
+
+def _call_or_answer(
+    tools: Sequence[Tool], form: ToolFormat, answer: Mapping[str, Any], *, parallel: bool
+) -> dict[str, Any]:
+    """Return the JSON schema of an output that is a call or an answer, if both are plain JSON."""
+    listed = bool(form.around[0])
+    place = "#/anyOf/1/items/anyOf" if listed else "#/anyOf/1/anyOf"
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                form.arguments: moved(tool.parameters, f"{place}/{i}/properties/{form.arguments}"),
+            },
+            "required": ["name", form.arguments],
+        }
+        for i, tool in enumerate(tools)
+    ]
+    call: dict[str, Any] = {"anyOf": calls}
+    if listed:
+        call = {"type": "array", "items": call, "minItems": 1}
+        call |= {} if parallel else {"maxItems": 1}
+    spacing = {key: value for key, value in answer.items() if key == "x-guidance"}
+    inner = {key: value for key, value in answer.items() if key not in spacing}
+    return followed({**spacing, "anyOf": [moved(inner, "#/anyOf/0"), call]})
 
 
 def _call_rules(tools: Sequence[Tool], form: ToolFormat) -> str:
@@ -172,102 +200,3 @@ def _call_rules(tools: Sequence[Tool], form: ToolFormat) -> str:
 
 def _text(text: str) -> str:
     return json.dumps(text) if text else ""
-
-
-class ToolCallReader:
-    """Splits a growing output into text and calls.
-
-    Text is passed on as it comes. From where a call may begin, the output is held back until it is
-    certain whether it is one.
-
-    Args:
-        tools: only their names are calls; other JSON is text.
-        form: how the model writes calls.
-    """
-
-    def __init__(self, tools: Sequence[Tool], form: ToolFormat) -> None:
-        self._names = {tool.name for tool in tools}
-        self._form = form
-        self._mark = form.begin.strip()
-        self._held = ""
-        self._begun = False
-
-    def push(self, text: str) -> tuple[str, list[ToolCall]]:
-        """Add text; return the text and the calls that are certain now."""
-        self._held += text
-        return self._tagged(final=False) if self._mark else self._bare(final=False)
-
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """Return what is left at the end of the output."""
-        return self._tagged(final=True) if self._mark else self._bare(final=True)
-
-    def _tagged(self, *, final: bool) -> tuple[str, list[ToolCall]]:
-        """Read calls between the form's marks."""
-        said, calls, close = "", [], self._form.end.strip()
-        while True:
-            start = self._held.find(self._mark)
-            if start < 0:
-                keep = 0 if final else _overlap(self._held, self._mark)
-                said += self._held[: len(self._held) - keep]
-                self._held = self._held[len(self._held) - keep :]
-                break
-            stop = self._held.find(close, start)
-            if stop < 0 and not final:
-                said, self._held = said + self._held[:start], self._held[start:]
-                break
-            inner = self._held[start + len(self._mark) : stop if stop >= 0 else None]
-            found = self._calls_in(inner)
-            after = stop + len(close) if stop >= 0 else len(self._held)
-            said += self._held[:start] if found else self._held[:after]
-            calls += found
-            self._held = self._held[after:]
-        if calls or self._begun:
-            self._begun = True
-            said = said if said.strip() else ""  # white space between calls is no answer
-        return said, calls
-
-    def _bare(self, *, final: bool) -> tuple[str, list[ToolCall]]:
-        """Read an output that is JSON as a whole."""
-        if not self._begun and self._held.lstrip()[:1] in ("{", "[", ""):
-            if not final:
-                return "", []
-            calls = self._calls_in(self._held)
-            said, self._held = "" if calls else self._held, ""
-            return said, calls
-        self._begun = True
-        said, self._held = self._held, ""
-        return said, []
-
-    def _calls_in(self, text: str) -> list[ToolCall]:
-        """Return the calls that a text consists of; none if anything else is in it."""
-        decoder, at, found = json.JSONDecoder(), 0, []
-        while (at := _skip(text, at)) < len(text):
-            try:
-                value, at = decoder.raw_decode(text, at)
-            except (ValueError, RecursionError):
-                return []
-            found += value if isinstance(value, list) else [value]
-        calls = [self._call(each) for each in found]
-        return [call for call in calls if call is not None] if None not in calls else []
-
-    def _call(self, value: Any) -> ToolCall | None:
-        if not isinstance(value, dict) or value.get("name") not in self._names:
-            return None
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):
-            return ToolCall(value["name"], arguments)
-        if not isinstance(arguments, dict):
-            return None
-        return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
-
-
-def _skip(text: str, at: int) -> int:
-    """Return the next position that is neither white space nor a separator of calls."""
-    while at < len(text) and (text[at].isspace() or text[at] in ";,"):
-        at += 1
-    return at
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Return how many characters at the end of `text` may begin `mark`."""
-    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)

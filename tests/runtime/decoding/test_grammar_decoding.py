@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from distributions import chi_square_p
 
 import cospec
 from cospec.models import tiny_pair
+from cospec.runtime.decoding.loop import MOST_FORCED
 from cospec.runtime.sampling.grammar import GrammarCompiler, GrammarState
 from cospec.runtime.sampling.params import SamplingParams
 from cospec.runtime.sampling.sampler import Sampler
@@ -260,12 +260,35 @@ def test_an_output_that_is_cut_short_says_that_it_is_incomplete(sessions):
     assert (full.finish_reason, full.is_complete) == ("capacity", False)
 
 
-def test_forced_tokens_are_drafted_without_a_draft_model(sessions):
-    schema = {"type": "object", "properties": {"the_final_answer": {"const": 171}}}
-    exact = {"required": ["the_final_answer"], "additionalProperties": False}
-    options = {"json_schema": {**schema, **exact}}
-    plain = sessions["none"].generate("x", num_draft_tokens=0, **options)
-    drafted = sessions["none"].generate("x", num_draft_tokens=8, **options)
+LONG = {"the_final_answer_of_the_problem": {"const": 171}, "unit": {"enum": ["keys", "kilograms"]}}
+LONG_SCHEMA = {"type": "object", "properties": LONG, "required": list(LONG)}
+
+
+@pytest.mark.parametrize("drafter", ["none", "model", "ngram", "combined"])
+@pytest.mark.parametrize("length", [1, 2, 8, "auto"])
+def test_forced_tokens_are_drafted_beside_those_of_the_drafter(sessions, drafter, length):
+    session = sessions[drafter]
+    plain = session.generate("x", num_draft_tokens=0, json_schema=LONG_SCHEMA)
+    drafted = session.generate("x", num_draft_tokens=length, json_schema=LONG_SCHEMA)
     assert drafted.tokens == plain.tokens
-    assert re.fullmatch(r'\{\s*"the_final_answer"\s*:\s*171\s*\}', drafted.text)
-    assert drafted.stats.num_target_passes < plain.stats.num_target_passes
+    assert json.loads(drafted.text)["the_final_answer_of_the_problem"] == 171
+    # Several times what the drafter itself may propose, and nothing beyond the longest block.
+    assert len(drafted.tokens) / drafted.stats.num_target_passes > 4
+    k = 0 if length == "auto" else length
+    assert len(drafted.stats.num_draft_tokens_per_pos) <= max(8, k) + MOST_FORCED
+
+
+def test_a_block_that_is_judged_or_traced_has_no_forced_tokens(sessions):
+    from cospec.runtime.arbitration.baselines import AlwaysDraft
+    from cospec.runtime.trace.record import Trace
+
+    session = sessions["model"]
+    options = {"json_schema": LONG_SCHEMA, "num_draft_tokens": 2}
+    plain = session.generate("x", num_draft_tokens=0, json_schema=LONG_SCHEMA)
+    for settings in (
+        {"mode": "collab", "arbiter": AlwaysDraft(), "threshold": 1.0},
+        {"observer": Trace(session)},
+    ):
+        done = session.generate("x", **options, **settings)
+        assert done.tokens == plain.tokens
+        assert len(done.stats.num_draft_tokens_per_pos) == 2

@@ -11,14 +11,13 @@ import pytest
 from cospec.errors import UsageError
 from cospec.models import tiny_pair
 from cospec.runtime.sampling.grammar import GrammarCompiler, GrammarSpec
+from cospec.runtime.text.tool_call_reader import ToolCallReader
 from cospec.runtime.text.tool_calls import (
     GENERIC,
     HERMES,
     LLAMA3,
     MISTRAL,
     Tool,
-    ToolCall,
-    ToolCallReader,
     ToolFormat,
     forced_grammar,
     format_of,
@@ -62,15 +61,27 @@ def test_the_form_is_the_templates(template, form):
     assert format_of(template) is form
 
 
-def read_in_pieces(form: ToolFormat, text: str, seed: int) -> tuple[str, list[ToolCall]]:
+def read_in_pieces(
+    form: ToolFormat, text: str, seed: int
+) -> tuple[str, list[tuple[str, str, bool]]]:
+    """The text around calls, and of each call its name, its arguments and whether it is whole."""
     rng, reader = random.Random(seed), ToolCallReader([WEATHER, TIME], form)
-    said, calls, at = "", [], 0
+    said, parts, at = "", [], 0
     while at < len(text):
         step = rng.randint(1, 7)
         new, found = reader.push(text[at : at + step])
-        said, calls, at = said + new, calls + found, at + step
+        said, parts, at = said + new, parts + found, at + step
     new, found = reader.finish()
-    return said + new, calls + found
+    calls: list[tuple[str, str, bool]] = []
+    for part in parts + found:
+        if part.name is not None:
+            assert not calls or calls[-1][2], "a call begins within another"
+            calls.append((part.name, part.arguments, part.ended))
+        else:
+            name, arguments, ended = calls[-1]
+            assert not ended, "a call goes on after its end"
+            calls[-1] = (name, arguments + part.arguments, part.ended)
+    return said + new, calls
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -79,8 +90,7 @@ def test_calls_are_read_from_pieces_of_any_length(form, seed):
     text = written(form, ("get_weather", ROME), ("time", "{}"))
     said, calls = read_in_pieces(form, text, seed)
     assert said.strip() == ""
-    assert [call.name for call in calls] == ["get_weather", "time"]
-    assert [json.loads(call.arguments) for call in calls] == [json.loads(ROME), {}]
+    assert calls == [("get_weather", ROME, True), ("time", "{}", True)]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -103,21 +113,57 @@ def test_other_text_is_text_and_nothing_is_lost(form, text, seed):
     assert read_in_pieces(form, text, seed) == (text, [])
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_arguments_are_passed_on_as_they_come(form):
+    reader = ToolCallReader([WEATHER], form)
+    head, tail = written(form, ("get_weather", ROME)).split("me", 2)[0], 'me", "days": 2}'
+    head = written(form, ("get_weather", ROME)).split("Ro")[0]
+    assert reader.push(head)[1][-1].arguments.endswith('{"city": "')
+    (part,) = reader.push("Ro")[1]
+    assert (part.name, part.arguments, part.ended) == (None, "Ro", False)
+    (part,) = reader.push(tail)[1]
+    assert (part.arguments, part.ended) == (tail, True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("arguments", ['{"city": "}]<tool_call>\\"{"}', '{"city": {"a": [{}]}}'])
+def test_marks_within_arguments_are_arguments(form, arguments, seed):
+    text = written(form, ("get_weather", arguments), ("time", "{}"))
+    wanted = [("get_weather", arguments, True), ("time", "{}", True)]
+    assert read_in_pieces(form, text, seed) == ("", wanted)
+
+
 def test_text_before_a_marked_call_is_kept():
     text = "Let me look. " + written(HERMES, ("time", "{}"))
-    assert read_in_pieces(HERMES, text, 1) == ("Let me look. ", [ToolCall("time", "{}")])
+    assert read_in_pieces(HERMES, text, 1) == ("Let me look. ", [("time", "{}", True)])
 
 
-def test_a_marked_call_that_the_limit_cut_is_read_if_it_is_whole():
+def test_a_call_without_its_last_mark_ends_at_the_next_call_or_the_end():
     text = written(HERMES, ("time", "{}")).removesuffix("\n</tool_call>")
-    assert read_in_pieces(HERMES, text, 1)[1] == [ToolCall("time", "{}")]
-    cut = text[:-3]
-    assert read_in_pieces(HERMES, cut, 1) == (cut, [])
+    assert read_in_pieces(HERMES, text, 1)[1] == [("time", "{}", True)]
+    assert read_in_pieces(HERMES, text * 2, 1)[1] == [("time", "{}", True)] * 2
 
 
-def test_arguments_may_be_a_text_that_holds_json():
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_call_that_was_cut_off_has_the_arguments_so_far(form):
+    text = written(form, ("get_weather", ROME))
+    for end in range(text.index('"city') + 1, text.index("2")):
+        said, calls = read_in_pieces(form, text[:end], 1)
+        begin = text.index('{"city')
+        assert (said, calls) == ("", [("get_weather", text[begin:end], False)])
+    before = text[: text.index("weather")]
+    assert read_in_pieces(form, before, 1) == (before, [])
+
+
+def test_calls_of_other_shapes_are_read_when_they_are_whole():
     text = '{"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}'
-    assert read_in_pieces(GENERIC, text, 2)[1] == [ToolCall("get_weather", '{"city": "Rome"}')]
+    rome = ("get_weather", '{"city": "Rome"}', True)
+    assert read_in_pieces(GENERIC, text, 2)[1] == [rome]
+    swapped = '{"arguments": {"city": "Rome"}, "name": "get_weather"}'
+    assert read_in_pieces(GENERIC, swapped, 2)[1] == [rome]
+    marked = f"<tool_call>{swapped}</tool_call>"
+    assert read_in_pieces(HERMES, marked, 2)[1] == [rome]
 
 
 def test_tools_are_read_from_both_apis():
@@ -186,6 +232,33 @@ def test_a_strict_call_is_valid_and_text_stays_free(compiler, form):
     assert accepts(compiler, grammar, written(form, ("get_weather", ROME)))
     assert accepts(compiler, grammar, written(form, ("get_weather", ROME), ("time", "{}")))
     assert not accepts(compiler, grammar, written(form, ("get_weather", '{"days": 2}')))
+    single = optional_grammar([WEATHER, TIME], form, parallel=False)
+    assert accepts(compiler, single, "It is 12 + 30.")
+    assert accepts(compiler, single, written(form, ("get_weather", ROME)))
+    assert not accepts(compiler, single, written(form, ("time", "{}"), ("time", "{}")))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_an_output_is_a_call_or_the_answer_that_was_asked_for(compiler, form):
+    answer = {"type": "object", "properties": {"ok": {"$ref": "#/$defs/b"}}, "required": ["ok"]}
+    answer |= {"$defs": {"b": {"type": "boolean"}}}
+    days = {"$ref": "#/$defs/days"}
+    plan = Tool("plan", {"properties": {"days": days}, "$defs": {"days": {"type": "integer"}}})
+    grammar = optional_grammar([WEATHER, plan, TIME], form, answer=answer)
+    assert accepts(compiler, grammar, written(form, ("plan", '{"days": 3}')))
+    assert not accepts(compiler, grammar, written(form, ("plan", '{"days": "x"}')))
+    assert accepts(compiler, grammar, '{"ok": true}')
+    assert accepts(compiler, grammar, written(form, ("get_weather", ROME)))
+    assert not accepts(compiler, grammar, '{"ok": 1}')
+    assert not accepts(compiler, grammar, "It is 12 + 30.")
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_formats_that_nobody_checks_do_not_forbid_a_tool(compiler, form):
+    place = {"type": "string", "format": "place", "maxLength": 9}
+    tool = Tool("go", {"type": "object", "properties": {"to": place}, "required": ["to"]})
+    grammar = forced_grammar([tool], form, parallel=False)
+    assert accepts(compiler, grammar, written(form, ("go", '{"to": "Rome"}')))
 
 
 def test_tools_are_an_option_of_the_library_as_values_or_json():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -46,7 +47,8 @@ def write_error(path: Path, error: OSError) -> ResourceError:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one.
 
-    A symbolic link is followed. Only a regular file is ever replaced.
+    A symbolic link is followed. Only a regular file is ever replaced. What a killed writer left of the
+    same file is removed.
 
     Raises:
         ResourceError: the disk is full, the folder cannot be written, or `path` is no regular file but
@@ -55,7 +57,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         ensure_replaceable(path)
         path = Path(os.path.realpath(path))
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        _clear_parts(path)
+        part = path.with_name(f".{path.name}.part-{os.getpid()}")
         try:
             part.write_bytes(data)
             flush_to_disk(part)
@@ -65,6 +68,29 @@ def write_whole(path: Path, data: bytes) -> None:
         flush_to_disk(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _clear_parts(path: Path) -> None:
+    """Remove what processes that do not live any more left of a file."""
+    if os.name != "posix":
+        return  # only there can one ask for a process without ending it
+    for part in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        number = part.name.rpartition("-")[2]
+        if number.isdecimal() and len(number) < _PID_DIGITS and not _lives(int(number)):
+            part.unlink(missing_ok=True)
+
+
+_PID_DIGITS = 10
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, value: object) -> None:

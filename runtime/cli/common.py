@@ -171,9 +171,9 @@ def _run_standalone(run: Callable[[], Any], report: Callable[[object], None]) ->
         click.Abort,
         KeyboardInterrupt,
     ) as error:  # Abort is click's name for a closed stdin, too
-        cause = error.__cause__ or error
+        numbers = [each.number for each in (error, error.__cause__) if isinstance(each, _Ended)]
         click.echo("interrupted", err=True)
-        sys.exit(128 + cause.number if isinstance(cause, _Ended) else INTERRUPTED_EXIT_CODE)
+        sys.exit(128 + numbers[0] if numbers else INTERRUPTED_EXIT_CODE)
     except click.ClickException as error:
         error.show()
         kind = type(error).__name__
@@ -225,11 +225,15 @@ class _Ended(KeyboardInterrupt):
 def _signals_raised() -> Iterator[None]:
     """Raise SIGTERM and SIGHUP as exceptions: unhandled, they would leave half-written folders.
 
-    `docker stop`, systemd and `timeout` send SIGTERM, a terminal that closes SIGHUP.
+    `docker stop`, systemd and `timeout` send SIGTERM, a terminal that closes SIGHUP. Libraries turn the
+    exception into errors of their own: after one in the import of ONNX Runtime, that seems not to be
+    installed. So an error after a signal counts as the signal.
     """
+    ended: list[_Ended] = []
 
     def end(number: int, _: object) -> NoReturn:
-        raise _Ended(number)
+        ended.append(_Ended(number))
+        raise ended[-1]
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -241,6 +245,10 @@ def _signals_raised() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if not ended:
+            raise
+        raise ended[0] from error
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)

@@ -156,6 +156,7 @@ def _pay_remainder(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> N
 
 def _pay_format(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     if args:
+        budget.write(budget.size(args[0]))
         pay_percent_format(budget, str(args[0]), kwargs or tuple(args[1:]))
 
 

@@ -4,7 +4,7 @@ Starts `cospec-serve`, lets one client stream answers and another ask /health wi
 large bodies meanwhile. Prints, for each kind of body, the largest gap between two events of the stream
 and the slowest answer of /health, in milliseconds. Ends with 1 if one of them is above the limit.
 
-    python -m tests.attacks.http_stalls --engine-dir models/tiny
+    cd tests && python -m attacks.http_stalls --engine-dir BUNDLE
 """
 
 from __future__ import annotations
@@ -129,14 +129,15 @@ def measure(address: tuple[str, int], count: int, body: bytes) -> tuple[float, f
 @click.option("--limit", default=100.0, show_default=True, help="Of a gap, in milliseconds.")
 def main(engine_dir: Path, limit: float) -> None:
     """Print the delays that large bodies cause."""
-    worst = 0.0
+    slow = 0
     with command(engine_dir) as (address, _, _):
         click.echo(f"{'':42} {'stream':>7} {'health':>7}  ms, statuses")
         for name, (count, make) in KINDS.items():
             gap, health, statuses = measure(address, count, make())
-            worst = max(worst, gap, health)
+            slow += max(gap, health) * 1000 > limit
             click.echo(f"{name:42} {gap * 1000:7.0f} {health * 1000:7.0f}  {sorted(statuses)}")
-    sys.exit(worst * 1000 > limit)
+    click.echo(f"tried {len(KINDS)}, failed {slow}")
+    sys.exit(slow > 0)
 
 
 if __name__ == "__main__":

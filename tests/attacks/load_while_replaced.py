@@ -1,15 +1,14 @@
 """Load a bundle while `--force` replaces it again and again by others of the same shape.
 
-Two bundles that differ in the target's weights take one name in turn. Every load must give the text of
-the bundle whose seal it has, or an error of ours.
+A bundle and a copy with other weights of the target take one name in turn. Every load must give the
+text of the bundle whose seal it has, or an error of ours.
 
-    python -m tests.attacks.load_while_replaced BUNDLE OTHER --loads 2000
+    cd tests && python -m attacks.load_while_replaced BUNDLE --loads 2000
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import sys
@@ -18,6 +17,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+
+from attacks.hostile_bundles import reseal
 
 import cospec
 from cospec.runtime.bundle.reader import read_manifest
@@ -84,16 +85,30 @@ def campaign(sources: list[Path], loads: int, pause: float) -> Counter[str]:
     return found
 
 
+def with_other_weights(bundle: Path, folder: Path) -> Path:
+    """Return a copy of a bundle half of whose target's weights are 0."""
+    other = Path(shutil.copytree(bundle, folder))
+    weights = other / "target" / "model.onnx.data"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    reseal(other)
+    return other
+
+
 def main() -> int:
     """Run the campaign and print its counts; return 1 if a load was a mixture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundles", nargs=2, type=Path)
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--loads", type=int, default=2000)
     parser.add_argument("--pause", type=float, default=0.5)
     given = parser.parse_args()
     started = time.monotonic()
-    found = campaign([path.resolve() for path in given.bundles], given.loads, given.pause)
-    print(dict(found), f"{time.monotonic() - started:.0f} s", f"process {os.getpid()}")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = given.bundle.resolve()
+        other = with_other_weights(bundle, Path(folder, "other"))
+        found = campaign([bundle, other], given.loads, given.pause)
+    print(dict(found), f"{time.monotonic() - started:.0f} s")
+    print(f"tried {given.loads}, failed {found['mixed']}")
     return 1 if found["mixed"] else 0
 
 

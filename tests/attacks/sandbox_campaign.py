@@ -178,7 +178,9 @@ def main() -> int:
         print(f"{name:<24}{tried:>8}{len(failed):>8}")
         for line in failed:
             print(f"    {line}")
-    return int(any(failed for _, _, failed in rows))
+    bad = sum(len(failed) for _, _, failed in rows)
+    print(f"tried {sum(tried for _, tried, _ in rows)}, failed {bad}")
+    return int(bad > 0)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from attacks.ended_commands import end_by_limit, end_by_signal, jobs
-from attacks.hostile_bundles import attempt, edit_raw, kinds
-from attacks.load_while_replaced import campaign
+from attacks.hostile_bundles import kinds
+from attacks.load_while_replaced import campaign, with_other_weights
+from attacks.random_mutations import BYTES, PLACES
+from attacks.random_mutations import campaign as mutations
+
+only_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, signals and limits as Linux has them"
+)
 
 SOME = [
     "target: input past.0.key, axis 1 is 7",
@@ -58,31 +62,51 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(ExportOptions("tiny"), tmp_path_factory.mktemp("attack") / "tiny")
 
 
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a campaign in a process of its own: it forks, so nothing may have run a model before."""
+    words = [sys.executable, "-m", f"attacks.{program}", *map(str, arguments)]
+    folder = Path(__file__).parents[1]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def test_there_are_many_kinds():
     assert len(kinds()) > 400
     assert set(SOME) <= set(kinds())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SOME)
-def test_a_bundle_that_was_made_to_harm_is_refused_or_harmless(bundle, tmp_path, kind):
-    root = shutil.copytree(bundle, tmp_path / "bundle")
-    (root / "target/unlisted.bin").write_bytes(bytes(1 << 20))
-    kinds()[kind](root)
-    verdict, said = attempt(root)
-    assert verdict in ("refused", "ran"), said
-    if "loop" in kind and not kind.startswith("arbiter"):
-        assert "timeout" in said
-    if "external data" in kind and "length" not in kind:
-        assert "not among the bundle's files" in said
+@only_linux
+def test_bundles_that_were_made_to_harm_are_refused_or_harmless(bundle):
+    done = run("hostile_bundles", bundle, *(word for kind in SOME for word in ("--only", kind)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    assert {kind for _, kind, _ in rows} >= set(SOME)
+    for verdict, kind, said in rows:
+        assert verdict in ("refused", "ran"), (kind, said)
+        if "loop" in kind and not kind.startswith("arbiter"):
+            assert "timeout" in said
+        if "external data" in kind and "length" not in kind:
+            assert "not among the bundle's files" in said
+
+
+@only_linux
+def test_random_damage_is_refused(bundle):
+    found = mutations(bundle, 400, seed=10**9)
+    assert {done for _, done in found} <= {"refused", "unchanged"}
+    assert {kind for kind, _ in found} >= {*BYTES, *PLACES, "a value"}
+
+
+@only_linux
+def test_random_templates_end_in_time():
+    done = run("random_templates", "--seconds", 6, "--seed", 10**9)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for how in ("rendered", "too much", "TypeError"):  # the grammar still makes all of them
+        assert how in done.stdout
 
 
 @pytest.mark.slow
 def test_loads_while_a_bundle_is_replaced_are_never_mixed(bundle, tmp_path):
-    other = shutil.copytree(bundle, tmp_path / "other")
-    data = (other / "target/model.onnx.data").read_bytes()
-    (other / "target/model.onnx.data").write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
-    edit_raw(other, "target", lambda graph: graph)  # seals it
+    other = with_other_weights(bundle, tmp_path / "other")
     found = campaign([bundle, other], loads=12, pause=0.3)
     assert found["mixed"] == 0, found
     assert found["right"] > 0, found
@@ -90,12 +114,9 @@ def test_loads_while_a_bundle_is_replaced_are_never_mixed(bundle, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="signals and limits as Linux has them")
-@pytest.mark.parametrize("name", ["export", "weights", "batch"])
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "limit"])
-def test_a_command_that_is_ended_leaves_what_is_whole(bundle, name, how):
-    (job,) = (job for job in jobs(bundle) if job.name == name)
-    if how == "limit":
-        assert end_by_limit(job, 20_000) == "well"
-    else:
-        assert end_by_signal(job, getattr(signal, how), 4.0) == "well"
+@only_linux
+def test_commands_that_are_ended_leave_what_is_whole(bundle):
+    counts = ("--terms", 4, "--kills", 4, "--limits", 2, "--disks", 2)
+    done = run("ended_commands", bundle, *counts, "--only", "weights,draft-vocabulary,batch,save")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tried 28, failed 0" in done.stdout

@@ -114,3 +114,23 @@ def test_a_real_full_disk_is_recognised_with_and_without_numpy():
     assert "the disk is full" in (lack_of_room(of_numpy.value) or "")
     assert lack_of_room(PermissionError(13, "Permission denied")) is None
     assert not lack_of_room(FileNotFoundError(2, "No such file or directory"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no such question on Windows")
+def test_what_dead_writers_left_is_removed_by_the_next_one(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".file.part-{dead.pid}"
+    living = tmp_path / f".file.part-{os.getppid()}"
+    names = (
+        f".file2.part-{dead.pid}",
+        ".file.part-x",
+        f".file.{dead.pid}",
+        f".file.part-{dead.pid}x",
+    )
+    others = [tmp_path / name for name in names]
+    for path in (left, living, *others):
+        path.write_text("half")
+    write_whole(tmp_path / "file", b"whole")
+    assert not left.exists()
+    assert all(path.exists() for path in (living, *others))

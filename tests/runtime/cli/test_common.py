@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cospec.errors import MissingExtraError
 from cospec.runtime.cli.common import CospecCommand
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and devices of POSIX")
@@ -64,6 +65,22 @@ def test_a_signal_ends_a_command_and_leaves_no_half_bundle(tmp_path, name, code)
     else:
         assert stderr.strip() == "interrupted"
     assert left == []
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("x"), MissingExtraError("x", "cpu", "Running"), OSError("x")]
+)
+def test_an_error_that_a_library_makes_of_a_signal_counts_as_the_signal(error):
+    @click.command(cls=CospecCommand)
+    def main() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise error from None
+
+    result = CliRunner().invoke(main)
+    assert result.exit_code == 143
+    assert result.stderr == "interrupted\n"
 
 
 def test_signals_are_as_before_when_a_command_has_ended():

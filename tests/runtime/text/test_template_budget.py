@@ -49,6 +49,7 @@ TOO_DEAR = {
     "percent precisions": "{{ '%.2000000000f' % 1 }}",
     "percent lists": "{{ ('%s' * 100000) % ([a] * 100000) }}" + LONG,
     "the filter format": "{{ '%2000000000d' | format(1) }}",
+    "the filter format of a large value": "{{ dict.fromkeys(range(9999), 'a' * 900000) | format(1) }}",
     "format widths": "{{ '{:>2000000000}'.format(1) }}",
     "format widths from arguments": "{{ '{:{w}}'.format(1, w=2000000000) }}",
     "format_map": "{{ '{a:>2000000000}'.format_map({'a': 1}) }}",

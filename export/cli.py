@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import MissingExtraError, UsageError
-from ..runtime.cli.common import CospecCommand, json_option, print_json
+from ..runtime.cli.common import CospecCommand, json_option, print_json, share
 from ..runtime.tensorrt.build_progress import build_bars
 
 if TYPE_CHECKING:
@@ -64,9 +64,25 @@ Examples:
 )
 @click.option(
     "--weights",
-    type=click.Choice(["keep", "fp32", "fp16"]),
-    help="How weights are stored. keep (default): quantised weights of a GGUF file stay in their own "
-    "numbers, others are stored as --precision says. fp32, fp16: all weights become plain numbers.",
+    type=click.Choice(["keep", "fp32", "fp16", "int8", "int4", "auto"]),
+    help="How weights are stored. keep (default): quantised weights stay in their own numbers, others "
+    "are stored as --precision says. fp32, fp16: all weights become plain numbers. int8, int4: plain "
+    "numbers are quantised; int4 stores as many matrices in 8 bits as the limit asks for. auto: int4 "
+    "for ONNX Runtime on a CPU, with fp16 beyond the limit; quantised checkpoints are kept.",
+)
+@click.option(
+    "--max-perplexity-increase",
+    "limit",
+    default="5%",
+    show_default=True,
+    callback=share,
+    help="With int8, int4 and auto: allowed increase of the target's perplexity.",
+)
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With int8, int4 and auto: UTF-8 text to measure perplexity on. Default: 1,300 words "
+    "that CoSpec brings.",
 )
 @click.option(
     "--capacity",
@@ -129,6 +145,8 @@ def main(
     lowering: str | None,
     precision: str | None,
     weights: str | None,
+    limit: float,
+    texts: Path | None,
     capacity: int | None,
     num_draft_tokens: int | None,
     arbiter: str | None,
@@ -154,6 +172,7 @@ def main(
         return
     try:
         from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
+        from .weights.chosen_weights import QualityLimit
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "cospec-export") from error
 
@@ -181,6 +200,7 @@ def main(
         draft_adapter=draft_adapter,
         chat_template=not no_chat_template,
         weights=weights or "keep",  # type: ignore[arg-type]
+        limit=QualityLimit(limit, texts),
     )
     started = time.monotonic()
     output = output or _default_output(target)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -14,7 +14,7 @@ import torch
 from ..models.checkpoint import Checkpoint, Precision
 from ..models.vocabulary import SharedVocabulary
 from ..models.weights.gguf_weights import refuse_unkept
-from ..models.weights.streamed_model import streamed_model
+from ..models.weights.streamed_model import StreamedModel, module_of, streamed_model
 from ..runtime.bundle.manifest import MAX_UNSHARED, ModelEntry
 from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ..runtime.engines.protocol import GraphShape
@@ -22,10 +22,10 @@ from . import gate, graph
 from .attention import Lowering
 from .decoder import SUMMARY_TOP
 from .probes import Probe, reference
+from .weights.chosen_weights import ChosenWeights, QualityLimit, WeightChoice, choose
 from .weights.products import halve
 from .weights.stored_matrix import Ledger
-
-WeightChoice = Literal["keep", "fp32", "fp16"]
+from .weights.written_weights import WrittenWeights
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16}
 _CACHE_DTYPE = {"fp32": "float32", "fp16": "float16"}
@@ -44,6 +44,7 @@ class DecoderRequest:
         vocabulary: of the pair.
         widest: the widest verify pass.
         weights: see `pipeline.ExportOptions`.
+        limit: how much quantising the weights may cost.
     """
 
     role: str
@@ -54,16 +55,13 @@ class DecoderRequest:
     vocabulary: SharedVocabulary
     widest: int
     weights: WeightChoice
+    limit: QualityLimit = field(default_factory=QualityLimit)
 
     @property
-    def keeps(self) -> bool:
-        """Whether quantised weights stay in their own numbers, which the other graphs cannot read."""
-        return self.weights == "keep" and (self.lowering, self.precision) == ("gqa", "fp32")
-
-    @property
-    def halves(self) -> bool:
-        """Whether weights are stored in half precision and widened when the graph is loaded."""
-        return self.weights == "fp16" and self.precision == "fp32"
+    def reads_integers(self) -> bool:
+        """Whether the graph reads quantised weights. Those for TensorRT and in fp16 cannot."""
+        plain = self.weights in ("fp32", "fp16")
+        return not plain and (self.lowering, self.precision) == ("gqa", "fp32")
 
     @property
     def unshared(self) -> dict[int, str]:
@@ -71,9 +69,22 @@ class DecoderRequest:
         return self.vocabulary.unshared if self.role == "draft" else {}
 
 
-def export_decoder(
-    request: DecoderRequest, path: Path, report: Callable[[str], None]
-) -> tuple[ModelEntry, dict[str, Any]]:
+@dataclass(frozen=True)
+class Exported:
+    """A graph that has passed the gate.
+
+    Attributes:
+        entry: of the manifest.
+        parity: the gate's report.
+        quantised: what quantising the weights costs; None where that was not measured.
+    """
+
+    entry: ModelEntry
+    parity: dict[str, Any]
+    quantised: dict[str, Any] | None
+
+
+def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], None]) -> Exported:
     """Write one graph and pass it through the gate.
 
     No more than a layer's weights are in memory, beside what running the graph takes.
@@ -81,21 +92,22 @@ def export_decoder(
     Args:
         request: what and how.
         path: of the graph; its weights go beside it.
-        report: called with the name of each stage as it begins: five times.
-
-    Returns:
-        The manifest's entry, and the gate's report.
+        report: called with the name of each stage as it begins: six times.
 
     Raises:
         CheckpointError: the weights do not fit the architecture, or are of a kind that is not kept.
-        GateError: the graph does not compute what the checkpoint computes.
+        GateError: the graph does not compute what its weights say, or quantising costs too much.
+        UsageError: see `chosen_weights.choose`.
     """
     role, size = request.role, request.vocabulary.size
-    ledger = Ledger() if request.keeps else None
-    if request.keeps and request.checkpoint.gguf_file:
+    dtype = _DTYPE[request.precision]
+    ledger = Ledger() if request.reads_integers else None
+    if request.reads_integers and request.checkpoint.gguf_file:
         refuse_unkept(request.checkpoint.path)
     report(f"{role}: opening the weights")
-    with streamed_model(request.checkpoint, _DTYPE[request.precision]) as model:
+    with streamed_model(request.checkpoint, dtype) as model:
+        report(f"{role}: choosing the weights")
+        chosen = _choose(request, model)
         report(f"{role}: tracing the graph")
         traced = graph.trace(
             model.hollow,
@@ -103,22 +115,26 @@ def export_decoder(
             request.capacity,
             size,
             request.unshared,
-            model.weights,
+            chosen.weights,
             ledger,
         )
-        if request.halves:
+        if chosen.halves:
             halve(traced.model)
+        report(f"{role}: writing the graph")
+        graph.write(traced, path)
         report(f"{role}: computing the reference")
+        module = model.module
+        if chosen.is_quantised:
+            written = WrittenWeights(path, traced.places, model.weights, chosen.transposed)
+            module = module_of(request.checkpoint, dtype, written)
         probes = reference(
-            model.module,
+            module,
             request.capacity,
             size,
             request.widest,
             _windows(request.checkpoint),
             unshared=request.unshared,
         )
-        report(f"{role}: writing the graph")
-        graph.write(traced, path)
     shape = GraphShape(
         capacity=request.capacity,
         vocab_size=size,
@@ -127,7 +143,7 @@ def export_decoder(
         kv_shapes=traced.kv_shapes,
         cache_dtype=_CACHE_DTYPE[request.precision],
     )
-    del model, traced
+    del model, module, traced
     gc.collect()
     report(f"{role}: checking the graph")
     kept = () if ledger is None else ledger.entries()
@@ -142,7 +158,23 @@ def export_decoder(
         unshared=_listed(request.unshared),
         kept_weights=kept,
     )
-    return entry, _parity(path, shape, probes, request, quantised=bool(kept))
+    tolerance = "fp16" if chosen.halves else request.precision
+    parity = _parity(path, shape, probes, role, tolerance, quantised=bool(kept))
+    return Exported(entry, parity, chosen.facts)
+
+
+def _choose(request: DecoderRequest, model: StreamedModel) -> ChosenWeights:
+    if not request.reads_integers:
+        halves = request.weights == "fp16" and request.precision == "fp32"
+        return ChosenWeights(model.weights, halves=halves)
+    return choose(
+        request.weights,
+        request.role,
+        request.checkpoint,
+        model,
+        request.limit,
+        request.vocabulary.size,
+    )
 
 
 def summary_top(vocab_size: int) -> int:
@@ -154,17 +186,17 @@ def _parity(
     path: Path,
     shape: GraphShape,
     probes: list[Probe],
-    request: DecoderRequest,
+    role: str,
+    tolerance: str,
     *,
     quantised: bool,
 ) -> dict[str, Any]:
     """Compare the graph with the reference: computed in fp32, then as it will be run."""
-    options = OrtOptions(provider="cpu", low_memory=request.precision == "fp16")
-    tolerance = "fp16" if request.halves else request.precision
+    options = OrtOptions(provider="cpu", low_memory=shape.cache_dtype == "float16")
 
     def measure(file: Path, tolerance: str) -> dict[str, Any]:
         engine = OrtEngine(file, shape, options)
-        return gate.check(engine, probes, tolerance, request.role).to_json()
+        return gate.check(engine, probes, tolerance, role).to_json()
 
     if not quantised:
         return measure(path, tolerance)
@@ -173,7 +205,7 @@ def _parity(
     report = measure(exact, tolerance)
     exact.unlink()
     engine = OrtEngine(path, shape, options)
-    return {**report, "int8_activations": gate.check_in_int8(engine, probes, request.role)}
+    return {**report, "int8_activations": gate.check_in_int8(engine, probes, role)}
 
 
 def _compute_in_fp32(path: Path, output: Path) -> None:

@@ -5,8 +5,8 @@ The weights keep their checkpoint names in the graph, so that the audit can find
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from .weights.block_products import PREFIX, BlockProducts
 from .weights.embeddings import replace_embeddings
 from .weights.products import find_products, lazy_tensor
 from .weights.stored_matrix import Ledger
+from .weights.written_weights import Place
 
 WEIGHTS_FILE = "model.onnx.data"
 
@@ -42,11 +43,13 @@ class TracedGraph:
         model: the onnx_ir model.
         kv_shapes: (kv_heads, head_dim) of every layer.
         hidden_size: width of the last hidden state.
+        places: of quantised matrices, by the name of the parameter.
     """
 
     model: Any
     kv_shapes: tuple[tuple[int, int], ...]
     hidden_size: int
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 def trace(
@@ -105,15 +108,20 @@ def trace(
     _simplify(model)
     _fold_transposes(model)
     _audit(model, decoder)
+    places: dict[str, Place] = {}
     if weights is not None and ledger is not None:
-        _keep(model, weights, ledger)
+        places = _keep(model, weights, ledger)
+        ties = module.all_tied_weights_keys
+        places |= {tied: places[source] for tied, source in ties.items() if source in places}
+        places |= {source: places[tied] for tied, source in ties.items() if tied in places}
     if lowering == "gqa":
         fuse(model)
     _merge(model)
     if lowering == "gqa":
         cut_head(model)
     _tidy(model)
-    return TracedGraph(model, tuple(shapes), int(module.get_output_embeddings().weight.shape[1]))
+    hidden_size = int(module.get_output_embeddings().weight.shape[1])
+    return TracedGraph(model, tuple(shapes), hidden_size, places)
 
 
 def write(graph: TracedGraph, path: Path) -> None:
@@ -141,12 +149,13 @@ def _read(weights: Weights, name: str) -> NDArray[Any]:
     return array
 
 
-def _keep(model: Any, weights: Weights, ledger: Ledger) -> None:
-    """Replace products by quantised matrices, and lookups in them."""
+def _keep(model: Any, weights: Weights, ledger: Ledger) -> dict[str, Place]:
+    """Replace products by quantised matrices, and lookups in them; return where they are."""
     products = BlockProducts(model, weights, ledger)
     products.replace(find_products(model.graph))
     replace_embeddings(model, weights, products)
     passes.RemoveUnusedNodesPass()(model)
+    return products.places
 
 
 def _simplify(model: Any) -> None:

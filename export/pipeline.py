@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from ..runtime.bundle.writer import BundleWriter
 from ..runtime.text.codec import TextCodec
 from .arbiter_folder import ArbiterFolder, read_arbiter
 from .attention import Lowering
-from .decoder_export import DecoderRequest, WeightChoice, export_decoder, summary_top
+from .decoder_export import DecoderRequest, export_decoder, summary_top
 from .memory import MIN_CAPACITY, ensure_fits, plan
 from .publish import provenance_of
 from .tensorrt_export import EngineExport
 from .text_gate import check_text, write_chat
+from .weights.chosen_weights import QualityLimit, WeightChoice
 
 DEFAULT_CAPACITY = 2048
 """Tokens of context, unless the models are made for less."""
@@ -57,7 +58,9 @@ class ExportOptions:
         draft_adapter: the same for the draft.
         chat_template: export the target's chat templates; without, the bundle takes plain text only.
         weights: `keep` leaves quantised weights in their own numbers where the graph can read them;
-            fp32 and fp16 make plain numbers of all weights.
+            fp32 and fp16 make plain numbers of all weights; int8 and int4 quantise those that are plain
+            numbers; auto is int4 where the graph can read it, and keeps what is quantised already.
+        limit: how much quantising may cost.
     """
 
     target: str
@@ -72,6 +75,7 @@ class ExportOptions:
     draft_adapter: Path | None = None
     chat_template: bool = True
     weights: WeightChoice = "keep"
+    limit: QualityLimit = field(default_factory=QualityLimit)
 
 
 def export_bundle(
@@ -97,6 +101,13 @@ def export_bundle(
         GateError: a graph does not compute what its checkpoint computes, a prompt is not the one that
             transformers makes, or TensorRT does not take a graph.
     """
+    form = (options.lowering, options.precision)
+    if options.weights in ("int4", "int8") and form != ("gqa", "fp32"):
+        raise UsageError(
+            f"graphs in the form {form[0]} and in {form[1]} cannot read {options.weights} weights",
+            hint="leave --weights out, or export for ONNX Runtime: without --trt, --lowering and "
+            "--precision",
+        )
     if not 0 <= options.num_draft_tokens <= 64:
         raise UsageError(f"--num-draft-tokens is {options.num_draft_tokens}; 0 to 64 is possible")
     target_source, draft_source = resolve_pair(options.target, options.draft)
@@ -129,6 +140,7 @@ def export_bundle(
         gc.collect()
         entries: dict[str, ModelEntry] = {}
         parity: dict[str, Any] = {}
+        quantised: dict[str, Any] = {}
         for role, checkpoint in checkpoints.items():
             request = DecoderRequest(
                 role=role,
@@ -139,9 +151,12 @@ def export_bundle(
                 vocabulary=vocabulary,
                 widest=options.num_draft_tokens + 1,
                 weights=options.weights,
+                limit=options.limit,
             )
-            path = writer.path(f"{role}/model.onnx")
-            entries[role], parity[role] = export_decoder(request, path, report)
+            exported = export_decoder(request, writer.path(f"{role}/model.onnx"), report)
+            entries[role], parity[role] = exported.entry, exported.parity
+            if exported.quantised is not None:
+                quantised[role] = exported.quantised
         arbiter_entry = None if arbiter is None else arbiter.add_to(writer.staging)
         ends = [end for end in target.ends if end.id < vocabulary.size]
         manifest = Manifest(
@@ -173,6 +188,8 @@ def export_bundle(
             "parity": parity,
             "text": text_facts,
         }
+        if quantised:
+            certificate["quantised"] = quantised
         if engines is not None:
             engines.check(writer.staging, manifest, report)
             certificate["engines"] = engines.checks
@@ -187,7 +204,7 @@ def stages(options: ExportOptions, *, engines: bool = False) -> int:
     """Return how often `export_bundle` will call `report`, with or without TensorRT `engines`."""
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
     arbiters = 0 if resolve_arbiter(options.target, options.draft, options.arbiter) is None else 1
-    return 3 + models * 5 + (models + arbiters if engines else 0)
+    return 3 + models * 6 + (models + arbiters if engines else 0)
 
 
 def _export_text(

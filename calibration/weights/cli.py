@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from ...errors import MissingExtraError, UsageError
+from ...errors import MissingExtraError
 from ...runtime.cli.common import (
     CospecCommand,
     at_least,
     engine_dir_option,
     json_option,
     print_json,
+    share,
 )
 
 EPILOG = """
@@ -65,11 +66,16 @@ WEIGHT_FORMATS = "fp32,fp16,int8,int8-rows,int8-weights,int4,int4-128"
     help="Prompts on which outputs with and without drafts are compared.",
 )
 @click.option(
-    "--max-perplexity-increase", default="1%", show_default=True, help="Allowed of the target."
+    "--max-perplexity-increase",
+    default="1%",
+    show_default=True,
+    callback=share,
+    help="Allowed of the target.",
 )
 @click.option(
     "--max-accuracy-loss",
     default="1%",
+    callback=share,
     show_default=True,
     help="Share of the tasks by which fewer answers of the target alone may be right.",
 )
@@ -86,8 +92,8 @@ def weights(
     tasks: str | None,
     items: int | None,
     strict_prompts: int,
-    max_perplexity_increase: str,
-    max_accuracy_loss: str,
+    max_perplexity_increase: float,
+    max_accuracy_loss: float,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -112,8 +118,8 @@ def weights(
         output=output,
         formats=tuple(parse_format(name.strip()) for name in formats.split(",")),
         limits=Limits(
-            _share("--max-perplexity-increase", max_perplexity_increase),
-            _share("--max-accuracy-loss", max_accuracy_loss),
+            max_perplexity_increase,
+            max_accuracy_loss,
         ),
         texts=texts,
         tasks=tasks,
@@ -129,19 +135,3 @@ def weights(
         print_json(facts)
     else:
         click.echo(as_text(facts))
-
-
-def _share(option: str, text: str) -> float:
-    """Parse `1%` or `0.01`.
-
-    Raises:
-        UsageError: it is neither, or negative.
-    """
-    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
-    try:
-        value = float(number) / (100 if percent else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):  # NaN fails too
-        raise UsageError(f"{option}: '{text}' is not a share such as 1% or 0.01")
-    return value

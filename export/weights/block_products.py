@@ -5,7 +5,7 @@ Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperato
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...models.weights.weights import Weights
 from .packing import Form
 from .products import CONTRIB, LazyWeights, Product, group_products, replace_group
 from .stored_matrix import Ledger, Nodes, form_of, offsets_of, packed_parts, scales_of
+from .written_weights import Place
 
 COMPUTE_IN_INT8 = 4
 """accuracy_level: activations are rounded to int8 by row and block inside the kernel. In fp32 (level 0)
@@ -35,6 +36,7 @@ class BlockProducts:
 
     Attributes:
         forms: of the matrices that products read, by name, with their order of inputs.
+        places: of all quantised matrices, by name.
     """
 
     def __init__(self, model: Any, weights: Weights, ledger: Ledger) -> None:
@@ -44,6 +46,7 @@ class BlockProducts:
         self._lazy = LazyWeights(model.graph)
         self._made: dict[Any, Any] = {}
         self.forms: dict[str, tuple[Form, Any]] = {}
+        self.places: dict[str, Place] = {}
 
     def replace(self, products: Sequence[Product]) -> None:
         """Replace the products of quantised matrices; others stay as they are."""
@@ -62,20 +65,31 @@ class BlockProducts:
         form, order = self.forms[_name(product)]
         return form, None if order is None else order.tobytes()
 
-    def stored(self, names: Sequence[str], form: Form, outputs: int) -> dict[str, Any]:
-        """Return the initializers of matrices, one below the other, by part."""
+    def stored(self, sizes: Mapping[str, int], form: Form, order: Any) -> dict[str, Any]:
+        """Return the initializers of matrices, one below the other, by part.
+
+        Args:
+            sizes: outputs of each matrix, by name.
+            form: of all of them.
+            order: of their inputs, or None.
+        """
+        names, outputs = list(sizes), sum(sizes.values())
         shapes = {
             name: (onnx_ir.DataType[_TYPES[dtype]], shape)
             for name, (dtype, shape) in form.shapes(outputs).items()
         }
         first = f"{PREFIX}{names[0]}" + ("_and_others" if len(names) > 1 else "")
+        start = 0
+        for name, size in sizes.items():
+            self.places[name] = Place(first, slice(start, start + size), form, order)
+            start += size
         compute = partial(packed_parts, form, names, outputs, self._weights, self._ledger)
         return self._lazy.add(tuple(names), first, shapes, compute)
 
     def _replace(self, group: list[Product], form: Form, order: Any) -> None:
-        names = [_name(product) for product in group]
-        outputs = sum(product.size[1] for product in group)
-        parts = self.stored(names, form, outputs)
+        sizes = {_name(product): product.size[1] for product in group}
+        outputs = sum(sizes.values())
+        parts = self.stored(sizes, form, order)
         nodes = Nodes(self._model.graph)
         scales = scales_of(nodes, form, parts)
         activations = self._ordered(nodes, group[0].node.inputs[0], order)

@@ -33,7 +33,7 @@ def replace_embeddings(model: Any, weights: Weights, products: BlockProducts) ->
         form, order = found
         if name not in products.forms:
             form = replace(form, is_split=form.value_bits in (5, 6))
-        parts = products.stored([name], form, int(node.inputs[0].shape[0]))
+        parts = products.stored({name: int(node.inputs[0].shape[0])}, form, order)
         nodes = Nodes(model.graph)
         rows = _rows(nodes, form, parts, node.inputs[1])
         if order is not None:

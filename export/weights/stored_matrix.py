@@ -106,11 +106,8 @@ class Ledger:
 
 def form_of(weights: Weights, name: str) -> tuple[Form, Any] | None:
     """Return the form of a quantised matrix and its order of inputs, or None for other tensors."""
-    stored = weights.blocks(name) if name in weights else None
-    if stored is None:
-        return None
-    blocks, _ = next(stored)
-    return Form.of(blocks), blocks.order
+    blocks = weights.sample(name) if name in weights else None
+    return None if blocks is None else (Form.of(blocks), blocks.order)
 
 
 def packed_parts(

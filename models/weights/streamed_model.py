@@ -94,9 +94,19 @@ def _meta_module(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         )
 
 
-def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
+def module_of(checkpoint: Checkpoint, dtype: torch.dtype, weights: Weights) -> Any:
+    """Return the module of a checkpoint's configuration, which reads each weight when it needs it."""
+    return _offloaded(_meta_module(checkpoint, dtype), weights)
+
+
+def _offloaded(module: Any, weights: Weights) -> Any:
     from accelerate import cpu_offload
 
+    cpu_offload(module, torch.device("cpu"), state_dict=weights)
+    return module.eval().requires_grad_(False)
+
+
+def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
     module = _meta_module(checkpoint, dtype)
     weights: GgufWeights | PackedFolderWeights
     if checkpoint.packing is None:
@@ -104,8 +114,7 @@ def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, We
     else:
         weights = PackedFolderWeights(checkpoint.weight_files, checkpoint.packing, module, dtype)
     _audit_names(checkpoint, module, weights, weights.left_over)
-    cpu_offload(module, torch.device("cpu"), state_dict=weights)
-    return module, weights
+    return _offloaded(module, weights), weights
 
 
 def _audit_names(

@@ -53,3 +53,8 @@ class Weights(Mapping[str, "torch.Tensor"]):
         All parts agree in kind, bits, block, and which of the optional arrays they have.
         """
         return None
+
+    def sample(self, name: str) -> Blocks | None:
+        """Return the first outputs of a quantised matrix, which show its form; None for others."""
+        stored = self.blocks(name)
+        return None if stored is None else next(stored)[0]

@@ -143,6 +143,22 @@ def at_least(option: str, value: int | None, low: int) -> None:
         raise UsageError(f"{option} is {value}, but must be at least {low}")
 
 
+def share(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    """Parse `1%` or `0.01`; the callback of an option.
+
+    Raises:
+        UsageError: it is neither, or negative.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):  # NaN fails too
+        raise UsageError(f"{parameter.opts[0]}: '{text}' is not a share such as 1% or 0.01")
+    return value
+
+
 def print_json(value: object) -> None:
     """Print a value as indented JSON on stdout."""
     click.echo(json.dumps(value, indent=2))

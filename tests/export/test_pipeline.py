@@ -117,7 +117,7 @@ def test_the_certificate_says_what_the_text_gate_compared(bundle):
 
 
 def test_the_progress_bar_knows_every_stage(bundle, options, stages_seen):
-    assert len(stages_seen) == stages(options) == 13
+    assert len(stages_seen) == stages(options) == 15
     assert stages_seen[0] == "reading the checkpoints"
     assert stages_seen[-1] == "sealing the bundle"
     assert {"target: tracing the graph", "draft: checking the graph"} < set(stages_seen)

@@ -1,0 +1,164 @@
+"""What an export makes of full-precision weights: the choice, and the perplexity that it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import GateError, UsageError
+from ...models.checkpoint import Checkpoint
+from ...models.weights.streamed_model import StreamedModel
+from ...models.weights.weights import Weights
+from .quantised_weights import QuantisedWeights
+from .recipes import (
+    WINDOW,
+    Quantised,
+    Recipe,
+    matrices_of,
+    measure,
+    token_count,
+)
+
+WeightChoice = Literal["keep", "fp32", "fp16", "int8", "int4", "auto"]
+
+MAX_PERPLEXITY_INCREASE = 0.05
+"""Default limit. The figure of a text of 2,000 tokens is right to about a hundredth."""
+
+
+@dataclass(frozen=True)
+class QualityLimit:
+    """How much quantising may cost.
+
+    Attributes:
+        perplexity_increase: share by which the perplexity of a text may rise.
+        texts: UTF-8 text to measure on; None for the one that CoSpec brings.
+    """
+
+    perplexity_increase: float = MAX_PERPLEXITY_INCREASE
+    texts: Path | None = None
+
+    def text(self) -> str:
+        """Return the text.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        if self.texts is None:
+            return files(__package__).joinpath("sample.txt").read_text(encoding="utf-8")
+        try:
+            return self.texts.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise UsageError(f"{self.texts}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{self.texts} is not UTF-8: {error.reason} at byte {error.start}",
+                hint="convert it, for example with: iconv -t UTF-8",
+            ) from error
+
+
+@dataclass(frozen=True)
+class ChosenWeights:
+    """Weights as they will be stored.
+
+    Attributes:
+        weights: quantised matrices among them are those of the recipe.
+        transposed: matrices that the module stores as [K, N].
+        is_quantised: whether some were quantised here, so that the checkpoint is no reference for the
+            graph.
+        halves: whether plain numbers are stored in half precision.
+        facts: for the certificate; None where nothing was measured.
+    """
+
+    weights: Weights
+    transposed: frozenset[str] = frozenset()
+    is_quantised: bool = False
+    halves: bool = False
+    facts: dict[str, Any] | None = None
+
+
+def choose(
+    choice: WeightChoice,
+    role: str,
+    checkpoint: Checkpoint,
+    model: StreamedModel,
+    limit: QualityLimit,
+    vocab_size: int,
+) -> ChosenWeights:
+    """Choose the smallest recipe that keeps within the limit.
+
+    The draft has no limit, because it cannot change what the target puts out: it gets the last recipe
+    where none is within.
+
+    Args:
+        choice: what the user asked for.
+        role: target or draft.
+        checkpoint: of the model.
+        model: opened.
+        limit: of the target's perplexity.
+        vocab_size: tokens of the pair.
+
+    Raises:
+        GateError: no recipe of the target is within the limit.
+        UsageError: the text cannot be read, or is too short.
+    """
+    if choice == "keep":
+        return ChosenWeights(model.weights)
+    matrices = matrices_of(model.hollow)
+    if choice == "auto" and any(model.weights.sample(name) for name in matrices.shapes):
+        return ChosenWeights(model.weights)
+    wanted: Quantised = "int8" if choice == "int8" else "int4"
+    recipes = matrices.recipes(wanted)
+    windows = _windows(checkpoint, limit, vocab_size, len(recipes))
+    measured = measure(model.module, model.weights, matrices, recipes, windows)
+    rises = measured.rises
+    within = [rise <= limit.perplexity_increase for rise in rises]
+    facts: dict[str, Any] = {
+        "tokens": sum(len(window) - 1 for window in windows),
+        "texts": "default" if limit.texts is None else limit.texts.name,
+        "perplexity": measured.perplexity,
+        "perplexity_increase": {r.name: rise for r, rise in zip(recipes, rises, strict=True)},
+        "limit": limit.perplexity_increase,
+    }
+    if any(within):
+        index = within.index(True)
+    elif role == "draft":
+        index = len(recipes) - 1
+    elif choice == "auto":
+        return ChosenWeights(model.weights, halves=True, facts=facts | {"chosen": "fp16"})
+    else:
+        raise _beyond(recipes, rises, limit)
+    chosen = recipes[index]
+    return ChosenWeights(
+        QuantisedWeights(model.weights, chosen.bits, matrices.transposed, measured.importance),
+        matrices.transposed,
+        is_quantised=True,
+        facts=facts | {"chosen": chosen.name},
+    )
+
+
+def _windows(
+    checkpoint: Checkpoint, limit: QualityLimit, vocab_size: int, recipes: int
+) -> list[list[int]]:
+    """Return the tokens of the text, as many in each window."""
+    count = token_count(checkpoint.parameters, recipes)
+    tokens = checkpoint.tokenizer.encode(limit.text(), add_special_tokens=False)[:count]
+    if len(tokens) < 2:
+        raise UsageError(
+            f"{limit.texts} holds no text", hint="a few thousand words make steady figures"
+        )
+    # Models are trained with their first token in front.
+    front = [] if checkpoint.bos_id is None else [checkpoint.bos_id]
+    size = min(WINDOW, len(tokens), checkpoint.max_positions or WINDOW) - len(front)
+    known = [token if token < vocab_size else 0 for token in tokens]
+    return [[*front, *known[i : i + size]] for i in range(0, len(known) - size + 1, size)]
+
+
+def _beyond(recipes: list[Recipe], rises: list[float], limit: QualityLimit) -> GateError:
+    found = "; ".join(f"{r.name} {rise:+.1%}" for r, rise in zip(recipes, rises, strict=True))
+    return GateError(
+        f"quantising raises the perplexity of the target beyond the limit of "
+        f"{limit.perplexity_increase:.1%}: {found}",
+        hint="raise --max-perplexity-increase, or export with --weights fp16",
+    )

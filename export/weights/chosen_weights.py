@@ -11,8 +11,7 @@ from ...errors import GateError, UsageError
 from ...models.checkpoint import Checkpoint
 from ...models.weights.streamed_model import StreamedModel
 from ...models.weights.weights import Weights
-from .quantised_weights import QuantisedWeights
-from .recipes import (
+from .bit_recipes import (
     WINDOW,
     Quantised,
     Recipe,
@@ -20,6 +19,7 @@ from .recipes import (
     measure,
     token_count,
 )
+from .quantised_weights import QuantisedWeights
 
 WeightChoice = Literal["keep", "fp32", "fp16", "int8", "int4", "auto"]
 

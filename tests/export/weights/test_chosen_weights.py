@@ -16,9 +16,9 @@ from cospec.export import pipeline
 from cospec.export.cli import main
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.export.weights import chosen_weights, quantised_weights
+from cospec.export.weights.bit_recipes import Measured
 from cospec.export.weights.chosen_weights import QualityLimit
 from cospec.export.weights.quantised_weights import quantise
-from cospec.export.weights.recipes import Measured
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.runtime.bundle.reader import Bundle

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from cospec.export.weights.bit_recipes import matrices_of, measure, token_count
 from cospec.export.weights.quantised_weights import quantise
-from cospec.export.weights.recipes import matrices_of, measure, token_count
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.models.weights.streamed_model import streamed_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from ..runtime.tensorrt.build_progress import build_bars
 
 if TYPE_CHECKING:
     from ..runtime.tensorrt.device_memory import DeviceMemory
-    from .pipeline import ExportOptions
     from .tensorrt_export import EngineExport
 
 EPILOG = """
@@ -172,6 +170,7 @@ def main(
         return
     try:
         from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
+        from .stage_bar import StageBar
         from .weights.chosen_weights import QualityLimit
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "cospec-export") from error
@@ -204,7 +203,7 @@ def main(
     )
     started = time.monotonic()
     output = output or _default_output(target)
-    with _StageBar(options, engines=trt) as bar:
+    with StageBar(options, engines=trt) as bar:
         bundle = export_bundle(options, output, bar.begin, engines)
     seconds = time.monotonic() - started
     if as_json:
@@ -322,37 +321,3 @@ def _default_output(target: str) -> Path:
     path = Path(target)
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return Path("models") / re.sub(r"(?i)\.gguf$", "", name)
-
-
-class _StageBar:
-    """A progress bar over the stages of an export; silent when stderr is not a terminal."""
-
-    def __init__(self, options: ExportOptions, *, engines: bool) -> None:
-        self._options = options
-        self._engines = engines
-        self._bar: Any = None
-
-    def __enter__(self) -> _StageBar:
-        return self
-
-    def begin(self, stage: str) -> None:
-        """Show `stage` as the current one."""
-        if self._bar is None:
-            from tqdm import tqdm
-
-            from .pipeline import stages
-
-            self._bar = tqdm(
-                total=stages(self._options, engines=self._engines),
-                disable=not sys.stderr.isatty(),
-                bar_format="{desc:<32} {bar} {n}/{total} [{elapsed}]",
-            )
-        else:
-            self._bar.update()
-        self._bar.set_description_str(stage)
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._bar is not None:
-            if error is None:
-                self._bar.update()
-            self._bar.close()

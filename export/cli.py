@@ -169,8 +169,7 @@ def main(
     if push is not None and _push_existing(push, None if target else output, as_json=as_json):
         return
     try:
-        from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, export_bundle
-        from .stage_bar import StageBar
+        from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, StageBar, export_bundle
         from .weights.chosen_weights import QualityLimit
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "cospec-export") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -205,6 +206,38 @@ def stages(options: ExportOptions, *, engines: bool = False) -> int:
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
     arbiters = 0 if resolve_arbiter(options.target, options.draft, options.arbiter) is None else 1
     return 3 + models * 6 + (models + arbiters if engines else 0)
+
+
+class StageBar:
+    """A progress bar over the stages of an export; silent when stderr is not a terminal."""
+
+    def __init__(self, options: ExportOptions, *, engines: bool) -> None:
+        self._options = options
+        self._engines = engines
+        self._bar: Any = None
+
+    def __enter__(self) -> StageBar:
+        return self
+
+    def begin(self, stage: str) -> None:
+        """Show `stage` as the current one."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=stages(self._options, engines=self._engines),
+                disable=not sys.stderr.isatty(),
+                bar_format="{desc:<32} {bar} {n}/{total} [{elapsed}]",
+            )
+        else:
+            self._bar.update()
+        self._bar.set_description_str(stage)
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._bar is not None:
+            if error is None:
+                self._bar.update()
+            self._bar.close()
 
 
 def _export_text(

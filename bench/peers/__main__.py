@@ -19,7 +19,7 @@ from cospec.runtime.text.codec import TextCodec
 
 from .environments import Workshop
 from .runtimes import OURS, Files, Settings, our_rows, peer_rows
-from .turns import figures, measure_rows
+from .turns import Row, Samples, figures, measure_rows
 
 EPILOG = """
 \b
@@ -91,7 +91,16 @@ def main(
     load_before = os.getloadavg()[0]
     running = sum(row.process is not None for row in rows)
     with tqdm(total=running * (rounds + 1), unit="turn", disable=not sys.stderr.isatty()) as bar:
-        samples = measure_rows(rows, asked, tokens, progress=lambda row: bar.update() and None)
+
+        def progress(row: Row, so_far: Samples) -> None:
+            bar.update()
+            if (
+                bar.disable and so_far.rates
+            ):  # into a log, so that a run that is stopped is not lost
+                latest = f"{so_far.rates[-1]:.2f} tok/s, first {1000 * so_far.first[-1]:.0f} ms"
+                click.echo(f"{row}: {latest}", err=True)
+
+        samples = measure_rows(rows, asked, tokens, progress=progress)
     result = figures(rows, samples, OURS)
     result["environment"] = machine_facts() | {
         "threads": threads,

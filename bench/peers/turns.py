@@ -69,7 +69,7 @@ def measure_rows(
     prompts: Sequence[Sequence[int]],
     tokens: int,
     start: Callable[[Process], Generator] = Worker,
-    progress: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[Row, Samples], None] = lambda row, samples: None,
 ) -> list[Samples]:
     """Run every row on every prompt, one round per prompt, and return the samples by row.
 
@@ -80,7 +80,7 @@ def measure_rows(
         prompts: token ids; all rows of a round get the same prompt.
         tokens: to generate.
         start: makes the worker of a process; every worker lives until the end.
-        progress: called after each turn of a row, the warm-up included.
+        progress: called after each turn of a row, the warm-up included, with its samples so far.
     """
     samples = [Samples(error=row.reason) for row in rows]
     workers: dict[str, Generator] = {}
@@ -102,7 +102,7 @@ def measure_rows(
                         _turn(row, worker, sample, prompts[number], tokens)
                 except WorkerError as error:
                     sample.error = str(error)
-                progress(row)
+                progress(row, sample)
     finally:
         for worker in workers.values():
             worker.close()

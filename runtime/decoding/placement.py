@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -61,11 +62,17 @@ def place(bundle: Bundle, backend: Backend, options: OrtOptions | None, *, draft
     elif backend == "tensorrt":
         roles = ["target", "draft", "arbiter"] if drafts else ["target"]
         for_target = for_draft = _Plans(bundle, roles)
-    return Placed(
-        target=for_target.engine("target", models.target),
-        draft=None if draft is None else for_draft.engine("draft", draft),
-        arbiter=None if arbiter is None else for_draft.arbiter(arbiter),
-    )
+    with ThreadPoolExecutor(1) as beside:
+        # ONNX Runtime prepares a graph on one thread, so the draft is ready before the target is.
+        begun = None
+        if draft is not None and for_draft is graphs:
+            begun = beside.submit(graphs.engine, "draft", draft)
+        target = for_target.engine("target", models.target)
+        if begun is not None:
+            drafting: Engine | None = begun.result()
+        else:
+            drafting = None if draft is None else for_draft.engine("draft", draft)
+    return Placed(target, drafting, None if arbiter is None else for_draft.arbiter(arbiter))
 
 
 def graph_shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from ...errors import BackendError, MissingExtraError, UsageError
@@ -150,6 +151,7 @@ class _SharedPool:
 
     joined = False
     threads: int | None = None
+    lock = Lock()
 
 
 def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = None) -> None:
@@ -163,17 +165,9 @@ def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = Non
     Raises:
         UsageError: the process has a shared pool of another size.
     """
-    if options is not None and options.shared_pool and not _SharedPool.joined:
-        try:
-            ort.set_global_thread_pool_sizes(options.threads or 0, 1)
-        except Exception as error:
-            if options.threads is not None:
-                raise UsageError(
-                    "this process has a shared pool of threads already, which other code made: "
-                    f"{first_line(error)}",
-                    hint="leave the number of threads out to use that pool as it is",
-                ) from error
-        _SharedPool.joined, _SharedPool.threads = True, options.threads
+    if options is not None and options.shared_pool:
+        with _SharedPool.lock:  # draft and target are loaded at the same time
+            _join_shared_pool(ort, options.threads)
     wanted = None if options is None else options.threads
     if _SharedPool.joined and wanted not in (None, _SharedPool.threads):
         raise UsageError(
@@ -184,6 +178,22 @@ def choose_pool(ort: Any, session_options: Any, options: OrtOptions | None = Non
     session_options.use_per_session_threads = not _SharedPool.joined
     if _SharedPool.joined:  # ONNX Runtime warns of other sizes
         session_options.intra_op_num_threads = session_options.inter_op_num_threads = 0
+
+
+def _join_shared_pool(ort: Any, threads: int | None) -> None:
+    """Make the process's shared pool; errors as in `choose_pool`."""
+    if _SharedPool.joined:
+        return
+    try:
+        ort.set_global_thread_pool_sizes(threads or 0, 1)
+    except Exception as error:
+        if threads is not None:
+            raise UsageError(
+                "this process has a shared pool of threads already, which other code made: "
+                f"{first_line(error)}",
+                hint="leave the number of threads out to use that pool as it is",
+            ) from error
+    _SharedPool.joined, _SharedPool.threads = True, threads
 
 
 def first_line(error: Exception) -> str:

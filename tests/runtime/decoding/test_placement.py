@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.cli.run import main
 from cospec.runtime.decoding.placement import place
 from cospec.runtime.decoding.session import Session
-from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtOptions
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
 from cospec.runtime.tensorrt import plan_store as plans
 from cospec.runtime.tensorrt.arbiter_engine import TensorRtArbiter
 from cospec.runtime.tensorrt.engine import TensorRtDecoder
@@ -292,3 +293,31 @@ def test_the_command_line_takes_a_backend(bundles, monkeypatch):
         assert ended.exit_code == 0, ended.output
         answers.append(json.loads(ended.stdout)["tokens"])
     assert answers[0] == answers[1]
+
+
+def test_draft_and_target_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypatch):
+    both = Barrier(2, timeout=60)
+
+    class Waiting(OrtEngine):
+        """An engine that is not ready before the other one has begun to load."""
+
+        def __init__(self, *arguments: Any) -> None:
+            both.wait()
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Waiting)
+    placed = place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
+    assert placed.draft is not None
+    assert placed.target.vocab_size == placed.draft.vocab_size
+
+
+def test_the_error_of_a_draft_that_cannot_be_loaded_is_raised(tiny_pair_bundle, monkeypatch):
+    class Broken(OrtEngine):
+        def __init__(self, graph: Path, *arguments: Any) -> None:
+            if graph.parent.name == "draft":
+                raise BackendError("the draft cannot be loaded")
+            super().__init__(graph, *arguments)
+
+    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Broken)
+    with pytest.raises(BackendError, match="the draft cannot be loaded"):
+        place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)

@@ -58,9 +58,11 @@ class ExportOptions:
         adapter: folder of a LoRA adapter that is merged into the target, or None.
         draft_adapter: the same for the draft.
         chat_template: export the target's chat templates; without, the bundle takes plain text only.
-        weights: `keep` leaves quantised weights in their own numbers where the graph can read them;
-            fp32 and fp16 make plain numbers of all weights; int8 and int4 quantise those that are plain
-            numbers; auto is int4 where the graph can read it, and keeps what is quantised already.
+        weights: `keep` leaves quantised weights in their own numbers where the graph can read them and
+            that is fast, see `weights.faster_weights`; `exact` leaves all; `fast` gives the target's
+            8 bits; fp32 and fp16 make plain numbers of all weights; int8 and int4 quantise those that
+            are plain numbers; auto is int4 where the graph can read it, and keeps what is quantised
+            already.
         limit: how much quantising may cost.
     """
 

@@ -1,4 +1,4 @@
-"""What an export makes of full-precision weights: the choice, and the perplexity that it costs."""
+"""How an export stores weights: the choice, and what it costs in perplexity where it quantises."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from ...models.weights.streamed_model import StreamedModel
 from ...models.weights.weights import Weights
 from .bit_recipes import (
     WINDOW,
+    Matrices,
     Quantised,
     Recipe,
     matrices_of,
     measure,
     token_count,
 )
+from .faster_weights import FasterWeights
 from .quantised_weights import QuantisedWeights
 
-WeightChoice = Literal["keep", "fp32", "fp16", "int8", "int4", "auto"]
+WeightChoice = Literal["keep", "exact", "fast", "fp32", "fp16", "int8", "int4", "auto"]
 
 MAX_PERPLEXITY_INCREASE = 0.05
 """Default limit. The figure of a text of 2,000 tokens is right to about a hundredth."""
@@ -65,8 +67,8 @@ class ChosenWeights:
     Attributes:
         weights: quantised matrices among them are those of the recipe.
         transposed: matrices that the module stores as [K, N].
-        is_quantised: whether some were quantised here, so that the checkpoint is no reference for the
-            graph.
+        is_quantised: whether some numbers were rounded here, so that the checkpoint is no reference
+            for the graph.
         halves: whether plain numbers are stored in half precision.
         facts: for the certificate; None where nothing was measured.
     """
@@ -103,11 +105,12 @@ def choose(
         GateError: no recipe of the target is within the limit.
         UsageError: the text cannot be read, or is too short.
     """
-    if choice == "keep":
+    if choice == "exact":
         return ChosenWeights(model.weights)
     matrices = matrices_of(model.hollow)
-    if choice == "auto" and any(model.weights.sample(name) for name in matrices.shapes):
-        return ChosenWeights(model.weights)
+    is_kept = any(model.weights.sample(name) for name in matrices.shapes)
+    if choice in ("keep", "fast") or (choice == "auto" and is_kept):
+        return _kept(role, model, matrices, wide=choice == "fast")
     wanted: Quantised = "int8" if choice == "int8" else "int4"
     recipes = matrices.recipes(wanted)
     windows = _windows(checkpoint, limit, vocab_size, len(recipes))
@@ -136,6 +139,20 @@ def choose(
         is_quantised=True,
         facts=facts | {"chosen": chosen.name},
     )
+
+
+def _kept(role: str, model: StreamedModel, matrices: Matrices, *, wide: bool) -> ChosenWeights:
+    """Return a quantised checkpoint's weights in the forms that are fastest for their role."""
+    tied = {name for pair in model.hollow.all_tied_weights_keys.items() for name in pair}
+    embedding = next(
+        f"{path}.weight"
+        for path, part in model.hollow.named_modules()
+        if part is model.hollow.get_input_embeddings()
+    )
+    products = {name for name in matrices.shapes if name != embedding or name in tied}
+    weights = FasterWeights(model.weights, role, products, tied, wide=wide)
+    moves = any(weights.moves(name) for name in products)
+    return ChosenWeights(weights, matrices.transposed, is_quantised=moves)
 
 
 def _windows(

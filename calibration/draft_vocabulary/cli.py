@@ -111,7 +111,7 @@ def as_text(facts: dict[str, Any]) -> str:
     rows = [("", "before", "after")]
     for label, key, shown in (
         ("draft's files", "draft_bytes", format_bytes),
-        ("head, each step", "head_bytes", format_bytes),
+        ("head's weights", "head_weights", lambda count: f"{count / 1e6:.1f}M"),
         ("draft step", "draft_step_seconds", lambda seconds: f"{seconds * 1000:.2f} ms"),
         ("accepted", "acceptance", lambda part: "-" if part is None else f"{part:.1%}"),
         ("tokens/s", "tokens_per_second", lambda rate: f"{rate:.1f}"),

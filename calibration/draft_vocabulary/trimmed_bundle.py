@@ -30,14 +30,15 @@ def trim_bundle(
     probabilities and the entropy are those of the kept tokens.
 
     Args:
-        bundle: folder of an fp32 bundle for ONNX Runtime with a draft.
+        bundle: folder of a bundle for ONNX Runtime with a draft, in fp32 or with the quantised weights
+            of its checkpoint.
         output: the new bundle's folder.
         kept: int64 [N], ids in ascending order; see `frequency.most_frequent`.
         force: replace a bundle that is at `output`.
 
     Raises:
         BundleError: no bundle, or a damaged one.
-        UsageError: the bundle is for TensorRT, was converted or trimmed already, is not fp32 or has no
+        UsageError: the bundle is for TensorRT, was converted or trimmed already, is in fp16 or has no
             draft; or `output` is the bundle itself.
         ResourceError: no room, no permission, or a bundle is there already.
     """
@@ -49,7 +50,7 @@ def trim_bundle(
 
 def open_untrimmed(bundle: Path, output: Path) -> Bundle:
     """Open a bundle to trim; errors as in `trim_bundle`."""
-    source = open_source(bundle, output)
+    source = open_source(bundle, output, quantised=True)
     if source.manifest.models.draft is None:
         raise UsageError(
             f"{source.root} has no draft", hint="export the bundle with --draft, and trim that"

@@ -9,6 +9,7 @@ choose one, which the target then rejects.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ...export.constants import add_constant
-from ...export.weights.products import Product, lazy_value
-from ..weights.graph_conversion import load_graph, save_graph
+from ...export.weights.products import find_products, lazy_value
+from ..weights.graph_conversion import read_graph, save_graph
 
 LOWEST = np.finfo(np.float32).min
 """The logit of a token that is not kept."""
@@ -37,23 +38,32 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     One weight is in memory at a time. A tied embedding is kept whole beside the new head.
 
     Args:
-        graph: `model.onnx` of an fp32 bundle, its external data beside it.
+        graph: `model.onnx` of a bundle in fp32 or with quantised weights, its external data beside it.
         output: path of the new graph; its data goes beside it. Existing files are replaced.
         kept: int64 [N], ids in ascending order, N no less than the summary's `top_ids`.
 
     Raises:
         MissingExtraError: onnx_ir is not installed.
         BundleError: the graph cannot be read.
-        UsageError: it is not fp32, or an operator between its head and its logits is not supported.
+        UsageError: an operator between its head and its logits is not supported.
     """
-    model, products = load_graph(graph)
+    model = read_graph(graph)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
+    products = {product.node: product for product in find_products(model.graph)}
     head, following = _head(logits, products, graph)
-    width, vocab_size = head.size[1], int(logits.shape[-1])
-    _trim_product(model.graph, head, kept)
+    vocab_size = int(logits.shape[-1])
+    if head in products:
+        width = products[head].size[1]
+        _trim_product(model.graph, products[head], kept)
+    else:
+        width = int(head.attributes["N"].value)
+        _trim_blocks(model.graph, head, width, kept)
     for node in following:
         _trim_operands(model.graph, node, {width, vocab_size}, kept)
-    _narrow(head.node, {width, vocab_size}, len(kept))
+        for value in node.inputs:
+            if value is not None and _is_of_minima(value.producer()):
+                _trim_rows(model.graph, value.producer(), 1, width, kept)
+    _narrow(head, {width, vocab_size}, len(kept))
 
     ids = add_constant(model.graph, "kept_ids", kept)
     readers = list(logits.uses())
@@ -69,11 +79,10 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     save_graph(model, graph, output)
 
 
-def _head(logits: Any, products: list[Product], graph: Path) -> tuple[Product, list[Any]]:
+def _head(logits: Any, products: Collection[Any], graph: Path) -> tuple[Any, list[Any]]:
     """Return the product that computes the logits, and the nodes after it."""
-    by_node = {product.node: product for product in products}
     node, following = logits.producer(), []
-    while node is not None and node not in by_node:
+    while node is not None and node not in products and node.op_type != "MatMulNBits":
         if node.op_type not in (*_BY_ELEMENT, "Slice", "Cast"):
             raise UsageError(
                 f"{graph}: its logits come from {node.op_type}, which trimming does not support",
@@ -86,10 +95,43 @@ def _head(logits: Any, products: list[Product], graph: Path) -> tuple[Product, l
         node = next((v.producer() for v in node.inputs if v is not None and v.producer()), None)
     if node is None:
         raise UsageError(f"{graph}: no matrix product computes its logits")
-    return by_node[node], following
+    return node, following
 
 
-def _trim_product(graph: Any, head: Product, kept: NDArray[np.int64]) -> None:
+def _is_of_minima(node: Any) -> bool:
+    """Whether a node computes the term of a quantised matrix's minima; see `export.weights`."""
+    return node is not None and node.op_type == "MatMul" and not node.inputs[1].is_initializer()
+
+
+def _trim_blocks(graph: Any, head: Any, width: int, kept: NDArray[np.int64]) -> None:
+    """Let a quantised head read the rows of the kept tokens."""
+    import onnx_ir
+
+    for index in range(1, len(head.inputs)):
+        _trim_rows(graph, head, index, width, kept)
+    head.attributes["N"] = onnx_ir.AttrInt64("N", len(kept))
+
+
+def _trim_rows(graph: Any, node: Any, index: int, width: int, kept: NDArray[np.int64]) -> None:
+    """Keep the rows of the kept tokens in an operand that is computed from constants."""
+    value = node.inputs[index]
+    if value is None or value.name.endswith(_KEPT):
+        return
+    if not value.is_initializer():
+        for i in range(len(value.producer().inputs)):
+            _trim_rows(graph, value.producer(), i, width, kept)
+    elif value.shape.rank() and int(value.shape[0]) == width:
+        new = lazy_value(
+            graph,
+            f"{value.name}{_KEPT}",
+            value.const_value.dtype,
+            (len(kept), *value.shape.numpy()[1:]),
+            partial(_first_axis, value.const_value, kept),
+        )
+        node.replace_input_with(index, new)
+
+
+def _trim_product(graph: Any, head: Any, kept: NDArray[np.int64]) -> None:
     """Let the head read the columns of the kept tokens."""
     import onnx_ir
 
@@ -131,6 +173,12 @@ def _trim_operands(graph: Any, node: Any, widths: set[int], kept: NDArray[np.int
                 partial(_last_axis, value.const_value, kept),
             )
             node.replace_input_with(index, new)
+
+
+def _first_axis(tensor: Any, kept: NDArray[np.int64]) -> NDArray[Any]:
+    """Read the rows that belong to the kept tokens."""
+    array: NDArray[Any] = np.ascontiguousarray(tensor.numpy()[kept])
+    return array
 
 
 def _last_axis(tensor: Any, kept: NDArray[np.int64]) -> NDArray[Any]:

@@ -29,8 +29,6 @@ from .frequency import count, coverage, most_frequent, split
 from .trimmed_bundle import commit_trimmed, draft_of, open_untrimmed
 from .trimmed_head import trim
 
-FP32_BYTES = 4
-
 STEPS = 20
 """Steps of a draft that are timed in a round."""
 
@@ -99,7 +97,7 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
             ("after", graph, len(kept)),
         ):
             figures[name]["draft_bytes"] = sum(f.stat().st_size for f in path.parent.iterdir())
-            figures[name]["head_bytes"] = tokens * draft.hidden_size * FP32_BYTES
+            figures[name]["head_weights"] = tokens * draft.hidden_size
         facts = {
             "kept_tokens": len(kept),
             "vocab_size": manifest.vocab_size,

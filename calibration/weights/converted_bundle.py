@@ -61,8 +61,14 @@ def convert_bundle(
         )
 
 
-def open_source(bundle: Path, output: Path) -> Bundle:
-    """Open the bundle that is to be converted; errors as in `convert_bundle`."""
+def open_source(bundle: Path, output: Path, *, quantised: bool = False) -> Bundle:
+    """Open the bundle that is to be rewritten; errors as in `convert_bundle`.
+
+    Args:
+        bundle: folder of the bundle.
+        output: the new bundle's folder.
+        quantised: accept the quantised weights of a checkpoint too.
+    """
     source = Bundle.open(find_bundle(bundle))
     manifest = source.manifest
     if manifest.engines is not None:
@@ -71,7 +77,7 @@ def open_source(bundle: Path, output: Path) -> Bundle:
             hint="convert a bundle for ONNX Runtime: export without --trt",
         )
     for role, entry in decoders(manifest).items():
-        if entry.kept_weights:
+        if entry.kept_weights and not quantised:
             raise UsageError(
                 f"the {role} of {source.root} keeps the quantised weights of its checkpoint",
                 hint="export it with --weights fp32, and convert that bundle",

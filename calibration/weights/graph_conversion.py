@@ -85,16 +85,9 @@ def load_graph(graph: Path) -> tuple[Any, list[Product]]:
     Raises:
         MissingExtraError, BundleError, UsageError: see `convert`.
     """
-    try:
-        import onnx_ir
-    except ImportError as error:
-        raise MissingExtraError("onnx-ir", "export", "Rewriting a graph") from error
-    try:
-        model = onnx_ir.load(graph)
-    except Exception as error:  # whatever a parser makes of bytes that are no graph
-        raise BundleError(
-            f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
-        ) from error
+    model = read_graph(graph)
+    import onnx_ir
+
     products = find_products(model.graph)
     if not products or any(p.weight.dtype != onnx_ir.DataType.FLOAT for p in products):
         raise UsageError(
@@ -102,6 +95,20 @@ def load_graph(graph: Path) -> tuple[Any, list[Product]]:
             hint="export the bundle with --precision fp32, and convert that",
         )
     return model, products
+
+
+def read_graph(graph: Path) -> Any:
+    """Open a graph, its weights mapped from their file; errors as in `convert`."""
+    try:
+        import onnx_ir
+    except ImportError as error:
+        raise MissingExtraError("onnx-ir", "export", "Rewriting a graph") from error
+    try:
+        return onnx_ir.load(graph)
+    except Exception as error:  # whatever a parser makes of bytes that are no graph
+        raise BundleError(
+            f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
+        ) from error
 
 
 def save_graph(model: Any, graph: Path, output: Path) -> None:

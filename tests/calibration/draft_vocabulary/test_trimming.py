@@ -12,6 +12,7 @@ import onnx
 import pytest
 from arbiters import untrained_network
 from click.testing import CliRunner
+from gguf_files import random_gguf
 from msgspec.structs import replace
 
 import cospec
@@ -174,6 +175,27 @@ def test_a_conversion_afterwards_gives_the_numbers_of_one_before(tiny_pair_bundl
     assert (np.delete(found, kept, axis=1) == LOWEST).all()
 
 
+@pytest.mark.parametrize("weights", ["exact", "keep"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_0"])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_draft_with_the_quantised_weights_of_a_file(tmp_path, kind, weights, is_tied):
+    """Each output of a head is a row of the packed matrix, with its own scales, zeros and minima."""
+    file = random_gguf(tmp_path / "m.gguf", lambda name: kind, layers=1, is_tied=is_tied)
+    options = ExportOptions(str(file), str(file), capacity=64, weights=weights)
+    bundle = export_bundle(options, tmp_path / "pair")
+    kept = some_ids(bundle, 100)
+    made = trim_bundle(bundle, tmp_path / "trimmed", kept)
+    assert read_manifest(made).models.draft.kept_tokens == 100
+    whole, trimmed = (
+        engine(each, each / "draft/model.onnx", read_manifest(each).models.draft)
+        for each in (bundle, made)
+    )
+    exact, found = (each.decoder(OUTPUTS).step(TOKENS[:6] % 250) for each in (whole, trimmed))
+    np.testing.assert_allclose(found.logits[:, kept], exact.logits[:, kept], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.token, kept[exact.logits[:, kept].argmax(axis=1)])
+    assert (np.delete(found.logits, kept, axis=1) == LOWEST).all()
+
+
 @pytest.fixture(scope="module")
 def trimmed_pair(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pair with a draft of the 128 tokens that occur in a few of its problems."""
@@ -310,7 +332,7 @@ def test_the_command_on_tasks(tiny_pair_bundle, tmp_path):
     # A tied embedding is kept, so the head adds to the file.
     added = facts["after"]["draft_bytes"] - facts["before"]["draft_bytes"]
     assert 100 * 96 * 4 <= added < 100 * 96 * 4 + 8192
-    assert [facts[name]["head_bytes"] for name in ("before", "after")] == [512 * 384, 100 * 384]
+    assert [facts[name]["head_weights"] for name in ("before", "after")] == [512 * 96, 100 * 96]
     assert facts["data"]["prompts"] == 2
     assert json.loads((output / "certificate.json").read_text())["draft_vocabulary"] == {
         "source": read_manifest(tiny_pair_bundle).seal,
@@ -329,7 +351,7 @@ def test_the_command_on_a_text(tiny_pair_bundle, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("64 of 512 tokens kept: 100.00% of the ")
     assert [line.split("  ")[0].strip() for line in lines[2:]] == [
-        "draft's files", "head, each step", "draft step", "accepted", "tokens/s",
+        "draft's files", "head's weights", "draft step", "accepted", "tokens/s",
     ]  # fmt: skip
     again = call(tiny_pair_bundle, tmp_path / "new", *arguments)
     assert again.exit_code == ResourceError.exit_code

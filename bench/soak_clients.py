@@ -13,6 +13,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import click
+
 from cospec.runtime.decoding.session import load
 
 MAX_TOKENS = 64
@@ -94,6 +96,11 @@ class Tally:
     lost: list[str] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
     waiting: int = 0
+
+    def lose(self, what: str) -> None:
+        """Note an error that should not have been, and print it."""
+        self.lost.append(what)
+        click.echo(f"lost: {what}", err=True)
 
 
 def cases(engine_dir: Path, count: int) -> list[Case]:
@@ -185,10 +192,10 @@ async def client_loop(
         except openai.RateLimitError as refused:
             tally.count["refused with 429"] += 1
             if int(refused.response.headers["retry-after"]) < 1:
-                tally.lost.append("a 429 without a useful Retry-After")
+                tally.lose("a 429 without a useful Retry-After")
             await asyncio.sleep(rng.uniform(0.05, 0.2))
         except Exception as error:  # noqa: BLE001  whatever it is, it is counted and shown
-            tally.lost.append(f"{how} {case.kind}: {type(error).__name__}: {error}")
+            tally.lose(f"{how} {case.kind}: {type(error).__name__}: {error} ({error.__cause__!r})")
         await asyncio.sleep(rng.expovariate(1 / think) if think else 0)
 
 
@@ -216,7 +223,7 @@ async def attack(
     tally.count[f"refused: {name}"] += 1
     error = json.loads(answer.content)["error"]
     if answer.status_code not in expected or not error["message"]:
-        tally.lost.append(f"{name} got {answer.status_code}")
+        tally.lose(f"{name} got {answer.status_code}")
 
 
 async def send_half(client: Any, rng: random.Random, tally: Tally) -> None:

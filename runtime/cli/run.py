@@ -76,8 +76,8 @@ A line of a batch is a prompt or messages, with any options that differ from the
 @click.option(
     "--untrusted",
     is_flag=True,
-    help="For a bundle from somebody you do not trust: limit the memory of the process that runs "
-    "it, and the time to load it.",
+    help="For a bundle from somebody you do not trust: run it in a child process whose memory and "
+    "loading time are limited. This is not a sandbox: the child can read and write your files.",
 )
 @click.option("--provenance", is_flag=True, help="Colour each token by the model that chose it.")
 @click.option("--stats", is_flag=True, help="Print statistics on stderr after each answer.")

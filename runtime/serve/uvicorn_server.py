@@ -17,6 +17,12 @@ from .refusals import RefusedError
 
 LINGER = 2.0
 """Seconds in which a client may finish sending after it was refused."""
+KEEP_ALIVE = 75
+"""Seconds for which an idle connection stays open.
+
+Clients close theirs earlier, OpenAI's after 5 seconds. If the server closed at that moment, a request
+that was just being sent would fail.
+"""
 CUT_GRACE = 1.0
 """Seconds in which answers that were cut off may send their last event."""
 
@@ -87,6 +93,7 @@ class Server(uvicorn.Server):
                 log_level="critical",
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
             )
         )
         self._service = service

@@ -32,7 +32,7 @@ EXPECTED = (429, 503, 504)
 """Statuses above 429 that a server may send that works as it should."""
 SECONDS = 60.0
 """After which a request without an answer counts as lost."""
-GIVE_UP = 0.5
+GIVE_UP = 2.0
 """Seconds after which the client leaves if nothing came back: half a request has no answer."""
 THREADS = 16
 """Most of them wait for the end of half a request."""
@@ -224,9 +224,9 @@ def requests(draw: st.DrawFn) -> bytes:
     return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n" + body
 
 
-def exchange(address: tuple[str, int], data: bytes) -> bytes:
-    """Send bytes and return all that comes back; half a request is given up."""
-    with socket.create_connection(address, timeout=GIVE_UP) as connection:
+def exchange(address: tuple[str, int], data: bytes, patience: float = GIVE_UP) -> bytes:
+    """Send bytes and return all that comes back; half a request is given up after `patience` seconds."""
+    with socket.create_connection(address, timeout=patience) as connection:
         answer = b""
         try:
             connection.sendall(data)
@@ -343,7 +343,9 @@ def main(engine_dir: Path, count: int, seed: int) -> None:
         right = f'{{"prompt": {json.dumps(PROMPT)}, "max_tokens": 8}}'
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(right)}\r\n\r\n"
-        expected = json.loads(exchange(address, (head + right).encode()).split(b"\r\n\r\n")[1])
+        expected = json.loads(
+            exchange(address, (head + right).encode(), SECONDS).split(b"\r\n\r\n")[1]
+        )
         with ThreadPoolExecutor(THREADS) as pool:
             starts = range(0, count, PART)
             parts = (pool.submit(attack, address, min(PART, count - i), seed + i) for i in starts)
@@ -355,7 +357,9 @@ def main(engine_dir: Path, count: int, seed: int) -> None:
                 click.echo(
                     f"{done} requests, {monotonic() - started:.0f} s, {memory} MiB", err=True
                 )
-        after = json.loads(exchange(address, (head + right).encode()).split(b"\r\n\r\n")[1])
+        after = json.loads(
+            exchange(address, (head + right).encode(), SECONDS).split(b"\r\n\r\n")[1]
+        )
         said = log.read_text().splitlines()[1:]
     for status, times in sorted(total.statuses.items()):
         click.echo(f"{status:>8} {times:>8}")

@@ -255,3 +255,18 @@ async def option_of_accepted(option: int) -> int:
         writer.close()
         server.close()
         return found
+
+
+def test_the_server_does_not_close_an_idle_connection_before_the_client_does(served):
+    # httpx and OpenAI's client reuse connections that were idle for up to 5 seconds.
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(served.address, timeout=20) as connection:
+        for pause in (5.5, 0):
+            connection.sendall(request)
+            answer = b""
+            while not answer.endswith(b"}"):
+                received = connection.recv(65536)
+                assert received, "the server closed the connection"
+                answer += received
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            time.sleep(pause)

@@ -225,7 +225,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 def exchange(address: tuple[str, int], data: bytes, patience: float = GIVE_UP) -> bytes:
-    """Send bytes and return all that comes back; half a request is given up after `patience` seconds."""
+    """Send bytes and return all that comes back; leave after `patience` seconds without an answer."""
     with socket.create_connection(address, timeout=patience) as connection:
         answer = b""
         try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import cospec
+from cospec.errors import PromptTooLongError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUESTIONS = ["Put 45 27 48 82 in order.", "Work out 21+35-55+61.", "Multiply 285 by 8."]
@@ -170,3 +173,71 @@ def test_calibrate_on_own_data(tiny_pair_bundle, tmp_path):
 
     assert Bundle.open(tmp_path / "bundle").manifest.models.arbiter is not None
     assert Bundle.open(tiny_pair_bundle).manifest.models.arbiter is None, "a copy was calibrated"
+
+
+class ScriptedSession:
+    """Answers with given steps; records the prompts and which keys each schema allows."""
+
+    def __init__(self, *steps: dict[str, str], fits: int = 99) -> None:
+        self.steps = [json.dumps(step) for step in steps]
+        self.fits = fits
+        self.prompts: list[list[dict[str, str]]] = []
+        self.allowed: list[list[list[str]]] = []
+
+    def generate(self, prompt: Any, *, json_schema: Any, max_tokens: int) -> SimpleNamespace:
+        if len(prompt) > self.fits:
+            raise PromptTooLongError("too long")
+        self.prompts.append(list(prompt))
+        self.allowed.append([each["required"] for each in json_schema["anyOf"]])
+        return SimpleNamespace(text=self.steps.pop(0), is_complete=True)
+
+
+@pytest.fixture
+def app() -> Any:
+    spec = importlib.util.spec_from_file_location("app", EXAMPLES / "08_assistant.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_assistant_uses_its_tools_and_keeps_its_notes(app, tmp_path):
+    notes = app.Notes(tmp_path / "notes.json")
+    session = ScriptedSession(
+        {"tool": "calculate", "expression": "12 * (30 - 4)"},
+        {"tool": "add_note", "text": "312 eggs"},
+        {"answer": "Noted."},
+        {"tool": "list_notes"},
+        {"answer": "312 eggs"},
+    )
+    assistant = app.Assistant(session, [app.calculate, app.now, notes.add_note, notes.list_notes])
+    assert assistant.ask("How many eggs? Note it.") == "Noted."
+    assert session.prompts[1][-1] == {"role": "user", "content": "Result: 312"}
+    assert json.loads((tmp_path / "notes.json").read_text()) == ["312 eggs"]
+    assert assistant.ask("What did I note?") == "312 eggs"
+    keys = [["tool", "expression"], ["tool"], ["tool", "text"], ["tool"], ["answer"]]
+    assert session.allowed[0] == keys
+
+
+@pytest.mark.parametrize("bad", ["__import__('os')", "1 / 0", "2 ** 99", "open", "1 +", "'a'"])
+def test_the_assistant_tells_the_model_what_went_wrong(app, bad):
+    session = ScriptedSession({"tool": "calculate", "expression": bad}, {"answer": "Sorry."})
+    assert app.Assistant(session, [app.calculate]).ask("?") == "Sorry."
+    assert session.prompts[1][-1]["content"].startswith("Result: error: ")
+
+
+def test_the_assistant_must_answer_in_the_end_and_forgets_what_does_not_fit(app):
+    call = {"tool": "now"}
+    session = ScriptedSession(*[call] * app.STEPS, {"answer": "Enough."}, fits=5)
+    assert app.Assistant(session, [app.now]).ask("What time is it?") == "Enough."
+    assert session.allowed[-1] == [["answer"]]
+    assert len(session.prompts[-1]) == 5
+
+
+def test_the_assistant_runs_on_a_bundle(tiny_pair_bundle, tmp_path):
+    pytest.importorskip("llguidance")
+    words = (tiny_pair_bundle, "--notes", tmp_path / "notes.json", QUESTIONS[0])
+    printed = run("08_assistant.py", *words).splitlines()
+    assert printed
+    assert all(line.startswith("  [") for line in printed[:-1]), "calls, and then the answer"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ def blaming(path: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the reports of transformers, and show its progress bars on a terminal only."""
+    """Silence transformers and accelerate, and show progress bars on a terminal only."""
     logging = transformers_class("logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    # Says on a terminal that weights stay on the disk, which is what we ask for.
+    accelerate = getLogger("accelerate")
+    before = accelerate.level
+    accelerate.setLevel(ERROR)
     shown = sys.stderr.isatty()
     try:
         if shown:
@@ -46,6 +51,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        accelerate.setLevel(before)
         if bars:
             logging.enable_progress_bar()
 

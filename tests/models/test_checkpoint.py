@@ -237,3 +237,16 @@ def test_old_buffers_are_no_finding(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_weights(folder, lambda t: t.update({name: torch.ones(8)}))
     load_module(open_checkpoint(resolve(str(folder))), torch.float32)
+
+
+def test_accelerate_is_silent_while_a_checkpoint_is_read():
+    """On a terminal it would say that parameters stay on the disk, as they are meant to."""
+    from logging import WARNING, getLogger
+
+    from cospec.models.hf import quiet
+
+    logger = getLogger("accelerate.big_modeling")
+    before = logger.isEnabledFor(WARNING)
+    with quiet():
+        assert not logger.isEnabledFor(WARNING)
+    assert logger.isEnabledFor(WARNING) == before

@@ -1,9 +1,10 @@
 """Make the pictures of real runs: a terminal, and the page of a trace.
 
-    python docs/pictures.py
+    python docs/pictures.py [BUNDLE]
 
 runs the commands below on the tiny pair in a pseudo-terminal, and writes docs/images/demo.svg and
-docs/images/trace.png. Needs the extra `dev`, and Chromium for the second.
+docs/images/trace.png. Without the bundle of the tiny pair it makes one. Needs the extra `dev`, and
+Chromium for the second picture.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ IMAGES = Path(__file__).resolve().parent / "images"
 WIDTH = 110
 EXPORT = "cospec-export --target tiny"
 COMMANDS = (
-    "cospec-run --engine-dir models/tiny --stats "
+    "cospec-run --engine-dir models/tiny "
     '"Mia has 58 keys and Sam 55 more than Mia. How many in all?"',
     'cospec-run --engine-dir models/tiny --mode strict --provenance "What is 625 times 4?"',
     'cospec-run --engine-dir models/tiny --mode collab --provenance "What is 625 times 4?"',
@@ -69,7 +70,11 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
-        in_terminal(EXPORT, folder)
+        if len(sys.argv) > 1:
+            (folder / "models").mkdir()
+            (folder / "models/tiny").symlink_to(Path(sys.argv[1]).resolve())
+        else:
+            in_terminal(EXPORT, folder)
         for command in COMMANDS:
             console.print(Text(f"$ {command}", style="bold"))
             console.print(Text.from_ansi(in_terminal(command, folder)))

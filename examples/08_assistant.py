@@ -2,10 +2,10 @@
 
 Each step of the model is one JSON object, a call of a tool or the answer. A JSON schema allows nothing
 else, so any instruct model can use the tools, whether it was trained for tools or not. The oldest turns
-are dropped when the conversation no longer fits. Without arguments of its own the program converses on
-the terminal.
+are dropped when the conversation no longer fits. Without a question the program converses on the
+terminal.
 
-Run:  python examples/08_assistant.py models/tiny --notes notes.json "What is 12 + 30?"
+Run:  python examples/08_assistant.py models/tiny notes.json "What is 12 + 30?"
 """
 
 import argparse
@@ -144,9 +144,9 @@ def main() -> None:
     """Answer the questions of the command line, or converse."""
     parser = argparse.ArgumentParser(description="An assistant on the device.")
     parser.add_argument("bundle", help="folder of a bundle, or hf://org/name")
-    parser.add_argument("--notes", type=Path, default=Path("notes.json"), help="file of the notes")
+    parser.add_argument("notes", type=Path, help="file of the notes")
     parser.add_argument("question", nargs="*")
-    given = parser.parse_intermixed_args()
+    given = parser.parse_args()
     notes = Notes(given.notes)
     tools = [calculate, now, notes.add_note, notes.list_notes]
     assistant = Assistant(cospec.load(given.bundle), tools)

@@ -237,7 +237,7 @@ def test_the_assistant_must_answer_in_the_end_and_forgets_what_does_not_fit(app)
 
 def test_the_assistant_runs_on_a_bundle(tiny_pair_bundle, tmp_path):
     pytest.importorskip("llguidance")
-    words = (tiny_pair_bundle, "--notes", tmp_path / "notes.json", QUESTIONS[0])
+    words = (tiny_pair_bundle, tmp_path / "notes.json", QUESTIONS[0])
     printed = run("08_assistant.py", *words).splitlines()
     assert printed
     assert all(line.startswith("  [") for line in printed[:-1]), "calls, and then the answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -319,9 +320,10 @@ def load(
     def make(bundle: Bundle) -> Session:
         manifest = bundle.manifest
         found = find_drafter(drafter, has_draft=manifest.models.draft is not None)
-        placed = place(bundle, backend, options, drafts=found.uses_model)
-        codec = codec_of(bundle, manifest.capacity)
-        return Session(manifest, placed.target, placed.draft, codec, placed.arbiter, found)
+        with ThreadPoolExecutor(1) as beside:
+            codec = beside.submit(codec_of, bundle, manifest.capacity)
+            placed = place(bundle, backend, options, drafts=found.uses_model)
+        return Session(manifest, placed.target, placed.draft, codec.result(), placed.arbiter, found)
 
     return load_unchanged(local_folder(path), make, verify=verify)
 

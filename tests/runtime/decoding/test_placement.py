@@ -23,7 +23,7 @@ from cospec.runtime.arbitration.learned import LearnedArbiter
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.cli.run import main
 from cospec.runtime.decoding.placement import place
-from cospec.runtime.decoding.session import Session
+from cospec.runtime.decoding.session import Session, codec_of
 from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
 from cospec.runtime.tensorrt import plan_store as plans
 from cospec.runtime.tensorrt.arbiter_engine import TensorRtArbiter
@@ -309,6 +309,24 @@ def test_draft_and_target_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypa
     placed = place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
     assert placed.draft is not None
     assert placed.target.vocab_size == placed.draft.vocab_size
+
+
+def test_text_and_models_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypatch):
+    both = Barrier(2, timeout=60)
+
+    class Waiting(OrtEngine):
+        def __init__(self, *arguments: Any) -> None:
+            both.wait()
+            super().__init__(*arguments)
+
+    def codec(bundle: Bundle, capacity: int | None) -> Any:
+        both.wait()
+        return codec_of(bundle, capacity)
+
+    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Waiting)
+    monkeypatch.setattr("cospec.runtime.decoding.session.codec_of", codec)
+    session = load(tiny_pair_bundle, "onnxruntime", drafter="none")
+    assert session.generate("Q:", max_tokens=2).tokens
 
 
 def test_the_error_of_a_draft_that_cannot_be_loaded_is_raised(tiny_pair_bundle, monkeypatch):

@@ -15,7 +15,7 @@ DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test browser test-trt test-pythons quick lint types docs format attack bench release clean
+.PHONY: help env demo test browser test-trt device-kit test-pythons quick lint types docs format attack bench release clean
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,9 +45,20 @@ browser:        ## install Chromium for the browser tests, where apt-get may
 test: env browser types lint ## whole suite, lint and types
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
-test-trt: env   ## every model through TensorRT's parser and builder, old versions too, and the tables in docs/
+test-trt: env   ## every model through TensorRT's parser and builder, old versions too, and docs/ (an hour)
 	cd tests && ../$(BIN)/python -W ignore tensorrt_matrix.py && ../$(BIN)/python tensorrt_table.py
 	$(BIN)/pytest tests/runtime/tensorrt $(wildcard tests/export/test_tensorrt*.py)
+
+# The small pair in both forms, for any TensorRT, and SmolLM2 in int4 for a Jetson.
+device-kit: env ## an archive for owners of a device -> .cache/kit/cospec-kit.zip
+	mkdir -p .cache/kit && rm -f .cache/kit/*.whl
+	$(BIN)/python -m build --wheel --outdir .cache/kit . >/dev/null
+	for form in portable scatter; do $(BIN)/cospec-export --target tiny --precision fp16 --lowering $$form \
+	  --force --output .cache/kit/tiny-$$form; done
+	$(BIN)/cospec-export --target "$$(cd tests && ../$(BIN)/python -c 'import smollm2; print(smollm2.smollm2_gguf_path())')" \
+	  --draft none --trt --weights int4 --device orin-nano-jp6 --force --output .cache/kit/smollm2
+	$(BIN)/cospec-kit .cache/kit/tiny-portable .cache/kit/tiny-scatter .cache/kit/smollm2 \
+	  --make .cache/kit/cospec-kit.zip --wheel .cache/kit/*.whl
 
 test-pythons:   ## the runtime's tests in bare environments of Python 3.10 and 3.13, without torch
 	@for python in $(PYTHONS); do \

@@ -16,7 +16,6 @@ from ..runtime.cli.common import CospecCommand, json_option, print_json, share
 from ..runtime.tensorrt.build_progress import build_bars
 
 if TYPE_CHECKING:
-    from ..runtime.tensorrt.device_memory import DeviceMemory
     from .tensorrt_export import EngineExport
 
 EPILOG = """
@@ -62,14 +61,15 @@ Examples:
 )
 @click.option(
     "--weights",
-    type=click.Choice(["keep", "exact", "fast", "fp32", "fp16", "int8", "int4", "auto"]),
+    type=click.Choice(["keep", "exact", "fast", "fp32", "fp16", "int8", "int4", "fp8", "auto"]),
     help="How weights are stored. keep (default): the target's quantised weights stay in their own "
     "numbers, those of 5 and 6 bits within 0.4%; the draft's are rounded to 4 bits; plain numbers are "
     "stored as --precision says. exact: all quantised weights stay in their own numbers. fast: the "
     "target's 4-bit weights take 8 bits, which needs more memory and less time. fp32, fp16: all "
     "weights become plain numbers. int8, int4: plain numbers are quantised; int4 stores as many "
     "matrices in 8 bits as the limit asks for. auto: int4 for ONNX Runtime on a CPU, with fp16 beyond "
-    "the limit; quantised checkpoints are kept.",
+    "the limit; quantised checkpoints are kept. fp8: with --trt, whose default is auto: the widest that "
+    "fit the device.",
 )
 @click.option(
     "--max-perplexity-increase",
@@ -77,7 +77,7 @@ Examples:
     default="5%",
     show_default=True,
     callback=share,
-    help="With int8, int4 and auto: allowed increase of the target's perplexity.",
+    help="With int8, int4 and auto for ONNX Runtime: allowed increase of the target's perplexity.",
 )
 @click.option(
     "--texts",
@@ -183,13 +183,13 @@ def main(
         return
     if target is None:
         raise click.MissingParameter(param_hint="--target", param_type="option")
-    if device is not None and not trt:
-        raise UsageError("--device is for TensorRT", hint="add --trt")
-    engines = _engines(device, lowering, precision, as_json=as_json) if trt else None
+    if not trt:
+        _refuse_what_is_for_tensorrt(device, weights)
+    engines = _engines(device, lowering, precision, weights, as_json=as_json) if trt else None
     options = ExportOptions(
         target=target,
         draft=draft,
-        lowering=lowering or (engines.device.lowering if engines else "gqa"),  # type: ignore[arg-type]
+        lowering=lowering or "gqa",  # type: ignore[arg-type]
         precision=precision or ("fp16" if trt else "fp32"),  # type: ignore[arg-type]
         capacity=capacity,
         num_draft_tokens=(
@@ -200,7 +200,7 @@ def main(
         adapter=adapter,
         draft_adapter=draft_adapter,
         chat_template=not no_chat_template,
-        weights=weights or "keep",  # type: ignore[arg-type]
+        weights="keep" if trt else weights or "keep",  # type: ignore[arg-type]
         limit=QualityLimit(limit, texts),
     )
     started = time.monotonic()
@@ -242,22 +242,36 @@ def _left_out(bundle: Path) -> list[str]:
 
 
 def _engines(
-    device: str | None, lowering: str | None, precision: str | None, *, as_json: bool
+    device: str | None,
+    lowering: str | None,
+    precision: str | None,
+    weights: str | None,
+    *,
+    as_json: bool,
 ) -> EngineExport:
-    """Choose the device, and check the form and the precision against it."""
-    from .target_device import check_form, choose_device
+    """Choose the device, and check form, precision and weights against it."""
+    from .tensorrt_choice import check_form, check_weights, choose_device
     from .tensorrt_export import EngineExport
 
     chosen, note = choose_device(device)
     check_form(chosen, lowering or chosen.lowering, precision or "fp16")
+    check_weights(chosen, weights or "auto")
     if note:
         click.echo(f"note: {note}.", err=True)
 
-    def announce(memory: DeviceMemory) -> None:
+    def announce(lines: list[str]) -> None:
         if not as_json:
-            click.echo("\n".join(memory.lines()))
+            click.echo("\n".join(lines))
 
-    return EngineExport(chosen, announce)
+    return EngineExport(chosen, announce, lowering, weights or "auto")  # type: ignore[arg-type]
+
+
+def _refuse_what_is_for_tensorrt(device: str | None, weights: str | None) -> None:
+    """Refuse options that an export for ONNX Runtime would ignore."""
+    if device is not None:
+        raise UsageError("--device is for TensorRT", hint="add --trt")
+    if weights == "fp8":
+        raise UsageError("--weights fp8 is for TensorRT", hint="add --trt")
 
 
 def _refuse_what_is_for_exports(context: click.Context) -> None:

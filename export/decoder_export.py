@@ -25,6 +25,8 @@ from .probes import Probe, reference
 from .weights.chosen_weights import ChosenWeights, QualityLimit, WeightChoice, choose
 from .weights.products import halve
 from .weights.stored_matrix import Ledger
+from .weights.tensorrt_numbers import WeightRequest
+from .weights.tensorrt_weights import TensorRtWeights
 from .weights.written_weights import WrittenWeights
 
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -45,6 +47,7 @@ class DecoderRequest:
         widest: the widest verify pass.
         weights: see `pipeline.ExportOptions`.
         limit: how much quantising the weights may cost.
+        tensorrt: quantised weights of a graph for TensorRT, or None.
     """
 
     role: str
@@ -56,6 +59,7 @@ class DecoderRequest:
     widest: int
     weights: WeightChoice
     limit: QualityLimit = field(default_factory=QualityLimit)
+    tensorrt: WeightRequest | None = None
 
     @property
     def reads_integers(self) -> bool:
@@ -101,7 +105,7 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
     """
     role, size = request.role, request.vocabulary.size
     dtype = _DTYPE[request.precision]
-    ledger = Ledger() if request.reads_integers else None
+    ledger = Ledger() if request.reads_integers or request.tensorrt else None
     if request.reads_integers and request.checkpoint.gguf_file:
         refuse_unkept(request.checkpoint.path)
     report(f"{role}: opening the weights")
@@ -109,6 +113,9 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         report(f"{role}: choosing the weights")
         chosen = _choose(request, model)
         report(f"{role}: tracing the graph")
+        for_tensorrt = None
+        if request.tensorrt is not None and ledger is not None:
+            for_tensorrt = TensorRtWeights(model.weights, model.hollow, request.tensorrt, ledger)
         traced = graph.trace(
             model.hollow,
             request.lowering,
@@ -116,7 +123,8 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
             size,
             request.unshared,
             chosen.weights,
-            ledger,
+            ledger if request.reads_integers else None,
+            for_tensorrt.replace if for_tensorrt else None,
         )
         if chosen.halves:
             halve(traced.model)
@@ -127,6 +135,8 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         if chosen.is_quantised:
             written = WrittenWeights(path, traced.places, model.weights, chosen.transposed)
             module = module_of(request.checkpoint, dtype, written)
+        elif for_tensorrt is not None:
+            module = module_of(request.checkpoint, dtype, for_tensorrt.written(path, dtype))
         probes = reference(
             module,
             request.capacity,
@@ -143,7 +153,7 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         kv_shapes=traced.kv_shapes,
         cache_dtype=_CACHE_DTYPE[request.precision],
     )
-    del model, module, traced
+    del model, module, for_tensorrt, traced
     gc.collect()
     report(f"{role}: checking the graph")
     kept = () if ledger is None else ledger.entries()
@@ -159,7 +169,8 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         kept_weights=kept,
     )
     tolerance = "fp16" if chosen.halves else request.precision
-    parity = _parity(path, shape, probes, role, tolerance, quantised=bool(kept))
+    in_blocks = request.reads_integers and bool(kept)
+    parity = _parity(path, shape, probes, role, tolerance, quantised=in_blocks)
     return Exported(entry, parity, chosen.facts)
 
 

@@ -5,7 +5,7 @@ The weights keep their checkpoint names in the graph, so that the audit can find
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ def trace(
     unshared: Collection[int] = (),
     weights: Weights | None = None,
     ledger: Ledger | None = None,
+    quantise: Callable[[Any], None] | None = None,
 ) -> TracedGraph:
     """Trace `module` into the common decoder graph.
 
@@ -72,6 +73,7 @@ def trace(
         weights: read when the graph is written, instead of the module's own.
         ledger: quantised weights stay in their own numbers, and are counted there when they are
             written. None makes plain numbers of them.
+        quantise: replaces matrices of the model by others; None leaves them.
 
     Raises:
         CheckpointError: torch cannot export this architecture.
@@ -114,6 +116,8 @@ def trace(
         ties = module.all_tied_weights_keys
         places |= {tied: places[source] for tied, source in ties.items() if source in places}
         places |= {source: places[tied] for tied, source in ties.items() if tied in places}
+    if quantise is not None:
+        quantise(model)
     if lowering == "gqa":
         fuse(model)
     _merge(model)

@@ -23,6 +23,7 @@ from .attention import Lowering
 from .decoder_export import DecoderRequest, export_decoder, summary_top
 from .memory import MIN_CAPACITY, ensure_fits, plan
 from .publish import provenance_of
+from .tensorrt_choice import Sizes
 from .tensorrt_export import EngineExport
 from .text_gate import check_text, write_chat
 from .weights.chosen_weights import QualityLimit, WeightChoice
@@ -49,7 +50,7 @@ class ExportOptions:
     Attributes:
         target: preset, Hugging Face folder, hub id or GGUF file.
         draft: the same, `none`, or None for the preset's own draft.
-        lowering: form of the attention block; see `export.attention`.
+        lowering: form of the attention block; see `export.attention`. With engines, these choose.
         precision: of weights and cache.
         capacity: tokens of context; None takes DEFAULT_CAPACITY or the models' own limit.
         num_draft_tokens: the bundle's default draft length.
@@ -125,16 +126,13 @@ def export_bundle(
     capacity = _capacity(options.capacity, list(checkpoints.values()))
     ensure_fits(plan(list(checkpoints.values()), options.precision, capacity, output))
     prefill_chunk = min(PREFILL_CHUNK, capacity)
+    lowering, chosen = options.lowering, None
     if engines is not None:
-        engines.plan_memory(
-            checkpoints,
-            options.lowering,
-            options.precision,
-            capacity,
-            vocabulary.size,
-            widest=max(prefill_chunk, options.num_draft_tokens + 1),
-            arbiter=arbiter.graph if arbiter else None,
-        )
+        widest = max(prefill_chunk, options.num_draft_tokens + 1)
+        graph = arbiter.graph if arbiter else None
+        sizes = Sizes(options.precision, capacity, vocabulary.size, widest, graph)
+        chosen = engines.choose(checkpoints, sizes)
+        lowering = chosen.lowering
     with BundleWriter(output, force=options.force) as writer:
         report("checking the text")
         chat, text_facts = _export_text(writer, target, with_chat=options.chat_template)
@@ -148,13 +146,14 @@ def export_bundle(
             request = DecoderRequest(
                 role=role,
                 checkpoint=checkpoint,
-                lowering=options.lowering,
+                lowering=lowering,
                 precision=options.precision,
                 capacity=capacity,
                 vocabulary=vocabulary,
                 widest=options.num_draft_tokens + 1,
                 weights=options.weights,
                 limit=options.limit,
+                tensorrt=chosen.request(engines.device, role) if engines and chosen else None,
             )
             exported = export_decoder(request, writer.path(f"{role}/model.onnx"), report)
             entries[role], parity[role] = exported.entry, exported.parity
@@ -165,7 +164,7 @@ def export_bundle(
         manifest = Manifest(
             name=writer.destination.name,
             created_by=_versions(),
-            lowering=options.lowering,
+            lowering=lowering,
             precision=options.precision,
             capacity=capacity,
             vocab_size=vocabulary.size,

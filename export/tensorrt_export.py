@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import MissingExtraError
 from ..models.checkpoint import Checkpoint
@@ -19,17 +19,13 @@ from ..runtime.bundle.files import format_bytes, sha256_of
 from ..runtime.bundle.manifest import EnginesEntry, FileEntry, Manifest
 from ..runtime.tensorrt.api import import_tensorrt, version_of
 from ..runtime.tensorrt.bundle_engines import EngineSpec, build_parsed, engine_specs, parse_spec
-from ..runtime.tensorrt.device_memory import (
-    DeviceMemory,
-    arbiter_memory,
-    decoder_memory,
-    ensure_fits,
-)
-from ..runtime.tensorrt.devices import Device
+from ..runtime.tensorrt.devices import Device, Lowering
 from ..runtime.tensorrt.lint import activation_bytes, fused_attention_kernels
 from ..runtime.tensorrt.plan_store import PlanStore
 from .dropped_inputs import lint_inputs
-from .memory import available_memory, kv_cache_bytes
+from .memory import available_memory
+from .tensorrt_choice import EngineChoice, Sizes, choose_engines
+from .weights.tensorrt_numbers import Choice
 
 BUILD_FACTOR = 6
 """Memory of an ahead-of-time build, in units of the graph's weights: 5 were measured at 1.27 GB."""
@@ -50,20 +46,28 @@ class EngineExport:
 
     Args:
         device: the device of the engines.
-        announce: called with the memory plan before the export begins.
+        announce: called with lines about memory and choices before the export begins.
+        lowering: form of the graphs; None for the one that the device takes.
+        weights: how weights are stored; `auto` for the widest that fit the device.
 
     Attributes:
-        memory: the memory plan, once made.
+        choice: form, weights and memory, once chosen.
         checks: by role, what was checked and how; empty without TensorRT-RTX.
     """
 
     def __init__(
-        self, device: Device, announce: Callable[[DeviceMemory], None] = lambda memory: None
+        self,
+        device: Device,
+        announce: Callable[[list[str]], None] = lambda lines: None,
+        lowering: Lowering | None = None,
+        weights: Choice | Literal["auto"] = "auto",
     ) -> None:
         self.device = device
-        self.memory: DeviceMemory | None = None
         self.checks: dict[str, dict[str, Any]] = {}
         self._announce = announce
+        self._lowering = lowering
+        self._weights: Choice | Literal["auto"] = weights
+        self.choice: EngineChoice | None = None
 
     @property
     def entry(self) -> EnginesEntry:
@@ -78,46 +82,16 @@ class EngineExport:
         """Whether every engine was built for the device itself."""
         return bool(self.checks) and all(check["plan"] for check in self.checks.values())
 
-    def plan_memory(
-        self,
-        checkpoints: Mapping[str, Checkpoint],
-        lowering: str,
-        precision: str,
-        capacity: int,
-        vocab_size: int,
-        widest: int,
-        arbiter: Path | None,
-    ) -> None:
-        """Estimate the memory of all engines on the device and announce it.
-
-        Args:
-            checkpoints: by role.
-            lowering: form of the graphs.
-            precision: of weights and cache.
-            capacity: tokens in the cache.
-            vocab_size: width of the logits.
-            widest: tokens of the widest pass.
-            arbiter: its graph, if the bundle gets one.
+    def choose(self, checkpoints: Mapping[str, Checkpoint], sizes: Sizes) -> EngineChoice:
+        """Choose form and weights, and announce them with the memory that all engines take.
 
         Raises:
             ResourceError: the device cannot hold them; names all parts of the sum.
         """
-        engines = tuple(
-            decoder_memory(
-                role,
-                checkpoint.weight_bytes(precision),
-                kv_cache_bytes(checkpoint.config, capacity, precision),
-                lowering,
-                vocab_size,
-                widest,
-            )
-            for role, checkpoint in checkpoints.items()
-        )
-        if arbiter is not None:
-            engines += (arbiter_memory(arbiter.stat().st_size),)
-        self.memory = DeviceMemory(self.device, engines)
-        ensure_fits(self.memory, ["a smaller --capacity", "smaller models", "a larger --device"])
-        self._announce(self.memory)
+        choice = choose_engines(self.device, checkpoints, sizes, self._lowering, self._weights)
+        self.choice = choice
+        self._announce([*choice.memory.lines(), *choice.reasons])
+        return choice
 
     def check(self, root: Path, manifest: Manifest, report: Callable[[str], None]) -> None:
         """Parse and build every graph of an unfinished bundle with TensorRT-RTX, if it is installed.
@@ -157,7 +131,9 @@ class EngineExport:
         return {
             "device": self.device.name,
             "status": "built" if self.complete else "to be built on the device",
-            "memory": self.memory.to_json() if self.memory else None,
+            "lowering": self.choice.lowering if self.choice else None,
+            "weights": self.choice.weights if self.choice else None,
+            "memory": self.choice.memory.to_json() if self.choice else None,
             "checks": self.checks,
         }
 

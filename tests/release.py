@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("run", "serve", "doctor", "inspect", "verify", "export", "calibrate", "bench")
+COMMANDS = ("run", "serve", "doctor", "inspect", "verify", "kit", "export", "calibrate", "bench")
 OPTIMUM = "export/optimum/register_cospec.py"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PROMPT = "Mia has 58 keys and Sam 55 more than Mia. How many in all?"

@@ -35,6 +35,9 @@ _ONNX_TYPES = {
     "tensor(int64)": ("INT64", np.int64),
 }
 
+SM = 87
+"""Of the simulated GPU, a Jetson Orin."""
+
 VERSIONS = {"scatter": "10.16.1.11", "portable": "10.3.0"}
 """The TensorRT that each form is tried with: those of JetPack 7.2 and 6. Before 10.15 an engine cannot
 tell what is an alias."""
@@ -86,6 +89,7 @@ def simulated_plan(
         version: of the simulated TensorRT that can load it.
     """
     facts = {"graph": str(graph), "widths": widths, "in_place": in_place, "version": version}
+    facts["sm"] = None
     return b"simulated plan " + json.dumps(facts).encode()
 
 
@@ -145,6 +149,9 @@ class SimulatedRuntime:
         facts = json.loads(data.removeprefix(prefix))
         if facts["version"] != self._trt.__version__:
             self._logger.log(Severity.ERROR, f"simulated: built by {facts['version']}")
+            return None
+        if facts["sm"] not in (None, SM):
+            self._logger.log(Severity.ERROR, f"simulated: built for SM {facts['sm']}, not {SM}")
             return None
         engine = SimulatedEngine(self._trt, self._logger, facts)
         if self._trt.knows_aliases:
@@ -341,10 +348,16 @@ class SimulatedContext:
 
 
 def simulate(
-    monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", devices: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    version: str = "10.16.1.11",
+    devices: int = 1,
+    build_errors: tuple[str, ...] = (),
 ) -> SimulatedTensorRt:
-    """Install the pair where our code imports the real one, with builds that only note the graph."""
-    from cospec.runtime.tensorrt.builder import BuildLog, BuiltPlan
+    """Install the pair where our code imports the real one, with builds that only note the graph.
+
+    With `build_errors`, builds fail, and the builder logs these.
+    """
+    from cospec.runtime.tensorrt.builder import BuildLog, BuiltPlan, build_error
 
     cuda = SimulatedCuda(devices)
     trt = SimulatedTensorRt(cuda, version)
@@ -355,6 +368,8 @@ def simulate(
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
 
     def build(_: object, graph: Path, spec: Any, *__: object) -> BuiltPlan:
+        if build_errors:
+            raise build_error(trt, graph, list(build_errors))
         widths = [(profile.low, profile.best, profile.high) for profile in spec.profiles]
         in_place = spec.form is not None and spec.form.lowering == "scatter"
         plan = simulated_plan(graph, widths=widths, in_place=in_place, version=version)

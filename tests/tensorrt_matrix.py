@@ -2,10 +2,9 @@
 
     python tests/tensorrt_matrix.py [--missing] [model ...]
 
-A random two-layer model of each family, the tiny pair and SmolLM2-135M-Instruct are traced in fp16, in
-both forms, then parsed, linted and built for three generations of GPUs: by TensorRT-RTX as installed,
-and by two older versions. The trained models are built with quantised weights, too. `docs/tensorrt.md`
-is made from the results file.
+A random two-layer model of each family, the tiny pair and SmolLM2-135M-Instruct are exported in fp16,
+int8, int4 and fp8, in each form, then parsed, linted and built for three generations of GPUs: by
+TensorRT-RTX as installed and, in fp16, by two older versions. `docs/tensorrt.md` shows the record.
 """
 
 from __future__ import annotations
@@ -29,6 +28,11 @@ from tensorrt_versions import NEWEST, OLDER
 RESULTS = Path(__file__).parent / "data" / "tensorrt_results.json"
 SMS = (86, 89, 120)
 LOWERINGS = ("scatter", "portable")
+WEIGHTS = ("int8", "int4", "fp8")
+PLAIN_FORMS = (("scatter", True), ("portable", False))
+FORMS = (*PLAIN_FORMS, ("scatter", False))
+"""Lowering, and whether more than products of int4 are in few bits: of TensorRT-RTX and 11; of 10.3 and
+10.13; of 10.16, which is like the first in fp16."""
 CAPACITY, VOCAB, LAYERS = 96, 320, 2
 NUM_DRAFT_TOKENS, PREFILL_CHUNK = 3, 16
 
@@ -68,36 +72,68 @@ def checkpoint_of(model: str, scratch: Path) -> Path:
     return random_checkpoint(scratch / model, model, layers=LAYERS, vocab_size=VOCAB)
 
 
-def write_graph(
-    checkpoint: Path, lowering: Any, folder: Path, role: str = "target", sizes: Sizes | None = None
-) -> Any:
-    """Trace a checkpoint in fp16 and write it below `folder`; return its EngineSpec."""
-    import torch
+@dataclass(frozen=True)
+class Exported:
+    """A graph of the exporter's own.
 
-    from cospec.export import graph
-    from cospec.models.checkpoint import load_module, open_checkpoint
+    Attributes:
+        spec: its EngineSpec.
+        gate: what the parity gate found.
+        kept: the manifest's lines about its weights.
+    """
+
+    spec: Any
+    gate: dict[str, Any]
+    kept: Any
+
+
+def write_graph(
+    checkpoint: Path,
+    lowering: Any,
+    folder: Path,
+    role: str = "target",
+    sizes: Sizes | None = None,
+    weights: Any = "fp16",
+    free: bool | None = None,
+) -> Exported:
+    """Export a checkpoint below `folder`, gate included.
+
+    Args:
+        checkpoint: a folder or a GGUF file.
+        lowering: form of the attention block.
+        folder: of the graphs.
+        role: target or draft.
+        sizes: of the graph.
+        weights: fp16, or one of FORMS.
+        free: see `Device.dequantises_freely`; None for what the versions that read the form have.
+    """
+    from cospec.export.decoder_export import DecoderRequest, export_decoder
+    from cospec.export.weights.tensorrt_numbers import WeightRequest
+    from cospec.models.checkpoint import open_checkpoint
     from cospec.models.presets import resolve
-    from cospec.runtime.bundle.manifest import ModelEntry
+    from cospec.models.vocabulary import shared_vocabulary
     from cospec.runtime.tensorrt.bundle_engines import decoder_spec
 
     sizes = sizes or Sizes()
     opened = open_checkpoint(resolve(str(checkpoint)))
-    module = load_module(opened, torch.float16)
-    traced = graph.trace(module, lowering, sizes.capacity, opened.vocab_size)
+    free = lowering == "scatter" if free is None else free
+    request = DecoderRequest(
+        role=role,
+        checkpoint=opened,
+        lowering=lowering,
+        precision="fp16",
+        capacity=sizes.capacity,
+        vocabulary=shared_vocabulary(opened, None),
+        widest=NUM_DRAFT_TOKENS + 1,
+        weights="keep",
+        tensorrt=None if weights == "fp16" else WeightRequest(weights, free),
+    )
     (folder / role).mkdir(parents=True)
-    graph.write(traced, folder / role / "model.onnx")
-    entry = ModelEntry(
-        graph=f"{role}/model.onnx",
-        source="random",
-        architecture=opened.architecture,
-        parameters=opened.parameters,
-        hidden_size=traced.hidden_size,
-        kv_shapes=traced.kv_shapes,
-        cache_dtype="float16",
+    made = export_decoder(request, folder / role / "model.onnx", lambda stage: None)
+    spec = decoder_spec(
+        role, made.entry, lowering, sizes.capacity, NUM_DRAFT_TOKENS, sizes.prefill_chunk
     )
-    return decoder_spec(
-        role, entry, lowering, sizes.capacity, NUM_DRAFT_TOKENS, sizes.prefill_chunk
-    )
+    return Exported(spec, made.parity, made.entry.kept_weights)
 
 
 def check_and_build(trt: Any, folder: Path, spec: Any, sm: int) -> dict[str, Any]:
@@ -153,21 +189,25 @@ def builders() -> Iterator[dict[str, ProcessPoolExecutor]]:
         }
 
 
-def jobs(model: str, lowering: str) -> Iterator[dict[str, Any]]:
-    """Yield what is to be built of a model in one form: the keys of its rows."""
-    from tensorrt_weights import FORMS
-
-    todo = [(version, "fp16") for version in (NEWEST, *OLDER)]
-    if model in TRAINED:
-        todo += [(NEWEST, form) for form in FORMS]
+def jobs(model: str, form: tuple[str, bool]) -> Iterator[dict[str, Any]]:
+    """Yield what is to be built of a model in one of FORMS: the keys of its rows."""
+    lowering, free = form
+    if form not in PLAIN_FORMS and model not in TRAINED:
+        return
+    todo = [(NEWEST, weights) for weights in WEIGHTS]
+    if form in PLAIN_FORMS:
+        todo = [(version, "fp16") for version in (NEWEST, *OLDER)] + todo
     for (version, weights), sm in product(todo, SMS):
-        # A large model takes the older versions minutes.
-        if model != SMOLLM2 or version == NEWEST or sm == SMS[0]:
+        # A large model takes the older versions minutes; other models in few bits show no more by SM.
+        is_first = sm == (89 if weights == "fp8" else SMS[0])
+        is_plain = weights == "fp16" and (model != SMOLLM2 or version == NEWEST)
+        if is_first or is_plain or model in (TINY_TARGET, TINY_DRAFT):
             yield {
                 "model": model,
                 "rtx": version,
                 "weights": weights,
                 "lowering": lowering,
+                "free": free,
                 "sm": sm,
             }
 
@@ -176,31 +216,35 @@ def measure(
     todo: list[dict[str, Any]], pools: dict[str, ProcessPoolExecutor]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each of the jobs, which are of one model in one form."""
-    from tensorrt_weights import quantise
-
     from cospec.models.checkpoint import open_checkpoint
     from cospec.models.presets import resolve
 
-    model, lowering = todo[0]["model"], todo[0]["lowering"]
+    model, lowering, free = (todo[0][name] for name in ("model", "lowering", "free"))
     sizes = SMOLLM2_SIZES if model == SMOLLM2 else Sizes()
     role = "draft" if model == TINY_DRAFT else "target"
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         checkpoint = checkpoint_of(model, root)
         vocab_size = open_checkpoint(resolve(str(checkpoint))).vocab_size
-        spec = write_graph(checkpoint, lowering, root / "fp16", role, sizes)
+        exported: dict[str, Exported] = {}
         for job in todo:
-            folder = root / job["weights"]
-            if not folder.exists():
-                quantise(root / "fp16" / spec.graph, folder / spec.graph, job["weights"])
             started = time.monotonic()
+            weights = job["weights"]
+            folder = root / weights
+            if weights not in exported:
+                exported[weights] = write_graph(
+                    checkpoint, lowering, folder, role, sizes, weights, free
+                )
+            graph = exported[weights]
             pool = pools[job["rtx"]]
-            found = pool.submit(check_with, job["rtx"], folder, spec, job["sm"]).result()
+            found = pool.submit(check_with, job["rtx"], folder, graph.spec, job["sm"]).result()
             row = {
                 **job,
-                "layers": spec.form.layers,
+                "layers": graph.spec.form.layers,
                 "vocab_size": vocab_size,
                 "widest": sizes.prefill_chunk,
+                "gate": graph.gate["max_relative_error"],
+                "kinds": [each.kind for each in graph.kept],
                 **found,
             }
             print(f"{time.monotonic() - started:.0f} s", row, flush=True)
@@ -209,13 +253,11 @@ def measure(
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells a row from the others, and where it stands in the record."""
-    from tensorrt_weights import FORMS
-
     return (
         models().index(row["model"]),
         (NEWEST, *OLDER).index(row["rtx"]),
-        ("fp16", *FORMS).index(row["weights"]),
-        row["lowering"],
+        ("fp16", *WEIGHTS).index(row["weights"]),
+        FORMS.index((row["lowering"], row["free"])),
         row["sm"],
     )
 
@@ -234,12 +276,11 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=models())
     options = parser.parse_args()
     started = time.monotonic()
-    rows = {key(row): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
+    rows = {key(row): row for row in recorded}
     with builders() as pools:
-        for model, lowering in product(options.models, LOWERINGS):
-            todo = [
-                job for job in jobs(model, lowering) if not options.missing or key(job) not in rows
-            ]
+        for model, form in product(options.models, FORMS):
+            todo = [job for job in jobs(model, form) if not options.missing or key(job) not in rows]
             for row in measure(todo, pools) if todo else ():
                 rows[key(row)] = row
                 write(list(rows.values()))  # an interrupted run keeps what it has

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError, GateError
+from ...errors import BackendError, CospecError, GateError, ResourceError
 from .api import flavour_of, make_logger, version_of
 from .profiles import Profile
 
@@ -25,6 +25,7 @@ Progress = Callable[[float], None]
 WORKSPACE_BYTES = 1 << 30
 """Limit of a kernel's scratch memory; by default TensorRT uses all free memory of the GPU."""
 
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|MemoryAllocation|bad_alloc", re.I)
 # A host without a driver logs that with every real error.
 _NO_DRIVER_NOISE = re.compile(r"cudaError\D{0,12}35\b|initialization failure with error: 35")
 
@@ -147,6 +148,7 @@ def build_plan(
 
     Raises:
         GateError: TensorRT rejects the network; the message has its errors.
+        ResourceError: the build ran out of memory.
         BackendError: this flavour cannot build for that SM.
     """
     builder, network = parsed.builder, parsed.network
@@ -168,26 +170,34 @@ def build_plan(
         config.progress_monitor = _make_monitor(trt, report, interrupted)
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        _raise_if_about_the_precision(parsed)
-        errors = "; ".join(dict.fromkeys(parsed.log.errors())) or "it reported no reason"
-        raise GateError(
-            f"{trt.__name__} {version_of(trt)} cannot build {parsed.graph.name}: {errors}",
-            hint="export with the other form (--lowering portable), another --precision, or another "
-            "--device",
-        )
+        raise build_error(trt, parsed.graph, parsed.log.errors())
     kept = b"" if cache is None else bytes(memoryview(cache.serialize()))
     return BuiltPlan(bytes(memoryview(serialized)), parsed.log, kept)
 
 
-def _raise_if_about_the_precision(parsed: ParsedGraph) -> None:
-    for text in parsed.log.errors():
+def build_error(trt: Any, graph: Path, errors: list[str]) -> CospecError:
+    """Return the error of a build that TensorRT ended with these errors in its log."""
+    for text in errors:
         found = re.search(r"target\(s\) (sm\d+), because .* datatypes: ([^.\s]+)", text)
         if found:
-            raise GateError(
-                f"{parsed.graph.name} holds weights in {found[2]}, which {found[1].upper()} does not "
+            return GateError(
+                f"{graph.name} holds weights in {found[2]}, which {found[1].upper()} does not "
                 f"compute in; TensorRT says: {text}",
-                hint="choose another --precision, or a --device that has it",
+                hint="choose other --weights or another --precision, or a --device that has it",
             )
+    reported = "; ".join(dict.fromkeys(errors)) or "it reported no reason"
+    who = f"{trt.__name__} {version_of(trt)}"
+    if _OUT_OF_MEMORY.search(reported):
+        return ResourceError(
+            f"the build of {graph.name} ran out of memory; {who} says: {reported}",
+            hint="close other programs or add swap; or export with --weights int4 or a smaller "
+            "--capacity",
+        )
+    return GateError(
+        f"{who} cannot build {graph.name}: {reported}",
+        hint="export with the other form (--lowering portable), another --precision, or another "
+        "--device",
+    )
 
 
 def _aim_at(trt: Any, config: Any, sm: int | None) -> None:

@@ -34,12 +34,14 @@ class EngineMemory:
         weights: all copies that the engine stores.
         cache: keys and values of all layers, two buffers if the cache is not written in place.
         activations: scratch and outputs of the widest pass.
+        stored: what the weights are stored in, for people.
     """
 
     role: str
     weights: int
     cache: int
     activations: int
+    stored: str = ""
 
     @property
     def total(self) -> int:
@@ -72,7 +74,7 @@ class DeviceMemory:
     def lines(self) -> list[str]:
         """Return the plan for people: a line for each engine, and the sum."""
         rows = [
-            f"{engine.role:<8} {format_bytes(engine.weights)} weights + "
+            f"{engine.role:<8} {format_bytes(engine.weights)} weights{_in(engine.stored)} + "
             f"{format_bytes(engine.cache)} KV cache + "
             f"{format_bytes(engine.activations)} activations"
             for engine in self.engines
@@ -99,6 +101,12 @@ class DeviceMemory:
         }
 
 
+def _in(stored: str) -> str:
+    if not stored:
+        return ""
+    return " in the checkpoint's own bits" if stored == "keep" else f" in {stored}"
+
+
 def decoder_memory(
     role: str,
     weight_bytes: int,
@@ -106,6 +114,7 @@ def decoder_memory(
     lowering: str,
     vocab_size: int,
     widest: int,
+    stored: str = "",
 ) -> EngineMemory:
     """Estimate one decoder.
 
@@ -116,6 +125,7 @@ def decoder_memory(
         lowering: `portable` copies its cache in each pass, from one buffer to another.
         vocab_size: width of the logits.
         widest: tokens of the widest pass.
+        stored: what the weights are stored in, for people.
     """
     logits = widest * vocab_size * 4
     return EngineMemory(
@@ -123,6 +133,7 @@ def decoder_memory(
         weights=weight_bytes * (2 if role == "draft" else 1),
         cache=cache_bytes * (2 if lowering == "portable" else 1),
         activations=SCRATCH_BYTES + (SCRATCH_ROWS + 1) * logits,
+        stored=stored,
     )
 
 

@@ -8,6 +8,7 @@ other SMs follow from the same generation of tensor cores and are not verified.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +21,14 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
 GIB = 1 << 30
 SCATTER_SINCE = (10, 15)
 """First TensorRT whose parser reads TensorScatter. Every TensorRT-RTX from 1.4 does."""
+
+SINGLE_KV_HEAD_FAILS: dict[Flavour, tuple[tuple[int, int], tuple[int, int]]] = {
+    "rtx": ((1, 0), (1, 5)),
+    "tensorrt": (SCATTER_SINCE, (11, 0)),
+}
+"""From, and before, the versions whose builder fails on `scatter` with a single KV head: TensorRT-RTX
+1.4 does, 1.5 does not. TensorRT 10.15 and 10.16 have the API of 1.4 and are assumed to be alike."""
+DEQUANTISES_FREELY_SINCE = (11, 0)
 
 _TURING: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _AMPERE: tuple[Precision, ...] = (*_TURING, "bf16", "int4")
@@ -65,6 +74,16 @@ class Device:
     jetpack: str | None = None
     unified: bool = False
 
+    @property
+    def dequantises_freely(self) -> bool:
+        """Whether more than products of int4 may read quantised weights: embeddings, blocks of int8.
+
+        NVIDIA documents weights in few bits with activations in many for products of int4 in blocks
+        only. TensorRT-RTX 1.7 was seen to build the others, so TensorRT 11, of its time, gets them.
+        """
+        newer = release(self.trt_version) >= DEQUANTISES_FREELY_SINCE
+        return self.flavour == "rtx" or newer
+
 
 def _jetson(name: str, sm: int, jetpack: str, trt_version: str, gib: int) -> Device:
     return Device(
@@ -86,8 +105,11 @@ def _card(name: str, sm: int, gib: int, flavour: Flavour) -> Device:
     return Device(name, sm, flavour, version, lowering, precisions_of(sm), gib * GIB)
 
 
-def lowering_for(flavour: Flavour, version: str) -> Lowering:
-    """Return the best form that a TensorRT version reads."""
+def lowering_for(flavour: Flavour, version: str, kv_heads: Collection[int] = ()) -> Lowering:
+    """Return the best form that a TensorRT version reads, and builds for models with these KV heads."""
+    first, fixed = SINGLE_KV_HEAD_FAILS[flavour]
+    if 1 in kv_heads and first <= release(version) < fixed:
+        return "portable"
     if flavour == "rtx" or release(version) >= SCATTER_SINCE:
         return "scatter"
     return "portable"

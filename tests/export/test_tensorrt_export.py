@@ -16,7 +16,7 @@ from simulated_tensorrt import VERSIONS, simulate
 
 import cospec
 from cospec.errors import BackendError, GateError, MissingExtraError, UsageError
-from cospec.export import build_only, cli, target_device
+from cospec.export import build_only, cli, tensorrt_choice
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.tensorrt import bundle_engines as engines
 from cospec.runtime.tensorrt import devices
@@ -244,8 +244,8 @@ def test_graphs_for_onnx_runtime_have_no_engines(tiny_pair_bundle):
 
 
 def test_without_a_gpu_the_graphs_are_for_any_device(monkeypatch):
-    monkeypatch.setattr(target_device, "find_gpu", lambda: None)
-    device, note = target_device.choose_device(None)
+    monkeypatch.setattr(tensorrt_choice, "find_gpu", lambda: None)
+    device, note = tensorrt_choice.choose_device(None)
     assert device == GENERIC
     assert "this machine has no GPU" in note
     assert "--device" in note
@@ -255,8 +255,8 @@ def test_without_cuda_bindings_nobody_can_know(monkeypatch):
     def missing() -> None:
         raise MissingExtraError("cuda-bindings", "trt", "Looking for a GPU")
 
-    monkeypatch.setattr(target_device, "find_gpu", missing)
-    device, note = target_device.choose_device(None)
+    monkeypatch.setattr(tensorrt_choice, "find_gpu", missing)
+    device, note = tensorrt_choice.choose_device(None)
     assert device == GENERIC
     assert "cuda-bindings" in note
 
@@ -267,8 +267,8 @@ def test_this_machine_is_the_default(monkeypatch):
         __version__ = "10.16.2.1"
 
     gpu = Gpu("Thor", 110, 128 << 30, unified=True)
-    monkeypatch.setattr(target_device, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(target_device, "import_tensorrt", Installed)
-    device, note = target_device.choose_device(None)
+    monkeypatch.setattr(tensorrt_choice, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(tensorrt_choice, "import_tensorrt", Installed)
+    device, note = tensorrt_choice.choose_device(None)
     assert note is None
     assert (device.sm, device.flavour, device.lowering) == (110, "tensorrt", "scatter")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tensorrt_matrix import (
+    FORMS,
     LAYERS,
     LOWERINGS,
     NUM_DRAFT_TOKENS,
@@ -27,7 +28,7 @@ from tensorrt_matrix import (
     models,
     write_graph,
 )
-from tensorrt_table import DOCUMENT, render
+from tensorrt_table import DOCUMENT, REPORTS, render, reports_in
 
 from cospec.models import tiny_pair
 from cospec.runtime.tensorrt.profiles import draft_profiles
@@ -49,7 +50,7 @@ def test_a_family_parses_lints_and_builds(
     family, lowering, trt, checkpoint_of: Callable[..., Path], tmp_path
 ):
     checkpoint = checkpoint_of(family, layers=LAYERS, vocab_size=VOCAB)
-    spec = write_graph(checkpoint, lowering, tmp_path)
+    spec = write_graph(checkpoint, lowering, tmp_path).spec
     found = check_and_build(trt, tmp_path, spec, 86)
     assert "refused" not in found
     assert found["built"]
@@ -62,7 +63,7 @@ def test_the_tiny_pair_parses_lints_and_builds(role, trt, tmp_path):
     """The draft has three heads: too few for the kernel of single tokens, so it is spelled out."""
     checkpoint = Path(tiny_pair.__file__).parent / role
     spec = replace(
-        write_graph(checkpoint, "scatter", tmp_path),
+        write_graph(checkpoint, "scatter", tmp_path).spec,
         profiles=draft_profiles(NUM_DRAFT_TOKENS, PREFILL_CHUNK),
     )
     found = check_and_build(trt, tmp_path, spec, 86)
@@ -77,9 +78,7 @@ def recorded() -> dict[str, Any]:
 
 
 def test_the_record_holds_every_model_version_form_and_gpu(recorded):
-    expected = {
-        key(job) for model in models() for lowering in LOWERINGS for job in jobs(model, lowering)
-    }
+    expected = {key(job) for model in models() for form in FORMS for job in jobs(model, form)}
     found = [key(row) for row in recorded["rows"]]
     assert set(found) == expected
     assert len(found) == len(expected)
@@ -112,4 +111,4 @@ def test_the_record_shows_a_fused_kernel_for_every_attention(recorded):
 
 def test_the_table_is_the_records(recorded):
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert text == render(text, recorded), "make test-trt writes it"
+    assert text == render(text, recorded, reports_in(REPORTS)), "make test-trt writes it"

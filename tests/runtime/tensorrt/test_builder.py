@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from tensorrt_graphs import write_linear, write_scatter_decoder
 
-from cospec.errors import BackendError, GateError
-from cospec.runtime.tensorrt.builder import BuildLog, BuildRequest, build_plan, parse_graph
+from cospec.errors import BackendError, GateError, ResourceError
+from cospec.runtime.tensorrt.builder import (
+    BuildLog,
+    BuildRequest,
+    build_error,
+    build_plan,
+    parse_graph,
+)
 from cospec.runtime.tensorrt.devices import precisions_of
 from cospec.runtime.tensorrt.profiles import Profile
 
@@ -93,3 +99,23 @@ def test_noise_of_a_host_without_a_driver_is_left_out():
     assert log.errors() == ["ir_verifier.cpp:3515 in function check"]
     assert log.warnings() == []
     assert log.text() == "[ERROR] ir_verifier.cpp:3515 in function check\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 2147483648 bytes.)", ResourceError),
+        ("[virtualMemoryBuffer.cpp] out of memory", ResourceError),
+        ("Cuda Runtime (cudaErrorMemoryAllocation)", ResourceError),
+        ("could not find any implementation for node", GateError),
+    ],
+)
+def test_a_build_that_runs_out_of_memory_is_another_error(words, kind):
+    class Installed:
+        __name__ = "tensorrt"
+        __version__ = "10.3.0"
+
+    error = build_error(Installed(), Path("model.onnx"), [words])
+    assert type(error) is kind
+    assert words in error.message
+    assert error.hint

@@ -1,4 +1,4 @@
-"""What the device script checks and measures; each function returns what goes into the report."""
+"""What the kit checks and measures; each function returns what goes into the report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from power import PowerMeter, Reader
 
-from cospec.runtime.decoding.session import Session
-from cospec.runtime.engines.protocol import ChainedDecoder, Decoder
+from ..decoding.session import Session
+from ..engines.protocol import ChainedDecoder, Decoder
+from .power import PowerMeter, Reader
 
 SUMMARY = ("top_values", "top_ids", "entropy", "next_input_logprob", "hidden")
 COMPARED = ("top_values", "logsumexp", "hidden")
@@ -165,7 +165,7 @@ def measure(
 def write_goldens(path: Path, goldens: dict[str, dict[str, np.ndarray]]) -> None:
     """Write goldens of each role as one .npz file."""
     arrays = {f"{role}.{name}": a for role, rows in goldens.items() for name, a in rows.items()}
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
 def read_goldens(path: Path, role: str) -> dict[str, np.ndarray]:

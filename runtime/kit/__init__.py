@@ -1,0 +1,1 @@
+"""The device kit: build, check and measure bundles on the TensorRT and the GPU of a machine."""

@@ -22,8 +22,8 @@ from tensorrt_versions import NEWEST, OLDER, nearest
 
 from cospec.errors import UsageError
 from cospec.export.tensorrt_export import stand_in
-from cospec.runtime.kit.kit_page import page_of
-from cospec.runtime.kit.kit_report import BundleResult, Report, read_report, write_report
+from cospec.runtime.doctor.kit.kit_page import page_of
+from cospec.runtime.doctor.kit.kit_report import BundleResult, Report, read_report, write_report
 from cospec.runtime.tensorrt.api import MODULES, release
 from cospec.runtime.tensorrt.devices import DEVICES, Device
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ...errors import UsageError
-from ..kit.kit_report import Report
+from ..doctor.kit.kit_report import Report
 from .common import CospecCommand, at_least, json_option, print_json
 
 SKIPPED_EXIT_CODE = 77
@@ -65,9 +65,10 @@ def main(
     FOLDERS are kits that --make wrote, or bundles made with cospec-export --trt. Exits with 0 if every
     check passed, 1 if one failed, and 77 if there is no GPU or no TensorRT.
     """
-    from ..kit.kit_archive import kit_items, make_archive
-    from ..kit.kit_page import page_of
-    from ..kit.kit_run import DEFAULT_MINUTES, DEFAULT_TOKENS, KitOptions, run_kit
+    from ..doctor.kit.kit_archive import kit_items, make_archive
+    from ..doctor.kit.kit_page import page_of
+    from ..doctor.kit.kit_run import run_kit
+    from ..doctor.kit.kit_steps import DEFAULT_MINUTES, DEFAULT_TOKENS, KitOptions
 
     at_least("--max-tokens", max_tokens, 1)
 

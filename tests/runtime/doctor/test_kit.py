@@ -21,11 +21,12 @@ from simulated_tensorrt import SimulatedTensorRt, simulate
 
 from cospec.errors import ResourceError, UsageError
 from cospec.runtime.cli import kit
-from cospec.runtime.kit import kit_run, power
-from cospec.runtime.kit.kit_archive import kit_items, make_archive
-from cospec.runtime.kit.kit_page import page_of
-from cospec.runtime.kit.kit_report import Report, read_report
-from cospec.runtime.kit.kit_run import KitItem, KitOptions, run_kit
+from cospec.runtime.doctor.kit import kit_run, kit_steps, power
+from cospec.runtime.doctor.kit.kit_archive import kit_items, make_archive
+from cospec.runtime.doctor.kit.kit_page import page_of
+from cospec.runtime.doctor.kit.kit_report import Report, read_report
+from cospec.runtime.doctor.kit.kit_run import run_kit
+from cospec.runtime.doctor.kit.kit_steps import KitItem, KitOptions
 
 PROMPTS = ("What is 12 + 30?", "What is 7 + 8?")
 STEPS = (
@@ -130,7 +131,7 @@ def test_a_second_run_repeats_nothing_that_passed(bundle, monkeypatch):
         raise AssertionError("it passed before")
 
     for name in ("check_chain", "check_strict", "measure", "compare"):
-        monkeypatch.setattr(kit_run, name, nothing)
+        monkeypatch.setattr(kit_steps, name, nothing)
     second = run(bundle)
     assert second.status == "passed"
     assert second.bundles["tiny"].speed == first.bundles["tiny"].speed
@@ -144,7 +145,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(bundle, monkeypatch, tmp_
         def killed(*arguments: object) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(kit_run, "check_strict", killed)
+        patched.setattr(kit_steps, "check_strict", killed)
         with pytest.raises(KeyboardInterrupt):
             run(bundle)
     partial = read_report(tmp_path / "report.json")
@@ -236,10 +237,10 @@ def test_a_kernel_that_yields_nan(bundle, monkeypatch):
 
 def test_a_device_that_computes_otherwise_fails(bundle, monkeypatch, tmp_path):
     from cospec.runtime.bundle.reader import Bundle
-    from cospec.runtime.kit.device_checks import write_goldens
+    from cospec.runtime.doctor.kit.device_checks import write_goldens
 
     simulate(monkeypatch)
-    goldens = kit_run.compute_goldens(Bundle.open(bundle))
+    goldens = kit_steps.compute_goldens(Bundle.open(bundle))
     goldens["target"]["hidden"] *= 1.5
     write_goldens(tmp_path / "goldens.npz", goldens)
     report = run(bundle)
@@ -284,7 +285,7 @@ def test_the_archive_holds_all_that_a_device_needs(bundle, tmp_path, monkeypatch
     assert item.goldens is not None
     simulate(monkeypatch)
     options = KitOptions(max_tokens=8, prompts=PROMPTS[:1], simulated=True)
-    monkeypatch.setattr(kit_run, "_goldens", None)  # those of the archive are used
+    monkeypatch.setattr(kit_steps, "goldens_of", None)  # those of the archive are used
     assert run_kit([item], tmp_path / "report.json", options).status == "passed"
 
 
@@ -358,5 +359,5 @@ def test_numbers_of_goldens_are_compared_with_their_dtype():
         "hidden": np.ones((2, 4)),
     }
     found = {**rows, "hidden": rows["hidden"] * 1.01}
-    assert kit_run.compare(found, rows, "float16")["passed"]
-    assert not kit_run.compare(found, rows, "float32")["passed"]
+    assert kit_steps.compare(found, rows, "float16")["passed"]
+    assert not kit_steps.compare(found, rows, "float32")["passed"]

@@ -12,7 +12,7 @@ from tensorrt_matrix import RESULTS
 from tensorrt_table import DOCUMENT, REPORTS, accept, render, reports_in
 
 from cospec.errors import UsageError
-from cospec.runtime.kit.kit_report import BundleResult, Environment, Report, write_report
+from cospec.runtime.doctor.kit.kit_report import BundleResult, Environment, Report, write_report
 
 
 def report(**changes: Any) -> Report:

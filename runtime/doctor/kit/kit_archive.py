@@ -10,12 +10,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ...errors import UsageError
-from ..bundle.durable import write_json
-from ..bundle.json_input import read_json
-from ..bundle.reader import Bundle
+from ....errors import UsageError
+from ...bundle.durable import write_json
+from ...bundle.json_input import read_json
+from ...bundle.reader import Bundle
 from .device_checks import write_goldens
-from .kit_run import KitItem, compute_goldens
+from .kit_steps import KitItem, compute_goldens
 
 KIT_FILE = "kit.json"
 RECIPES = Path(__file__).with_name("recipes")

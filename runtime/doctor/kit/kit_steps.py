@@ -1,36 +1,26 @@
-"""Build, check and measure bundles on the TensorRT and the GPU of this machine, into one report.
-
-Every step is written down when it ends. A run that was interrupted, or ran out of time, goes on where
-it stopped: steps that passed on the same machine with the same bundle are not repeated.
-"""
+"""The steps of the kit on one bundle: build, load, check and measure."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ... import __version__
-from ...errors import BackendError, CospecError
-from ..bundle.manifest import Manifest, ModelEntry
-from ..bundle.reader import Bundle
-from ..decoding.placement import graph_shape
-from ..decoding.session import Session, load
-from ..doctor.checks import check_machine
-from ..doctor.machine import probe
-from ..engines.onnxruntime import OrtEngine, OrtOptions
-from ..tensorrt.api import Gpu, flavour_of, import_tensorrt, read_gpu, version_of
-from ..tensorrt.bundle_engines import check_version, plan_keys, prepare_engines
-from ..tensorrt.cuda import Cuda, import_cuda
-from ..tensorrt.devices import device_of
-from ..tensorrt.plan_store import PlanStore
+from ....errors import BackendError, CospecError
+from ...bundle.manifest import Manifest, ModelEntry
+from ...bundle.reader import Bundle
+from ...decoding.placement import graph_shape
+from ...decoding.session import Session, load
+from ...engines.onnxruntime import OrtEngine, OrtOptions
+from ...tensorrt.api import Gpu, flavour_of, version_of
+from ...tensorrt.bundle_engines import check_version, plan_keys, prepare_engines
+from ...tensorrt.devices import device_of
+from ...tensorrt.plan_store import PlanStore
 from .device_checks import (
     check_chain,
     check_strict,
@@ -40,17 +30,7 @@ from .device_checks import (
     play,
     read_goldens,
 )
-from .kit_report import (
-    BundleResult,
-    Environment,
-    Failure,
-    Report,
-    Speed,
-    Step,
-    read_report,
-    write_report,
-)
-from .power import find_reader
+from .kit_report import BundleResult, Failure, Speed, Step
 
 PROMPTS = (
     "What is 12 + 30?",
@@ -89,67 +69,7 @@ class KitOptions:
     simulated: bool = False
 
 
-def run_kit(
-    items: Sequence[KitItem],
-    output: Path,
-    options: KitOptions,
-    progress: Callable[[str], None] = lambda line: None,
-) -> Report:
-    """Run all steps of all bundles.
-
-    Args:
-        items: bundles, the smallest first.
-        output: the report's file; one of an earlier run is continued.
-        options: see there.
-        progress: called with a line about each step.
-
-    Raises:
-        BundleError: a bundle is damaged.
-        ResourceError: the report cannot be written.
-    """
-    started = time.monotonic()
-    bundles = {item: Bundle.open(item.bundle) for item in items}
-    today = datetime.now(timezone.utc).date().isoformat()
-    report = Report(
-        report_version=2,
-        simulated=options.simulated,
-        status="skipped",
-        date=today,
-        seconds=0.0,
-    )
-    found = _device()
-    if isinstance(found, str):
-        report.reason = found
-        write_report(report, output)
-        return report
-    trt, cuda, gpu = found
-    power = find_reader()
-    report.environment = _environment(trt, cuda, gpu)
-    report.power_source = power[0] if power else None
-    machine = probe(output.parent)
-    report.findings = tuple((f.level, f.topic, f.message) for f in check_machine(machine))
-    earlier = _earlier(output, report)
-    report.status, report.reason = "failed", "the run was interrupted; start it again to go on"
-    for item, bundle in bundles.items():
-        run = _BundleRun(item, bundle, trt, gpu, options, started, progress)
-        report.bundles[bundle.root.name] = result = run.result
-        before = earlier.get(bundle.root.name)
-        if before is not None and before.seal == result.seal:
-            result.steps = {name: step for name, step in before.steps.items() if step.passed}
-            result.speed = dict(before.speed)
-        run.save = lambda: _save(report, output, started)
-        run.all_steps(power[1] if power else None)
-    report.status, report.reason = ("passed" if _passed(report) else "failed"), None
-    _save(report, output, started)
-    return report
-
-
-def compute_goldens(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
-    """Return what ONNX Runtime computes of each decoder, from the graphs that plans are built from."""
-    return {role: _goldens(bundle, entry) for role, entry in _decoders(bundle.manifest)}
-
-
-class _BundleRun:
+class BundleRun:
     """The steps of one bundle."""
 
     def __init__(
@@ -166,7 +86,7 @@ class _BundleRun:
         self._options, self._started, self._progress = options, started, progress
         self.save: Callable[[], None] = lambda: None
         manifest = bundle.manifest
-        kinds = (kept.kind for _, model in _decoders(manifest) for kept in model.kept_weights)
+        kinds = (kept.kind for _, model in decoders_of(manifest) for kept in model.kept_weights)
         self.result = BundleResult(
             name=manifest.name,
             seal=manifest.seal or "none",
@@ -225,7 +145,7 @@ class _BundleRun:
         manifest = self._bundle.manifest
         count = max(1, manifest.generation.num_draft_tokens)
         decoders: dict[str, Any] = {"target": session.caches.target, "draft": session.caches.draft}
-        for role, entry in _decoders(manifest):
+        for role, entry in decoders_of(manifest):
             decoder = decoders[role]
             self._step(f"numerics of the {role}", partial(self._numerics, decoder, role, entry))
             self._step(
@@ -238,7 +158,7 @@ class _BundleRun:
 
     def _numerics(self, decoder: Any, role: str, entry: ModelEntry) -> dict[str, Any]:
         goldens = self._item.goldens
-        golden = read_goldens(goldens, role) if goldens else _goldens(self._bundle, entry)
+        golden = read_goldens(goldens, role) if goldens else goldens_of(self._bundle, entry)
         manifest = self._bundle.manifest
         found = play(decoder, _widths(manifest), manifest.vocab_size)
         return compare(found, golden, entry.cache_dtype)
@@ -301,40 +221,13 @@ class _BundleRun:
         self.save()
 
 
-def _device() -> tuple[Any, Any, Gpu] | str:
-    """Return (trt, cuda, gpu), or the reason why there is nothing to run on."""
-    try:
-        cuda = import_cuda()
-        Cuda(cuda)
-        gpu = read_gpu(cuda)
-        trt = import_tensorrt()
-    except CospecError as error:
-        return error.message
-    return (trt, cuda, gpu) if gpu is not None else "CUDA does not describe the GPU"
+def compute_goldens(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
+    """Return what ONNX Runtime computes of each decoder, from the graphs that plans are built from."""
+    return {role: goldens_of(bundle, entry) for role, entry in decoders_of(bundle.manifest)}
 
 
-def _earlier(output: Path, report: Report) -> dict[str, BundleResult]:
-    """Return the results of an earlier run on this machine."""
-    try:
-        earlier = read_report(output)
-    except CospecError:
-        return {}
-    alike = earlier.environment == report.environment and earlier.simulated == report.simulated
-    return earlier.bundles if alike else {}
-
-
-def _save(report: Report, output: Path, started: float) -> None:
-    report.seconds = time.monotonic() - started
-    write_report(report, output)
-
-
-def _passed(report: Report) -> bool:
-    """Return whether no step failed, and one bundle passed all of its own."""
-    states = [bundle.status for bundle in report.bundles.values()]
-    return "failed" not in states and "passed" in states
-
-
-def _decoders(manifest: Manifest) -> list[tuple[str, ModelEntry]]:
+def decoders_of(manifest: Manifest) -> list[tuple[str, ModelEntry]]:
+    """Return the decoders of a bundle by role."""
     models = manifest.models
     return [("target", models.target), *([("draft", models.draft)] if models.draft else [])]
 
@@ -344,27 +237,9 @@ def _widths(manifest: Manifest) -> list[int]:
     return golden_steps(chosen.num_draft_tokens, chosen.prefill_chunk, manifest.capacity)
 
 
-def _goldens(bundle: Bundle, entry: ModelEntry) -> dict[str, Any]:
+def goldens_of(bundle: Bundle, entry: ModelEntry) -> dict[str, Any]:
+    """Return what ONNX Runtime computes of one decoder on the CPU."""
     low_memory = entry.cache_dtype == "float16"
     options = OrtOptions(provider="cpu", low_memory=low_memory)
     engine = OrtEngine(bundle.path(entry.graph), graph_shape(bundle.manifest, entry), options)
     return play(engine.decoder(), _widths(bundle.manifest), bundle.manifest.vocab_size)
-
-
-def _environment(trt: Any, cuda: Any, gpu: Gpu) -> Environment:
-    device = Cuda(cuda)
-    release = Path("/etc/nv_tegra_release")
-    return Environment(
-        gpu=gpu.name,
-        sm=gpu.sm,
-        memory_bytes=gpu.memory_bytes,
-        unified_memory=gpu.unified,
-        module=trt.__name__,
-        tensorrt=version_of(trt),
-        cuda_runtime=int(device.call("cudaRuntimeGetVersion")),
-        cuda_driver=int(device.call("cudaDriverGetVersion")),
-        jetson=release.read_text().splitlines()[0] if release.exists() else None,
-        platform=platform.platform(),
-        python=platform.python_version(),
-        cospec=__version__,
-    )

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding.session import Session
-from ..engines.protocol import ChainedDecoder, Decoder
+from ...decoding.session import Session
+from ...engines.protocol import ChainedDecoder, Decoder
 from .power import PowerMeter, Reader
 
 SUMMARY = ("top_values", "top_ids", "entropy", "next_input_logprob", "hidden")

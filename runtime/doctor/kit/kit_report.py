@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ...errors import UsageError
-from ..bundle.durable import write_json
-from ..bundle.json_input import matching, read_json
+from ....errors import UsageError
+from ...bundle.durable import write_json
+from ...bundle.json_input import matching, read_json
 
 MAX_BYTES = 4 << 20
 

@@ -50,7 +50,7 @@ test-trt: env   ## every model through TensorRT's parser and builder, old versio
 	$(BIN)/pytest tests/runtime/tensorrt $(wildcard tests/export/test_tensorrt*.py)
 
 # The small pair in both forms, for any TensorRT, and SmolLM2 in int4 for a Jetson.
-device-kit: env ## an archive for owners of a device -> .cache/kit/cospec-kit.zip
+device-kit: env ## an archive for owners of a device -> .cache/kit/device-kit.zip
 	mkdir -p .cache/kit && rm -f .cache/kit/*.whl
 	$(BIN)/python -m build --wheel --outdir .cache/kit . >/dev/null
 	for form in portable scatter; do $(BIN)/cospec-export --target tiny --precision fp16 --lowering $$form \
@@ -58,7 +58,7 @@ device-kit: env ## an archive for owners of a device -> .cache/kit/cospec-kit.zi
 	$(BIN)/cospec-export --target "$$(cd tests && ../$(BIN)/python -c 'import smollm2; print(smollm2.smollm2_gguf_path())')" \
 	  --draft none --trt --weights int4 --device orin-nano-jp6 --force --output .cache/kit/smollm2
 	$(BIN)/cospec-kit .cache/kit/tiny-portable .cache/kit/tiny-scatter .cache/kit/smollm2 \
-	  --make .cache/kit/cospec-kit.zip --wheel .cache/kit/*.whl
+	  --make .cache/kit/device-kit.zip --wheel .cache/kit/*.whl
 
 test-pythons:   ## the runtime's tests in bare environments of Python 3.10 and 3.13, without torch
 	@for python in $(PYTHONS); do \

@@ -34,8 +34,8 @@ FOREIGN_OPTIONS = {
     *("--merge", "--local-dir"),  # llama.cpp's and the hub's own commands
     *("--head", "--no"),  # of `ray start`; the beginning of click's own --no-NAME
 }
-FOREIGN_FILES = {"isolation.py"}
-"""Files whose options are those of bubblewrap and setpriv."""
+FOREIGN_FILES = {"isolation.py", "power.py"}
+"""Files whose options are those of bubblewrap and setpriv, or of nvidia-smi."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_./-]*|.*(\.\.\.|\{|\$|<).*")
 # Not the names of threads and of a file format.
 _NAME = re.compile(r"(?<![\w/.-])(cospec-(?!slot|reader|cache)[a-z]+)(?![\w-])")

@@ -79,7 +79,7 @@ def main(
         raise UsageError("--wheel is for an archive", hint="add --make")
     if make is not None:
         make_archive(folders, make, wheel, progress)
-        click.echo(f"{make} written. On the device: unzip it and run cospec-kit/run.sh")
+        click.echo(f"{make} written. On the device: unzip it and run device-kit/run.sh")
         return
     options = KitOptions(
         minutes=DEFAULT_MINUTES if minutes is None else minutes,

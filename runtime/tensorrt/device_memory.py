@@ -115,6 +115,7 @@ def decoder_memory(
     vocab_size: int,
     widest: int,
     stored: str = "",
+    unpacked: int = 0,
 ) -> EngineMemory:
     """Estimate one decoder.
 
@@ -126,13 +127,14 @@ def decoder_memory(
         vocab_size: width of the logits.
         widest: tokens of the widest pass.
         stored: what the weights are stored in, for people.
+        unpacked: scratch memory in which the engine unpacks weights.
     """
     logits = widest * vocab_size * 4
     return EngineMemory(
         role=role,
         weights=weight_bytes * (2 if role == "draft" else 1),
         cache=cache_bytes * (2 if lowering == "portable" else 1),
-        activations=SCRATCH_BYTES + (SCRATCH_ROWS + 1) * logits,
+        activations=SCRATCH_BYTES + (SCRATCH_ROWS + 1) * logits + unpacked,
         stored=stored,
     )
 

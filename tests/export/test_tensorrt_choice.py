@@ -50,7 +50,7 @@ def test_the_widest_weights_that_leave_a_margin_are_chosen(gib, weights, llama):
     choice = choose(target, device) if gib != 40 else choose(llama, device)
     assert set(choice.weights.values()) == {weights}
     assert choice.memory.total <= (1 - MARGIN) * device.memory_bytes
-    assert any("the widest that fit" in reason for reason in choice.reasons) == (weights != "fp16")
+    assert any("widest that fit" in reason for reason in choice.reasons) == (weights != "fp16")
     assert f"weights in {weights}" in "\n".join(choice.memory.lines())
 
 
@@ -147,6 +147,24 @@ def test_a_single_head_of_keys_and_values_decides_the_form(device, lowering, lla
     assert choose_engines(found, {"target": llama}, SIZES).lowering == found.lowering
     asked = choose_engines(found, {"target": one}, SIZES, lowering="scatter")
     assert asked.lowering == "scatter", "the user's choice is the user's"
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "unpacks"),
+    [
+        ("rtx-4090", "int8", False),
+        ("rtx-4090", "int4", False),
+        ("rtx-4090", "fp8", True),
+        ("agx-orin-jp6", "int8", True),
+        ("agx-orin-jp6", "int4", False),
+    ],
+)
+def test_scratch_memory_of_unpacked_weights_is_counted(device, weights, unpacks, llama):
+    plain, chosen = (
+        choose(llama, resolve_device(device), weights=each).memory.engines[0].activations
+        for each in ("fp16", weights)
+    )
+    assert (chosen - plain > 2 * llama.vocab_size * llama.config.hidden_size) == unpacks
 
 
 def test_what_is_planned_is_what_is_written(tmp_path):

@@ -78,6 +78,22 @@ def test_a_jetson_gets_its_form_and_builds_its_engines_itself(
     assert f"engines for {device} cannot be built on this machine" in refused.stderr
 
 
+def test_weights_in_few_bits_are_exported_for_a_device(trt, checkpoint_of, tmp_path):
+    """And a single head of keys and values gets the form that its TensorRT builds."""
+    one = checkpoint_of("llama", layers=1, overrides={"num_key_value_heads": 1})
+    result = export_for("thor-jp7.2", one, tmp_path / "bundle", "--weights", "int4")
+    assert result.exit_code == 0, result.output
+    assert "weights in int4" in result.stdout
+    assert "form portable: a model has a single head" in result.stdout
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.lowering == "portable"
+    assert {kept.kind.partition(" ")[0] for kept in manifest.models.target.kept_weights} == {"int4"}
+    model = onnx.load(tmp_path / "bundle/target/model.onnx", load_external_data=False)
+    assert {o.domain: o.version for o in model.opset_import}[""] == 21
+    checked = json.loads((tmp_path / "bundle/certificate.json").read_text())["engines"]["target"]
+    assert (checked["parsed"], checked["built_for"]) == (True, "SM120")
+
+
 @pytest.fixture(scope="module")
 def rtx_bundle(trt: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("rtx") / "llama"
@@ -213,6 +229,15 @@ def test_what_does_not_fit_is_refused_before_any_work(llama, tmp_path, monkeypat
         (["--trt", "--device", "rtx-4090", "--lowering", "gqa"], "gqa is for ONNX Runtime"),
         (["--trt", "--device", "thor-jp7.1", "--lowering", "scatter"], "does not read"),
         (["--trt", "--device", "rtx-4090", "--precision", "fp32"], "no fp32 kernel"),
+        (
+            ["--trt", "--device", "agx-orin-jp6", "--weights", "fp8"],
+            "(SM 87) does not take weights in",
+        ),
+        (
+            ["--trt", "--device", "rtx-2080", "--weights", "int4"],
+            "(SM 75) does not take weights in",
+        ),
+        (["--weights", "fp8"], "--weights fp8 is for TensorRT"),
         (["--build-only", "somewhere"], "--build-only exports nothing"),
     ],
 )

@@ -19,7 +19,7 @@ from .kit_steps import KitItem, compute_goldens
 
 KIT_FILE = "kit.json"
 RECIPES = Path(__file__).with_name("recipes")
-_FOLDER = "cospec-kit"
+_FOLDER = "device-kit"
 
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
 

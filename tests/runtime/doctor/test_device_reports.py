@@ -84,7 +84,7 @@ def test_a_report_of_no_device_is_refused(change, tmp_path):
 def test_a_file_that_is_no_report_is_refused(tmp_path):
     file = Path(tmp_path / "sent.json")
     file.write_text('{"tokens_per_second": 9000}')
-    with pytest.raises(UsageError, match="missing key"):
+    with pytest.raises(UsageError, match="unknown key"):
         accept(file, tmp_path)
 
 

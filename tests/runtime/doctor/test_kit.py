@@ -276,7 +276,7 @@ def test_the_archive_holds_all_that_a_device_needs(bundle, tmp_path, monkeypatch
     assert made.exit_code == 0, made.output
     with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
         archive.extractall(tmp_path / "there")
-    root = tmp_path / "there" / "cospec-kit"
+    root = tmp_path / "there" / "device-kit"
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert {"run.sh", "README.md", "kit.json", wheel.name, "goldens/tiny.npz"} <= names
     assert {"Dockerfile.jetpack6", "Dockerfile.jetpack7", "Dockerfile.rtx"} <= names

@@ -68,8 +68,8 @@ Examples:
     "target's 4-bit weights take 8 bits, which needs more memory and less time. fp32, fp16: all "
     "weights become plain numbers. int8, int4: plain numbers are quantised; int4 stores as many "
     "matrices in 8 bits as the limit asks for. auto: int4 for ONNX Runtime on a CPU, with fp16 beyond "
-    "the limit; quantised checkpoints are kept. fp8: with --trt, whose default is auto: the widest that "
-    "fit the device.",
+    "the limit; quantised checkpoints are kept. fp8: with --trt. There, auto is the default and takes "
+    "the widest that fit the device.",
 )
 @click.option(
     "--max-perplexity-increase",
@@ -255,7 +255,9 @@ def _engines(
 
     chosen, note = choose_device(device)
     check_form(chosen, lowering or chosen.lowering, precision or "fp16")
-    check_weights(chosen, weights or "auto")
+    # Kept numbers are exact for TensorRT wherever it can read them.
+    weights = "keep" if weights == "exact" else weights or "auto"
+    check_weights(chosen, weights)
     if note:
         click.echo(f"note: {note}.", err=True)
 
@@ -263,7 +265,7 @@ def _engines(
         if not as_json:
             click.echo("\n".join(lines))
 
-    return EngineExport(chosen, announce, lowering, weights or "auto")  # type: ignore[arg-type]
+    return EngineExport(chosen, announce, lowering, weights)  # type: ignore[arg-type]
 
 
 def _refuse_what_is_for_tensorrt(device: str | None, weights: str | None) -> None:

@@ -197,6 +197,8 @@ def check_weights(device: Device, weights: str) -> None:
     """
     if weights in (*_PLAIN, "keep", "auto") or weights in device.precisions:
         return
+    if weights == "fast":
+        raise UsageError("--weights fast is for ONNX Runtime", hint="leave it out, or take int8")
     takes = [each for each in ("fp16", "int8", "int4", "fp8") if each in device.precisions]
     gpu = f"{device.name} (SM {device.sm})"
     hint = f"--weights {', '.join(takes)}, or auto for the widest that fits"

@@ -202,6 +202,8 @@ def _built(rows: list[Row]) -> str:
 
 
 def _sms(rows: list[Row], lowering: str) -> str:
+    if rows and all(row["lowering"] != lowering for row in rows):
+        return "not tried"
     built = {row["sm"] for row in rows if _is_built(row, lowering)}
     return ", ".join(map(str, sorted(built)))
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import onnx
 import torch
+from msgspec.structs import replace
 
 from ..models.checkpoint import Checkpoint, Precision
 from ..models.vocabulary import SharedVocabulary
 from ..models.weights.gguf_weights import refuse_unkept
 from ..models.weights.streamed_model import StreamedModel, module_of, streamed_model
 from ..runtime.bundle.manifest import MAX_UNSHARED, ModelEntry
+from ..runtime.drafting.costs import pass_seconds
+from ..runtime.drafting.draft_length import LONGEST_AUTO_DRAFT
 from ..runtime.engines.onnxruntime import OrtEngine, OrtOptions
 from ..runtime.engines.protocol import GraphShape
 from . import gate, graph
@@ -170,7 +173,11 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
     )
     tolerance = "fp16" if chosen.halves else request.precision
     in_blocks = request.reads_integers and bool(kept)
-    parity = _parity(path, shape, probes, role, tolerance, quantised=in_blocks)
+    parity, engine = _checked(path, shape, probes, role, tolerance, quantised=in_blocks)
+    if request.lowering == "gqa" and request.precision == "fp32":
+        widest = LONGEST_AUTO_DRAFT + 1 if role == "target" else 1
+        seconds = pass_seconds(engine.decoder(), widest)
+        entry = replace(entry, pass_seconds=tuple(float(f"{each:.3g}") for each in seconds))
     return Exported(entry, parity, chosen.facts)
 
 
@@ -193,7 +200,7 @@ def summary_top(vocab_size: int) -> int:
     return min(SUMMARY_TOP, vocab_size)
 
 
-def _parity(
+def _checked(
     path: Path,
     shape: GraphShape,
     probes: list[Probe],
@@ -201,22 +208,22 @@ def _parity(
     tolerance: str,
     *,
     quantised: bool,
-) -> dict[str, Any]:
-    """Compare the graph with the reference: computed in fp32, then as it will be run."""
+) -> tuple[dict[str, Any], OrtEngine]:
+    """Compare the graph with the reference: computed in fp32, then as it will be run.
+
+    Returns:
+        The gate's report, and the engine of the graph.
+    """
     options = OrtOptions(provider="cpu", low_memory=shape.cache_dtype == "float16")
-
-    def measure(file: Path, tolerance: str) -> dict[str, Any]:
-        engine = OrtEngine(file, shape, options)
-        return gate.check(engine, probes, tolerance, role).to_json()
-
     if not quantised:
-        return measure(path, tolerance)
+        engine = OrtEngine(path, shape, options)
+        return gate.check(engine, probes, tolerance, role).to_json(), engine
     exact = path.with_name("exact.onnx")
     _compute_in_fp32(path, exact)
-    report = measure(exact, tolerance)
+    report = gate.check(OrtEngine(exact, shape, options), probes, tolerance, role).to_json()
     exact.unlink()
     engine = OrtEngine(path, shape, options)
-    return {**report, "int8_activations": gate.check_in_int8(engine, probes, role)}
+    return {**report, "int8_activations": gate.check_in_int8(engine, probes, role)}, engine
 
 
 def _compute_in_fp32(path: Path, output: Path) -> None:

@@ -171,7 +171,11 @@ def commit_rewritten(
             shutil.copyfile(source.path(file.path), writer.path(file.path))
     facts = still_true(read_certificate(source.root, manifest), changed, writer.sha256_of)
     write_certificate(writer.staging, facts | sections)
-    models = replace(manifest.models, target=entries["target"], draft=entries.get("draft"))
+    timed = {  # other graphs take other times
+        role: replace(entry, pass_seconds=()) if role in changed else entry
+        for role, entry in entries.items()
+    }
+    models = replace(manifest.models, target=timed["target"], draft=timed.get("draft"))
     return writer.commit(
         replace(
             manifest,

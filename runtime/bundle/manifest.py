@@ -65,6 +65,7 @@ Sha256 = Annotated[str, _SHA256]
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 Large = Annotated[int, Meta(ge=0, le=1 << 50)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
+PassSeconds = Annotated[float, Meta(ge=1e-6, le=3600)]
 WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4", "int4-128"]
 
 
@@ -96,6 +97,8 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     `weights` is the format that the weights were converted to after the export (see
     `calibration.weights`); None is the precision of the export.
     `kept_weights` are those that a quantised checkpoint brought with it, by kind.
+    `pass_seconds` are the times of passes of 1, 2, ... tokens on the CPU that exported the graph; empty
+    where they were not measured. The draft-length controller starts from them.
     `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None
     stands for all of them. `unshared` names the ids that a draft never proposes because they are not
     the same token in both vocabularies, each with the reason.
@@ -111,6 +114,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     weights: WeightFormat | None = None
     kept_weights: Annotated[tuple[KeptWeights, ...], Meta(max_length=64)] = ()
     kept_tokens: Size | None = None
+    pass_seconds: Annotated[tuple[PassSeconds, ...], Meta(max_length=64)] = ()
     unshared: Annotated[tuple[Text, ...], Meta(max_length=MAX_UNSHARED)] = ()
 
     def cache_bytes(self, capacity: int) -> int:

@@ -16,7 +16,7 @@ from ..arbitration.referee import Referee
 from ..bundle.hub import local_folder
 from ..bundle.manifest import Manifest
 from ..bundle.reader import Bundle, load_unchanged
-from ..drafting.costs import MeasuredCosts
+from ..drafting.costs import MeasuredCosts, recorded_costs
 from ..drafting.draft_length import DraftLengthController
 from ..drafting.protocol import DrafterFactory, EvidenceDrafter
 from ..drafting.registry import NamedDrafter, find_drafter
@@ -89,7 +89,8 @@ class Session:
         self.drafter = self._drafter.name
         drafting = draft if self._drafter.uses_model else None
         self.engines = (target, draft)
-        self._costs = MeasuredCosts(target, drafting)
+        recorded = recorded_costs(manifest.models, target, drafting)
+        self._costs = MeasuredCosts(target, drafting, recorded)
         eos = manifest.generation.eos_token_ids
         self._grammars = GrammarCompiler(codec.tokenizer.to_str, manifest.vocab_size, eos)
         self._running: Stream | None = None
@@ -231,7 +232,7 @@ class Session:
     def draft_length_controller(self) -> DraftLengthController:
         """Chooses the draft length `auto`, and learns from all generations of this session.
 
-        Costs are measured the first time that a session on these engines needs them.
+        Its costs are the bundle's, or measured when a session on these engines first needs them.
         """
         return DraftLengthController(self._costs.get())
 

@@ -1,7 +1,8 @@
-"""What the parts of a round cost on this machine, measured before the first round.
+"""What the parts of a round cost, known before the first round.
 
-Rounds alone would not show the cost of widths that are not in use, and the best may be among them. The
-measurement feeds arbitrary tokens to decoders of its own, so it disturbs no generation.
+Rounds alone would not show the cost of widths that are not in use, and the best may be among them. A
+bundle records what the export measured. Where it does not, or where the models do not run on a CPU,
+the first need measures: arbitrary tokens go to decoders of its own, which disturbs no generation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from statistics import median
 from threading import Lock
 from time import perf_counter
 
+from ..bundle.manifest import Models
 from ..engines.protocol import Decoder, Engine
 from .draft_length import LONGEST_AUTO_DRAFT, Costs
 
@@ -29,11 +31,12 @@ class MeasuredCosts:
     Args:
         target: engine of the target.
         draft: engine of the draft, or None if tokens are looked up.
+        recorded: costs that are known already.
     """
 
-    def __init__(self, target: Engine, draft: Engine | None) -> None:
+    def __init__(self, target: Engine, draft: Engine | None, recorded: Costs | None = None) -> None:
         self._engines = (target, draft)
-        self._costs: Costs | None = None
+        self._costs = recorded
         self._lock = Lock()
 
     def get(self) -> Costs:
@@ -61,13 +64,30 @@ def measure_costs(target: Decoder, draft: Decoder | None, longest: int) -> Costs
     Raises:
         BackendError: a backend failed.
     """
-    context = min(CONTEXT, target.capacity // 2)
-    widths = range(1, min(longest + 1, target.capacity - context) + 1)
-    verify = [median(each[1:]) for each in time_passes(target, context, widths, REPEATS)]
-    if draft is None:
-        return Costs(LOOKUP_SECONDS, verify)
-    (steps,) = time_passes(draft, context, range(1, 2), REPEATS)
-    return Costs(median(steps[1:]), verify)
+    verify = pass_seconds(target, longest + 1)
+    return Costs(LOOKUP_SECONDS if draft is None else pass_seconds(draft, 1)[0], verify)
+
+
+def pass_seconds(decoder: Decoder, widest: int) -> list[float]:
+    """Return the median times of passes of 1, 2, ... `widest` tokens, or what the capacity takes."""
+    context = min(CONTEXT, decoder.capacity // 2)
+    widths = range(1, min(widest, decoder.capacity - context) + 1)
+    return [median(each[1:]) for each in time_passes(decoder, context, widths, REPEATS)]
+
+
+def recorded_costs(models: Models, target: Engine, draft: Engine | None) -> Costs | None:
+    """Return the costs that a bundle records, or None if these engines need a measurement.
+
+    Args:
+        models: of the bundle.
+        target: engine of the target.
+        draft: engine of the draft, or None if tokens are looked up.
+    """
+    on_cpu = all(getattr(each, "device", "cpu") == "cpu" for each in (target, draft) if each)
+    verify, step = models.target.pass_seconds, (LOOKUP_SECONDS,)
+    if draft is not None:
+        step = () if models.draft is None else models.draft.pass_seconds[:1]
+    return Costs(step[0], verify) if on_cpu and len(verify) > 1 and step else None
 
 
 def time_passes(decoder: Decoder, context: int, widths: range, repeats: int) -> list[list[float]]:

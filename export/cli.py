@@ -65,7 +65,7 @@ Examples:
     help="How weights are stored. keep (default): the target's quantised weights stay in their own "
     "numbers, those of 5 and 6 bits within 0.4%; the draft's are rounded to 4 bits; plain numbers are "
     "stored as --precision says. exact: all quantised weights stay in their own numbers. fast: the "
-    "target's 4-bit weights take 8 bits, which needs more memory and less time. fp32, fp16: all "
+    "target's 4-bit weights take 8 bits, which needs more disk and less time. fp32, fp16: all "
     "weights become plain numbers. int8, int4: plain numbers are quantised; int4 stores as many "
     "matrices in 8 bits as the limit asks for. auto: int4 for ONNX Runtime on a CPU, with fp16 beyond "
     "the limit; quantised checkpoints are kept. fp8: with --trt. There, auto is the default and takes "

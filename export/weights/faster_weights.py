@@ -4,8 +4,9 @@ The operator stores values of 5 and 6 bits in 8. Of a target, those get one scal
 of 16 or 32, and the unused bits keep the numbers: they move by at most 1/254 of the largest weight of
 their block. Values of 4 and 8 bits stay as they are, since they have no unused bits.
 
-Where speed counts more than memory, 4-bit values of a target take 8 bits in blocks of 128 too (`wide`):
-half as much again to store, and fewer scales, no minima and no unpacking in each product.
+Where speed counts more than disk, 4-bit values of a target take 8 bits in blocks of 128 too (`wide`):
+half as much again to store, and fewer scales, no minima and no unpacking in each product. Loaded, the
+target of the real pair takes less memory so than in 4 bits, whose scales and minima become fp32.
 
 A draft only proposes, so values of more than 4 bits are rounded to 4: each step reads half as much.
 Plain rounding is enough. On Qwen2.5-Coder 0.5B the scales of least square error, and blocks of 32,

@@ -84,7 +84,8 @@ def recorded_costs(models: Models, target: Engine, draft: Engine | None) -> Cost
         draft: engine of the draft, or None if tokens are looked up.
     """
     on_cpu = all(getattr(each, "device", "cpu") == "cpu" for each in (target, draft) if each)
-    verify, step = models.target.pass_seconds, (LOOKUP_SECONDS,)
+    verify = models.target.pass_seconds
+    step: tuple[float, ...] = (LOOKUP_SECONDS,)
     if draft is not None:
         step = () if models.draft is None else models.draft.pass_seconds[:1]
     return Costs(step[0], verify) if on_cpu and len(verify) > 1 and step else None

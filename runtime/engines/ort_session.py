@@ -137,8 +137,6 @@ def session_options_of(ort: Any, options: OrtOptions) -> Any:
     from packaging.version import Version
 
     session_options.inter_op_num_threads = 1
-    # Loading arranges the weights for the kernels, else on one thread. Before 1.31 it has no effect.
-    session_options.add_session_config_entry("session.prepack.enable_parallel", "1")
     briefly = Version(ort.__version__).release >= BRIEF_SPINNING_SINCE
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(briefly)))
     if briefly:

@@ -81,9 +81,8 @@ types: env      ## mypy, strict
 	cd $(TYPING) && MYPYPATH=../../tests ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	  -m cospec -m cospec.errors $(PACKAGES:%=-p cospec.%) $(HELPERS:%=-m %)
 
-# The theme's notice about MkDocs 2 is not ours: the extra `docs` stays below it.
-docs: env       ## the documentation site -> .cache/site; a broken link ends it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+docs: env       ## the documentation site -> .cache/site; a broken link or a warning ends it
+	$(BIN)/python docs/build.py
 	@echo "read it:  $(BIN)/python -m http.server --bind 127.0.0.1 --directory .cache/site"
 
 format: env     ## apply ruff's fixes and format

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import re
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -25,22 +25,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site() -> Path:
     """The site, built as `make docs` does; a link that leads nowhere fails it."""
-    for package in ("mkdocs", "material", "mkdocs_click", "mkdocstrings"):
+    for package in ("zensical", "mkdocs_click", "mkdocstrings"):
         pytest.importorskip(package, reason="the extra `docs` is not installed")
-    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)],
+        [sys.executable, "docs/build.py"],
         cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         check=False,
         timeout=540,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    assert done.stdout + done.stderr == "", "no warning"
+    return ROOT / ".cache/site"
 
 
 class Page(HTMLParser):
@@ -119,18 +118,71 @@ def test_the_example_programs_are_shown(site):
             assert line.strip() in shown, f"{program.name}: {line}"
 
 
-@pytest.mark.parametrize("mark", ['--8<-- "examples/01_minimal.py"', '--8 < --"a.py"', "-8<-"])
-def test_a_page_with_an_include_mark_is_refused(monkeypatch, mark):
-    pytest.importorskip("mkdocs")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import hooks
-    from mkdocs.exceptions import PluginError
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program that builds the site."""
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "docs/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    page = SimpleNamespace(file=SimpleNamespace(src_uri="examples.md"))
+
+@pytest.mark.parametrize("mark", ['--8<-- "examples/01_minimal.py"', '--8 < --"a.py"', "-8<-"])
+def test_a_page_with_an_include_mark_is_refused(build, mark):
     html = f"<pre><code><span>{escape(mark, quote=False)}</span></code></pre>"
-    with pytest.raises(PluginError, match=r"examples\.md: an include mark is left"):
-        hooks.on_page_content(html, page=page, config=None, files=None)
-    assert hooks.on_page_content("<p>8 &lt; 9</p>", page=page, config=None, files=None)
+    with pytest.raises(SystemExit, match=r"examples\.html: an include mark is left"):
+        build.check_includes(html, "examples.html")
+    build.check_includes("<p>8 &lt; 9</p>", "page.html")
+
+
+@pytest.mark.parametrize(
+    ("source", "page", "link", "turned"),
+    [
+        ("docs/faq.md", "faq.md", "[a](speed.md#x)", "[a](speed.md#x)"),
+        ("docs/faq.md", "faq.md", "[a](../README.md#x)", "[a](repository.md#x)"),
+        ("docs/faq.md", "faq.md", "[a](../errors.py)", "a"),
+        ("docs/faq.md", "faq.md", "[a](nothing.md)", "[a](nothing.md)"),
+        ("docs/faq.md", "faq.md", "[a](#here)", "[a](#here)"),
+        ("README.md", "repository.md", "![a](docs/images/round.svg)", "![a](images/round.svg)"),
+        ("README.md", "repository.md", "[a](docs/faq.md)", "[a](faq.md)"),
+        ("README.md", "repository.md", "[a](https://arxiv.org)", "[a](https://arxiv.org)"),
+        (
+            "models/tiny_pair/MODEL_CARD.md",
+            "models/tiny_pair/MODEL_CARD.md",
+            "[a](../../docs/faq.md)",
+            "[a](../../faq.md)",
+        ),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages_of_the_site(build, source, page, link, turned):
+    assert build.turn_links(link, source, page) == turned
+    code = f"```\n{link}\n```"
+    assert build.turn_links(code, source, page) == code
+
+
+def test_a_link_or_an_anchor_that_leads_nowhere_ends_the_build(tmp_path):
+    """In a small site of its own, with the settings of ours."""
+    pytest.importorskip("zensical", reason="the extra `docs` is not installed")
+    for name, text in {
+        "good.md": "# A\n\n[b](good.md#a)\n",
+        "page.md": "# A\n\n[b](other.md)\n",
+        "anchor.md": "# A\n\n[b](anchor.md#nowhere)\n",
+    }.items():
+        folder = tmp_path / name
+        (folder / "docs").mkdir(parents=True)
+        (folder / "docs/index.md").write_text("# Index\n")
+        (folder / "docs" / name).write_text(text)
+        (folder / "mkdocs.yml").write_text("site_name: x\nuse_directory_urls: false\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "zensical", "build", "--strict"],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+        )
+        assert (done.returncode == 0) == (name == "good.md"), done.stdout
 
 
 @pytest.fixture
@@ -155,7 +207,8 @@ def test_a_browser_shows_it(address):
         page.goto(f"{address}/cli.html")
         assert page.get_by_text("--trace", exact=False).count() > 0
         page.goto(f"{address}/api.html")
-        page.get_by_label("Search", exact=True).first.fill("threshold")
-        page.locator(".md-search-result__link").first.wait_for(timeout=180_000)
+        page.locator("[class*=search]:visible").first.click(timeout=180_000)
+        page.locator("input[type=text][aria-label=Search]").fill("threshold", timeout=180_000)
+        page.locator("a[role=option]").first.wait_for(timeout=180_000)
         overflow = page.evaluate("document.documentElement.scrollWidth > innerWidth")
         assert not overflow, "nothing is wider than the window"

@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TYPING := .cache/typing
+CLIENTS := .cache/clients
 WORKERS ?= 2
 PYTHONS ?= python3.10 python3.13
 PACKAGES := bench calibration export models runtime
@@ -15,7 +16,7 @@ DEMO_PROMPT := "Mia has 58 keys and Sam 55 more than Mia. How many in all?"
 COLLAB_PROMPT := "What is 625 times 4?"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test browser test-trt device-kit test-pythons quick lint types docs format attack bench release clean
+.PHONY: help env demo test browser test-trt device-kit test-clients test-pythons quick lint types docs format attack bench release clean
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +60,14 @@ device-kit: env ## an archive for owners of a device -> .cache/kit/device-kit.zi
 	  --draft none --trt --weights int4 --device orin-nano-jp6 --force --output .cache/kit/smollm2
 	$(BIN)/cospec-kit .cache/kit/tiny-portable .cache/kit/tiny-scatter .cache/kit/smollm2 \
 	  --make .cache/kit/device-kit.zip --wheel .cache/kit/*.whl
+
+# langchain, litellm and instructor disagree with our pins, so they have an environment of their own.
+test-clients: env ## other projects' clients against the server with the tiny pair
+	$(BIN)/cospec-export --target tiny --arbiter none --force --output $(CLIENTS)/tiny
+	$(PYTHON) -m venv $(CLIENTS)/venv
+	$(CLIENTS)/venv/bin/pip install --quiet --disable-pip-version-check \
+	  --requirement tests/runtime/serve/clients.txt --editable ".[cpu,serve,grammar]"
+	COSPEC_TINY_BUNDLE=$(CURDIR)/$(CLIENTS)/tiny $(CLIENTS)/venv/bin/python -m pytest tests/runtime/serve/test_clients.py
 
 test-pythons:   ## the runtime's tests in bare environments of Python 3.10 and 3.13, without torch
 	@for python in $(PYTHONS); do \

@@ -49,7 +49,12 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def tiny_pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained tiny pair as a bundle without its arbiter, exported once: read it, never write."""
+    """The trained tiny pair as a bundle without its arbiter, exported once: read it, never write.
+
+    Environments without torch set COSPEC_TINY_BUNDLE to a bundle that another one exported.
+    """
+    if given := os.environ.get("COSPEC_TINY_BUNDLE"):
+        return Path(given)
     from cospec.export.pipeline import ExportOptions, export_bundle
 
     return export_bundle(

@@ -28,6 +28,16 @@ FINISH_REASONS: dict[FinishReason, str] = {
 """OpenAI's finish reasons. Cancelled and timed-out generations have none: they are errors."""
 
 
+def finish_reason_of(stream: Stream) -> str:
+    """Return OpenAI's finish reason of a generation that has ended.
+
+    A stop text within an unfinished structure is `length`: the output is incomplete, and clients that
+    parse it look at that.
+    """
+    assert stream.finish_reason is not None, "it has ended"
+    return "length" if stream.is_complete is False else FINISH_REASONS[stream.finish_reason]
+
+
 @dataclass(frozen=True)
 class Form:
     """What an answer contains.

@@ -11,7 +11,7 @@ from typing import Any
 from ..decoding.completion import Piece, Stream
 from ..sampling.sampler import TokenLogprob
 from ..text.tool_call_reader import CallPart
-from .answers import FINISH_REASONS, Answer, Form, OutputSplitter, make_id
+from .answers import Answer, Form, OutputSplitter, finish_reason_of, make_id
 
 
 @dataclass
@@ -89,11 +89,11 @@ class ChoicesAnswer(Answer):
             counts_prompt: whether the prompt belongs to the usage; the choices of a prompt share it.
         """
         self._usage.add(stream.stats, counts_prompt=counts_prompt)
-        assert stream.finish_reason is not None, "it has ended"
-        rest, finish = self._end(FINISH_REASONS[stream.finish_reason])
-        extra: dict[str, Any] = (
-            {"stats": stream.stats.to_json()} if self._form.request.details else {}
-        )
+        rest, finish = self._end(finish_reason_of(stream))
+        extra: dict[str, Any] = {}
+        if self._form.request.details:
+            extra["stats"] = stream.stats.to_json()
+            extra |= {} if stream.is_complete is None else {"is_complete": stream.is_complete}
         if trace is not None:
             extra["trace"] = trace
         if self._form.request.stream:

@@ -79,7 +79,7 @@ def _structured(fields: Fields) -> tuple[str, Any] | None:
     ]
     if fields.take("json_object", bool):
         found.append(("json_schema", ANY_OBJECT))
-    fields.finish({"disable_any_whitespace": (False,), "disable_fallback": (True, False)})
+    fields.finish({"disable_any_whitespace": (True, False), "disable_fallback": (True, False)})
     if len(found) > 1:
         raise RefusedError("structured_outputs has several constraints", param="structured_outputs")
     return found[0] if found else None

@@ -188,7 +188,7 @@ class Fields:
             return
         path = self.path(name)
         raise RefusedError(
-            f"this server supports only {' or '.join(map(_json, neutral))} for {path}"
+            f"this server supports only {' or '.join(dict.fromkeys(map(_json, neutral)))} for {path}"
             if neutral
             else f"this server does not support {path}",
             param=path,

@@ -11,7 +11,7 @@ import msgspec
 from ..decoding.completion import Piece, Stream
 from ..sampling.sampler import TokenLogprob
 from ..text.tool_call_reader import CallPart
-from .answers import FINISH_REASONS, Answer, Form, OutputSplitter, make_id
+from .answers import Answer, Form, OutputSplitter, finish_reason_of, make_id
 from .refusals import RefusedError
 
 
@@ -55,8 +55,7 @@ class ResponsesAnswer(Answer):
         events = self._add(*self._output.finish(), [])
         if not self._items:
             events += self._begin("message")
-        assert stream.finish_reason is not None, "it has ended"
-        is_whole = FINISH_REASONS[stream.finish_reason] == "stop"
+        is_whole = finish_reason_of(stream) == "stop"
         self._status = "completed" if is_whole else "incomplete"
         return events + self._end()
 

@@ -88,7 +88,9 @@ def read_tool_use(fields: Fields) -> ToolUse | None:
         )
     if not tools or choice == "none":
         return None
-    return ToolUse(tuple(_schema(each) for each in given), tools, forced, parallel is not False)
+    # A named function is called once, as OpenAI does it.
+    parallel = parallel is not False and name is None
+    return ToolUse(tuple(_schema(each) for each in given), tools, forced, parallel)
 
 
 def _name_of(choice: Any) -> str | None:

@@ -38,7 +38,8 @@ def collab(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 TEMPLATE = (
-    "{{ bos_token }}{% if tools %}<tool_call> {{ tools | tojson }}{% endif %}"
+    "{{ bos_token }}{% if tools %}<tool_call>{% endif %}"
+    "{% for tool in tools or [] %} {{ tool.function.name }}{% endfor %}"
     "{% for message in messages %}{{ message.role[0] }}: {{ message.content or '' }}"
     "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}A:"
 )

@@ -7,6 +7,7 @@ import json
 import httpx2 as httpx
 import openai
 import pytest
+from http_server import events
 
 from cospec import SamplingParams
 
@@ -172,6 +173,36 @@ def test_a_constraint_that_cannot_be_kept_is_refused_before_decoding(client, ext
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="tiny", prompt=PROMPT, extra_body=extra)
     assert caught.value.body["param"] == param
+
+
+FORM = {"type": "object", "properties": {"n": {"const": 12345}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ({}, "stop"),
+        ({"max_tokens": 3}, "length"),
+        ({"stop": "34"}, "length"),
+        ({"stop": "x"}, "stop"),
+    ],
+)
+def test_an_incomplete_structure_says_so(served, limit, reason, stream):
+    pytest.importorskip("llguidance")
+    body = {"prompt": "x", "guided_json": FORM, "details": True, "stream": stream, **limit}
+    answer = served.post("completions", body)
+    if stream:
+        last = [json.loads(data) for data in events(answer) if data != "[DONE]"][-1]
+    else:
+        last = answer.json()
+    (choice,) = last["choices"]
+    assert (choice["finish_reason"], choice["is_complete"]) == (reason, reason == "stop")
+    text = {"format": {"type": "json_schema", "name": "n", "schema": FORM}}
+    asked = {"input": "x", "text": text} | limit
+    asked |= {"max_output_tokens": asked.pop("max_tokens")} if "max_tokens" in asked else {}
+    response = served.post("responses", asked).json()
+    assert response["status"] == ("completed" if reason == "stop" else "incomplete")
 
 
 def test_an_answer_may_be_continued(client, session):

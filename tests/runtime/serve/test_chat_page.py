@@ -63,6 +63,7 @@ def test_a_conversation_in_collab_shows_who_chose_each_token(paired, collab, nam
         kept = tab.locator(".turn .draft").all_text_contents()
         assert "".join(kept), "the kept draft tokens are marked"
         line = tab.locator(".facts").last.text_content()
+        assert "incomplete" not in line
         assert all(
             word in line for word in ("tokens/s", "% accepted", "first token after", "Trace")
         )
@@ -97,6 +98,7 @@ def test_settings_reach_the_server(paired, collab):
         messages = [{"role": "user", "content": QUESTION}]
         own = collab.generate(messages, max_tokens=4, temperature=1.0, seed=7, num_draft_tokens=2)
         assert last_text(tab) == own.text
+        assert "incomplete" in tab.locator(".facts").last.text_content()
         tab.click("#clear")
         assert tab.locator(".turn").count() == 0
         tab.fill("#seed", "")

@@ -234,7 +234,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"guided_regex": "a+"}, "regex", "a+"),
         ({"guided_choice": ["a", "b"]}, "choice", ("a", "b")),
         ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
-        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"regex": "a+", "disable_any_whitespace": True}}, "regex", "a+"),
         ({"structured_outputs": {"json_object": True}}, "json_schema", {"type": "object"}),
         ({"response_format": {"type": "text"}}, "regex", None),
     ],

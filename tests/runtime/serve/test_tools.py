@@ -89,6 +89,14 @@ def test_a_forced_call_is_valid_streamed_or_not(client, choice, names, sampled):
     assert not any(chunk.delta.content for chunk in chunks)
 
 
+@pytest.mark.parametrize("asked", [{}, {"parallel_tool_calls": True}])
+def test_a_named_function_is_called_once(client, asked):
+    choice = {"type": "function", "function": {"name": "add"}}
+    (answer,) = chat(client, tools=[ADD, TIME], tool_choice=choice, **asked).choices
+    assert answer.finish_reason == "tool_calls"
+    assert [call.function.name for call in answer.message.tool_calls] == ["add"]
+
+
 def test_the_prompt_contains_the_tools_unless_none_may_be_called(client, taught):
     for settings in ({}, {"tool_choice": "auto"}):
         answer = chat(client, tools=[ADD], **settings)

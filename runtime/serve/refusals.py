@@ -71,6 +71,8 @@ def refusal_of(error: BaseException) -> RefusedError:
         return _server_error("the server failed; its log says why")
     text = text_of(error)
     if isinstance(error, PromptTooLongError):
+        # Clients that shorten prompts, such as litellm's, look for these words.
+        text = f"the prompt is longer than the model's context length: {text}"
         return RefusedError(text, code="context_length_exceeded", reason="context_length")
     if isinstance(error, (PromptError, UsageError, MissingExtraError)):
         field = error.option if isinstance(error, OptionError) else None

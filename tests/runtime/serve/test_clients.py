@@ -114,12 +114,11 @@ def test_an_agent_of_langchain_calls_a_tool_and_answers(langchain, streams, resp
         parts = [part for part, _ in agent.stream({"messages": MESSAGES}, stream_mode="messages")]
         assert any(part.type == "tool" for part in parts)
         assert any(getattr(part, "tool_call_chunks", None) for part in parts)
-        assert str(parts[-2].text) or str(parts[-1].text)
+        assert parts[-1].type.startswith("AI")
     else:
         messages = agent.invoke({"messages": MESSAGES})["messages"]
         assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
         assert messages[2].content == str(sum(called[0]))
-        assert str(messages[3].text)
     assert len(called) == 1
 
 

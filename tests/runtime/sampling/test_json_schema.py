@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +19,7 @@ from cospec.runtime.sampling.declaration import OptionError
 from cospec.runtime.sampling.grammar import GrammarCompiler, GrammarSpec, GrammarState
 from cospec.runtime.sampling.json_schema import FORMATS, followed, schema_text
 
+jsonschema = pytest.importorskip("jsonschema")
 llguidance = pytest.importorskip("llguidance")
 TOKENIZER = (Path(tiny_pair.path("target")) / "tokenizer.json").read_text(encoding="utf-8")
 EOS = 2

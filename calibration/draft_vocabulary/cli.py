@@ -76,8 +76,9 @@ def draft_vocabulary(
     """Write the bundle with a draft that proposes its most frequent tokens only.
 
     The draft's head then computes only their logits: each step is faster, and a few guesses become
-    impossible. Strict output is still the target's own. For other weight formats too, convert the new
-    bundle with `cospec-calibrate weights`; trim first.
+    impossible. Without --texts and --tasks the tokens of lowest id are kept: most tokenizers number
+    them by frequency. Strict output is still the target's own. For other weight formats too, convert
+    the new bundle with `cospec-calibrate weights`; trim first.
     """
     if find_spec("onnx_ir") is None:
         raise MissingExtraError("onnx-ir", "calibrate", "Trimming a draft")
@@ -107,7 +108,11 @@ def draft_vocabulary(
 
 def as_text(facts: dict[str, Any]) -> str:
     """Return the figures before and after, from `trim_draft`, as text for people."""
-    share = facts["coverage"]
+    share, data = facts["coverage"], facts["data"]
+    held_out = f"{share['held_out']:.2%} of {data['held_out_tokens']} held out"
+    counted = "the lowest ids"
+    if share["counted"] is not None:
+        counted = f"{share['counted']:.2%} of the {data['counted_tokens']} counted"
     rows = [("", "before", "after")]
     for label, key, shown in (
         ("draft's files", "draft_bytes", format_bytes),
@@ -119,9 +124,7 @@ def as_text(facts: dict[str, Any]) -> str:
         rows.append((label, shown(facts["before"][key]), shown(facts["after"][key])))
     return "\n".join(
         [
-            f"{facts['kept_tokens']} of {facts['vocab_size']} tokens kept: {share['counted']:.2%} of "
-            f"the {facts['data']['counted_tokens']} counted, {share['held_out']:.2%} of "
-            f"{facts['data']['held_out_tokens']} held out",
+            f"{facts['kept_tokens']} of {facts['vocab_size']} tokens kept: {counted}, {held_out}",
             *text_table(rows),
         ]
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...errors import UsageError
 from ...runtime.bundle.manifest import ModelEntry
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.writer import BundleWriter
@@ -41,7 +41,7 @@ class TrimRequest:
         bundle: the source's folder.
         output: the new bundle's folder.
         size: tokens to keep.
-        texts: a file to count; None for none.
+        texts: a file to count; None for none. Without texts and tasks the lowest ids are kept.
         tasks: tasks whose answers by the target are counted, as `resolve_tasks` reads them; None for
             none.
         items: number of tasks; None for all.
@@ -74,8 +74,6 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
         ResourceError: no room on the disk, or a bundle is at the output already.
     """
     source = open_untrimmed(request.bundle, request.output)
-    if request.texts is None and request.tasks is None:
-        raise UsageError("nothing to count", hint="give --texts FILE, --tasks TASKS or both")
     manifest, draft = source.manifest, draft_of(source)
     # An impossible size is refused now, not after the target's answers.
     most_frequent(count([], manifest.vocab_size), request.size, manifest)
@@ -102,7 +100,7 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
             "kept_tokens": len(kept),
             "vocab_size": manifest.vocab_size,
             "coverage": {
-                "counted": coverage(counts, kept),
+                "counted": coverage(counts, kept) if counted else None,
                 "held_out": coverage(unseen, kept),
             },
             **figures,
@@ -184,6 +182,10 @@ def _texts(
     request: TrimRequest, source: Bundle, session: Session, progress: Callable[[str], None]
 ) -> tuple[list[Text], list[Text]]:
     """Return the texts to count and the held-out ones: a share of each kind of data."""
+    if request.texts is None and request.tasks is None:
+        with as_file(files("cospec.export.weights") / "sample.txt") as sample:
+            limit = request.text_tokens
+            return [], read_texts(sample, session.codec, source.manifest, limit)
     kinds = []
     if request.texts is not None:
         progress(f"reading {request.texts}")

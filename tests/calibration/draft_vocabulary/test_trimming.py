@@ -358,13 +358,26 @@ def test_the_command_on_a_text(tiny_pair_bundle, tmp_path):
     assert "a bundle is there already" in again.stderr
 
 
+@pytest.mark.usefixtures("brief")
+def test_the_command_without_data_keeps_the_lowest_ids(tiny_pair_bundle, tmp_path):
+    done = call(tiny_pair_bundle, tmp_path / "new", "--size", 100, "--prompts", 1)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("100 of 512 tokens kept: the lowest ids, ")
+    manifest = read_manifest(tmp_path / "new")
+    kept = most_frequent(count([], 512), 100, manifest)
+    entry = manifest.models.draft
+    step = engine(tmp_path / "new", tmp_path / "new" / entry.graph, entry).decoder(OUTPUTS).step
+    logits = step(TOKENS).logits
+    assert (logits[:, kept] > LOWEST).all()
+    assert (np.delete(logits, kept, axis=1) == LOWEST).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--size", 0, "--tasks", "tiny:train"), "--size is 0, but must be at least 1"),
         (("--size", 7, "--tasks", "tiny:train"), "7 tokens cannot be kept of a vocabulary of 512"),
         (("--size", 512, "--tasks", "tiny:train"), "give a --size from 8 to 511"),
-        (("--size", 64), "nothing to count"),
         (("--size", 64, "--texts", "absent.txt"), "cannot be read"),
         (("--size", 64, "--tasks", "tiny:train", "--items", 1), "too short to hold some out"),
     ],

@@ -78,6 +78,8 @@ def _run(function: Callable[[], object], writer: int) -> NoReturn:
         os.setsid()
         os.dup2(writer, 1)
         os.dup2(writer, 2)
+        # New objects: those of the parent remember whether they can be rewound.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         code = function()
     except SystemExit as error:
         code = error.code

@@ -20,6 +20,9 @@ from .json_schema import followed
 if TYPE_CHECKING:
     import llguidance
 
+LONGEST_FORCED = 1 << 15
+"""Most tokens that a grammar may force at one place; llguidance gives up on text without end later."""
+
 GrammarKind = Literal["json_schema", "regex", "lark", "gbnf", "choice"]
 
 
@@ -120,6 +123,7 @@ class GrammarCompiler:
             raise _refusal(spec, matcher.get_error())
         if not state.allowed().any():
             raise UsageError("no text matches this grammar", hint="check it for contradictions")
+        state.forced()  # a text without end is refused here, before decoding
         return state
 
 
@@ -175,7 +179,13 @@ class GrammarState:
         """Return the tokens that spell the text which the grammar forces next; often none."""
         if not self._follow(ahead) or self._matcher.is_stopped():
             return []
-        return list(self._matcher.compute_ff_tokens())
+        tokens = list(self._matcher.compute_ff_tokens())
+        if len(tokens) > LONGEST_FORCED:
+            raise UsageError(
+                "the grammar forces a text without end",
+                hint="look for a required property whose value contains the property again",
+            )
+        return tokens
 
     def count_allowed(self, tokens: Sequence[int]) -> int:
         """Return how many of `tokens`, from the first, may follow the committed ones."""
@@ -211,7 +221,8 @@ class GrammarState:
             del self._ahead[common:]
         new = list(ahead[common:])
         if new and not self._matcher.consume_tokens(new):
-            raise UsageError(f"the grammar forbids this token: {self._matcher.get_error()}")
+            problem = self._matcher.get_error().partition("\n")[0]
+            raise UsageError(f"the grammar forbids this token: {problem}")
         self._ahead += new
         return True
 

@@ -193,6 +193,19 @@ def test_any_json_is_a_grammar_or_refused(compiler, schema):
     assert is_typed
 
 
+def test_a_schema_that_no_finite_text_can_meet_is_refused(compiler):
+    both = {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}, "c": {}}}
+    schema = {"$ref": "#/$defs/b", "$defs": {"b": {**both, "required": ["a"]}}}
+    with pytest.raises(UsageError, match="a text without end"):
+        compiled(compiler, schema)
+    later = {"anyOf": [{"$ref": "#/$defs/b"}, {"type": "null"}], "$defs": schema["$defs"]}
+    state = compiled(compiler, later)
+    assert fits(state, Tokenizer.from_str(TOKENIZER), "null")
+    state.commit(Tokenizer.from_str(TOKENIZER).encode("{", add_special_tokens=False).ids)
+    with pytest.raises(UsageError, match="a text without end"):
+        state.forced()
+
+
 def test_values_of_a_schema_stay_as_they_are():
     kept = {"format": "sha1", "properties": {"a": {}}}
     schema = {"default": kept, "enum": [kept], "const": kept, "examples": [kept]}

@@ -46,7 +46,7 @@ browser:        ## install Chromium for the browser tests, where apt-get may
 test: env browser types lint ## whole suite, lint and types
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
-test-trt: env   ## every model through TensorRT's parser and builder, old versions too, and docs/ (an hour)
+test-trt: env   ## every model through TensorRT's parser and builder, old versions too, and docs/
 	cd tests && ../$(BIN)/python -W ignore tensorrt_matrix.py && ../$(BIN)/python tensorrt_table.py
 	$(BIN)/pytest tests/runtime/tensorrt $(wildcard tests/export/test_tensorrt*.py)
 

@@ -39,7 +39,7 @@ FORMS_COLUMN = " / ".join(LOWERINGS)
 MODELS_HEADER = f"""
 By model and weights, for {FORMS_COLUMN}: the error of the parity gate as a share of the largest logit,
 the fused attention kernels of a profile, the size of an engine, and the SMs that TensorRT-RTX built
-both for. Older versions got SmolLM2 for SM {SMS[0]} only.
+both for. A dash: not recorded. Older versions got SmolLM2 for SM {SMS[0]} only.
 
 | model | layers | weights | gate | fused | engine, MB | {VERSION_COLUMNS} |
 |---|---|---|---|---|---|{"---|" * (1 + len(OLDER))}

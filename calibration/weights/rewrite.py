@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,63 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.constants import add_constant
-from ...export.weights.products import Product, lazy_value
+from ...export.weights.products import (
+    CONTRIB,
+    LazyWeights,
+    Parts,
+    Product,
+    group_products,
+    replace_group,
+    replace_product,
+)
 from ...runtime.bundle.manifest import WeightFormat
 from .formats import BLOCKWISE, Blockwise
 from .quantise import quantise_blocks, quantise_channels
 
-_CONTRIB = "com.microsoft"
 _MIDDLE = 128
 """The uint8 that stands for zero where activations are quantised by row."""
-
-_Parts = dict[str, NDArray[Any]]
-
-
-class _Weights:
-    """The new tensors of a graph: each weight once, however many products read it.
-
-    The parts of a weight are written one after the other, so the latest computed is kept.
-    """
-
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
-        self._values: dict[Any, dict[str, Any]] = {}
-        self._latest: tuple[Any, _Parts] | None = None
-
-    def of(
-        self,
-        products: Sequence[Product],
-        suffix: str,
-        shapes: dict[str, tuple[Any, tuple[int, ...]]],
-        compute: Callable[[], _Parts],
-    ) -> dict[str, Any]:
-        """Return the values that stand for the weights of products, by part.
-
-        Args:
-            products: whose weights: one, or several that become one.
-            suffix: told behind the first weight's name.
-            shapes: type and shape of each part.
-            compute: the parts.
-        """
-        key = tuple((each.weight.name, each.is_transposed) for each in products)
-        if key not in self._values:
-
-            def part(name: str) -> NDArray[Any]:
-                if self._latest is None or self._latest[0] != key:
-                    self._latest = (key, compute())
-                return self._latest[1][name]
-
-            self._values[key] = {
-                name: lazy_value(
-                    self._graph,
-                    f"{products[0].weight.name}_{suffix}_{name}",
-                    dtype,
-                    shape,
-                    partial(part, name),
-                )
-                for name, (dtype, shape) in shapes.items()
-            }
-        return self._values[key]
 
 
 def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) -> None:
@@ -80,8 +37,8 @@ def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) 
     import onnx_ir
 
     form = BLOCKWISE[weight_format]
-    weights = _Weights(model.graph)
-    for group in _by_activations(products):
+    weights = LazyWeights(model.graph)
+    for group in group_products(products):
         inputs, sizes = group[0].size[0], [each.size[1] for each in group]
         outputs, blocks, per_byte = sum(sizes), -(-inputs // form.block), 8 // form.bits
         shapes = {
@@ -91,7 +48,9 @@ def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) 
         if not form.is_symmetric:
             shapes["zero_points"] = (onnx_ir.DataType.UINT8, (outputs, -(-blocks // per_byte)))
         suffix = weight_format if len(group) == 1 else f"and_others_{weight_format}"
-        tensors = weights.of(group, suffix, shapes, partial(_blocks_of, group, form, shapes))
+        name = f"{group[0].weight.name}_{suffix}"
+        compute = partial(_blocks_of, group, form, shapes)
+        tensors = weights.add(_key(group), name, shapes, compute)
         attributes = {
             "K": inputs,
             "N": outputs,
@@ -103,50 +62,23 @@ def to_blocks(model: Any, products: list[Product], weight_format: WeightFormat) 
             "MatMulNBits",
             [group[0].node.inputs[0], *tensors.values()],
             attributes=attributes,
-            domain=_CONTRIB,
+            domain=CONTRIB,
         )
-        if len(group) == 1:
-            _replace(model, group[0], [node])
-        else:
-            _cut_up(model, group, node, sizes)
+        replace_group(model, group, [node], node.outputs[0])
 
 
-def _by_activations(products: list[Product]) -> list[list[Product]]:
-    """Return the products in groups that read the same, in the order of each group's first.
-
-    A weight that several products read stays by itself: joined to others it would be stored twice.
-    """
-    readers = Counter(product.weight for product in products)
-    groups: dict[Any, list[Product]] = {}
-    for product in products:
-        alone = readers[product.weight] > 1
-        groups.setdefault(product.node if alone else product.node.inputs[0], []).append(product)
-    return list(groups.values())
+def _key(products: Sequence[Product]) -> tuple[tuple[str, bool], ...]:
+    """Return what is the same for products of the same weights."""
+    return tuple((str(each.weight.name), each.is_transposed) for each in products)
 
 
-def _blocks_of(group: list[Product], form: Blockwise, shapes: dict[str, Any]) -> _Parts:
+def _blocks_of(group: list[Product], form: Blockwise, shapes: dict[str, Any]) -> Parts:
     """Return the parts of the weights of a group, one weight's outputs behind the other's."""
     parts = [quantise_blocks(each.matrix(), form) for each in group]
     return {
         name: np.concatenate([each[name].reshape(-1, *shape[1:]) for each in parts])
         for name, (_, shape) in shapes.items()
     }
-
-
-def _cut_up(model: Any, group: list[Product], node: Any, sizes: list[int]) -> None:
-    """Put one product, and a Split behind it, in the place of several."""
-    import onnx_ir
-
-    graph, name = model.graph, f"outputs_{'_'.join(map(str, sizes))}"
-    cuts = graph.initializers.get(name)
-    if cuts is None:
-        cuts = add_constant(graph, name, np.array(sizes, dtype=np.int64))
-    split = onnx_ir.node(
-        "Split", [node.outputs[0], cuts], attributes={"axis": -1}, num_outputs=len(sizes)
-    )
-    graph.insert_before(group[0].node, [node, split])
-    for product, output in zip(group, split.outputs, strict=True):
-        _replace(model, product, [], output)
 
 
 def to_channels(
@@ -157,12 +89,12 @@ def to_channels(
 
     by_row = weight_format == "int8-rows"
     multiply = _multiply_by_row(model.graph) if by_row else _multiply
-    weights = _Weights(model.graph)
+    weights = LazyWeights(model.graph)
     quantised: dict[Any, list[Any]] = {}
     for product in products:
         inputs, outputs = product.size
 
-        def parts(product: Product = product) -> _Parts:
+        def parts(product: Product = product) -> Parts:
             packed, scales = quantise_channels(product.matrix(), reduce_range=reduce_range)
             return {"packed": packed, "scales": scales}
 
@@ -170,8 +102,9 @@ def to_channels(
             "packed": (onnx_ir.DataType.INT8, (inputs, outputs)),
             "scales": (onnx_ir.DataType.FLOAT, (outputs,)),
         }
-        tensors = weights.of([product], "int8", shapes, parts)
-        _replace(model, product, multiply(product.node.inputs[0], tensors, quantised))
+        tensors = weights.add(_key([product]), f"{product.weight.name}_int8", shapes, parts)
+        nodes = multiply(product.node.inputs[0], tensors, quantised)
+        replace_product(model, product, nodes, nodes[-1].outputs[0])
 
 
 def _multiply(source: Any, weight: dict[str, Any], quantised: dict[Any, list[Any]]) -> list[Any]:
@@ -246,7 +179,7 @@ def _multiply_by_row(graph: Any) -> Callable[..., list[Any]]:
         product = onnx_ir.node(
             "MatMulIntegerToFloat",
             [values, weight["packed"], one, weight["scales"], middle],
-            domain=_CONTRIB,
+            domain=CONTRIB,
         )
         scaled = onnx_ir.node("Mul", [product.outputs[0], scale_of_row])
         return [*new, product, scaled]
@@ -259,26 +192,3 @@ def _rows_of(source: Any) -> Any:
     rows = None if source.shape is None else source.shape[-2]
     name = getattr(rows, "value", rows)  # of a symbolic size; a number is itself
     return source if name is None else name
-
-
-def _replace(model: Any, product: Product, nodes: list[Any], result: Any = None) -> None:
-    """Put others in the place of a product's node.
-
-    Args:
-        model: that holds it.
-        product: what is replaced.
-        nodes: new ones, in order.
-        result: the product as the new nodes, or those before them, yield it; None for the last one's
-            first output.
-    """
-    import onnx_ir
-
-    old = product.node
-    result = nodes[-1].outputs[0] if result is None else result
-    if old.op_type == "Gemm" and len(old.inputs) > 2 and old.inputs[2] is not None:
-        nodes = [*nodes, onnx_ir.node("Add", [result, old.inputs[2]])]
-        result = nodes[-1].outputs[0]
-    onnx_ir.convenience.replace_nodes_and_values(
-        model.graph, old, [old], nodes, old.outputs, [result]
-    )
-    model.graph.opset_imports.setdefault(_CONTRIB, 1)

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import click
 
-from cospec.export.memory import FIXED_BYTES, PEAK_FACTOR
+from cospec.export.memory import plan
+from cospec.export.pipeline import DEFAULT_CAPACITY
+from cospec.models.checkpoint import open_checkpoint
+from cospec.models.presets import resolve
 
 SHAPE = {
     "hidden_size": 2048,
@@ -92,8 +95,9 @@ def main(layers: int, precision: str, lowering: str, as_json: bool) -> None:
         command += ["--target", str(checkpoint), "--output", str(bundle)]
         peaks = peaks_of([*command, "--precision", precision, "--lowering", lowering])
         seconds = time.monotonic() - started
+        opened = open_checkpoint(resolve(str(checkpoint)))
+        promised = plan([opened], precision, DEFAULT_CAPACITY, bundle).peak_bytes
     weights = parameters * {"fp32": 4, "fp16": 2}[precision]
-    promised = int(PEAK_FACTOR * weights) + FIXED_BYTES
     result = {
         "parameters": parameters,
         "precision": precision,

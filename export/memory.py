@@ -11,12 +11,20 @@ from ..errors import MissingExtraError, ResourceError, UsageError
 from ..models.checkpoint import BYTES_PER_WEIGHT, Checkpoint
 from ..runtime.bundle.durable import free_disk
 from ..runtime.engines import host_memory
+from .weights.chosen_weights import WeightChoice
 
-PEAK_FACTOR = 1.5
-"""Peak memory of an export in units of the exported weights: the module, and the tensors that are
-being written."""
 FIXED_BYTES = 1_100_000_000
 """torch, transformers, the exporter and the runtime of the gate, whatever the model."""
+MATRICES = 3
+"""Copies of the largest matrix in fp32: as stored, as transformers reads it, and as packed. Of
+most models it is the head."""
+PACKED_FACTOR = 1.3
+"""ONNX Runtime packs the weights of a graph in fp32, and integers with their scales in fp32, beside the
+mapped file. Weights in fp16 stay in the file, whose pages the system can take back."""
+INTEGER_BYTES = 1.07
+"""A weight in eight bits with its scale; four bits end there if the limit asks for it."""
+KEPT_FACTOR = 1.15
+"""A kept file's weights in the bundle, to those in the file."""
 DISK_FACTOR = 1.05
 DISK_FIXED_BYTES = 64_000_000
 """Graphs, tokenizer and manifest beside the weights."""
@@ -30,10 +38,10 @@ class MemoryPlan:
     """Estimates for one export; all sizes in bytes.
 
     Attributes:
-        precision: of the exported weights.
+        precision: of the arithmetic.
         capacity: tokens in the cache.
         disk_path: where the bundle goes; need not exist yet.
-        weight_bytes: per model, in the order given.
+        weight_bytes: of each model as it is stored, in the order given.
         kv_cache_bytes: per model: keys and values of all layers at full capacity.
         peak_bytes: memory. The models are exported one after the other, so it is the largest one's.
         disk_bytes: room on the disk.
@@ -49,7 +57,11 @@ class MemoryPlan:
 
 
 def plan(
-    checkpoints: Sequence[Checkpoint], precision: str, capacity: int, disk_path: Path
+    checkpoints: Sequence[Checkpoint],
+    precision: str,
+    capacity: int,
+    disk_path: Path,
+    weights: WeightChoice = "fp32",
 ) -> MemoryPlan:
     """Estimate memory and disk of exporting the checkpoints one after the other.
 
@@ -58,22 +70,54 @@ def plan(
         precision: a key of BYTES_PER_WEIGHT.
         capacity: tokens that the cache holds.
         disk_path: where the bundle goes.
+        weights: how they are stored, where the graph reads integers; `fp32` where it does not.
 
     Raises:
         UsageError: a capacity that a model cannot honour.
     """
     check_capacity(checkpoints, capacity)
-    weights = tuple(checkpoint.weight_bytes(precision) for checkpoint in checkpoints)
+    stored = tuple(_stored_bytes(checkpoint, precision, weights) for checkpoint in checkpoints)
     caches = tuple(kv_cache_bytes(c.config, capacity, precision) for c in checkpoints)
+    matrices = (MATRICES * 4 * c.vocab_size * int(c.config.hidden_size) for c in checkpoints)
+    packed = (
+        int(PACKED_FACTOR * _packed_bytes(c, precision, weights, size))
+        for c, size in zip(checkpoints, stored, strict=True)
+    )
+    peaks = (sum(each) for each in zip(matrices, packed, caches, strict=True))
     return MemoryPlan(
         precision=precision,
         capacity=capacity,
         disk_path=disk_path,
-        weight_bytes=weights,
+        weight_bytes=stored,
         kv_cache_bytes=caches,
-        peak_bytes=int(PEAK_FACTOR * max(weights)) + FIXED_BYTES,
-        disk_bytes=int(DISK_FACTOR * sum(weights)) + DISK_FIXED_BYTES,
+        peak_bytes=max(peaks) + FIXED_BYTES,
+        disk_bytes=int(DISK_FACTOR * sum(stored)) + DISK_FIXED_BYTES,
     )
+
+
+def _packed_bytes(
+    checkpoint: Checkpoint, precision: str, weights: WeightChoice, stored: int
+) -> int:
+    """Return the size of the weights that ONNX Runtime has in memory beside the file."""
+    if precision == "fp16":
+        return 0
+    if weights == "fp16":  # are widened when the graph is loaded
+        return checkpoint.weight_bytes("fp32")
+    return int(INTEGER_BYTES * checkpoint.parameters) if weights == "auto" else stored
+
+
+def _stored_bytes(checkpoint: Checkpoint, precision: str, weights: WeightChoice) -> int:
+    """Return the size of a model's weights in the bundle."""
+    plain = checkpoint.weight_bytes(precision)
+    if weights in ("int4", "int8"):
+        return int(INTEGER_BYTES * checkpoint.parameters)
+    if weights == "auto":  # may end in half precision
+        return min(plain, checkpoint.weight_bytes("fp16"))
+    if weights == "keep":
+        files = sum(file.stat().st_size for file in checkpoint.weight_files)
+        is_quantised = checkpoint.gguf_file is not None or checkpoint.packing is not None
+        return min(plain, int(KEPT_FACTOR * files)) if is_quantised else plain
+    return plain
 
 
 def check_capacity(checkpoints: Sequence[Checkpoint], capacity: int) -> None:
@@ -102,7 +146,7 @@ def ensure_fits(needed: MemoryPlan) -> None:
     """
     memory = available_memory()
     if needed.peak_bytes > memory:
-        cheaper = "--precision fp16, or export" if needed.precision == "fp32" else "Export"
+        cheaper = "--weights int4, or export" if needed.precision == "fp32" else "Export"
         raise ResourceError(
             f"This export needs {_gb(needed.peak_bytes)} of memory at its peak; this machine has "
             f"{_gb(memory)} available.",

@@ -124,7 +124,8 @@ def export_bundle(
     vocabulary = shared_vocabulary(target, draft)
     checkpoints = {"target": target, **({"draft": draft} if draft else {})}
     capacity = _capacity(options.capacity, list(checkpoints.values()))
-    ensure_fits(plan(list(checkpoints.values()), options.precision, capacity, output))
+    stored = options.weights if form == ("gqa", "fp32") else "fp32"
+    ensure_fits(plan(list(checkpoints.values()), options.precision, capacity, output, stored))
     prefill_chunk = min(PREFILL_CHUNK, capacity)
     lowering, chosen = options.lowering, None
     if engines is not None:

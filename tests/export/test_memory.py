@@ -14,29 +14,56 @@ from cospec.runtime.engines import host_memory
 GB = 1_000_000_000
 
 
-def llama_8b(limit=131072):
+def llama_8b(limit=131072, **more):
     """Stands for a checkpoint of 8 billion parameters."""
     config = SimpleNamespace(
         num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, hidden_size=4096
     )
     sizes = {"fp32": 32 * GB, "fp16": 16 * GB}
+    known = {"gguf_file": None, "packing": None, "weight_files": ()} | more
     return SimpleNamespace(
-        name="llama-8b", config=config, max_positions=limit, weight_bytes=sizes.__getitem__
+        name="llama-8b",
+        config=config,
+        max_positions=limit,
+        weight_bytes=sizes.__getitem__,
+        parameters=8 * GB,
+        vocab_size=128256,
+        **known,
     )
 
 
-def plan(precision="fp32", capacity=4096, disk_path=Path("/")):
-    return memory.plan([llama_8b()], precision, capacity, disk_path)
+def plan(precision="fp32", capacity=4096, disk_path=Path("/"), weights="fp32"):
+    return memory.plan([llama_8b()], precision, capacity, disk_path, weights)
 
 
 def test_figures():
     made = plan()
     assert made.weight_bytes == (32 * GB,)
-    assert made.peak_bytes == 49_100_000_000
-    assert made.disk_bytes > 32 * GB
     # 2 (keys, values) x 32 layers x 8 heads x 128 values x 4096 tokens x 4 bytes
-    assert made.kv_cache_bytes == (2 * 32 * 8 * 128 * 4096 * 4,)
-    assert plan("fp16").peak_bytes == 25_100_000_000
+    cache = 2 * 32 * 8 * 128 * 4096 * 4
+    assert made.kv_cache_bytes == (cache,)
+    head = 3 * 4 * 128256 * 4096
+    assert made.peak_bytes == memory.FIXED_BYTES + head + int(1.3 * 32 * GB) + cache
+    assert made.disk_bytes > 32 * GB
+    # Graphs in fp16 stay in their file, and are read a matrix at a time.
+    assert plan("fp16").peak_bytes == memory.FIXED_BYTES + head + cache // 2
+
+
+def test_integers_take_a_byte_at_most_and_widened_weights_four():
+    integers = plan(weights="int4")
+    assert integers.weight_bytes == plan(weights="int8").weight_bytes == (int(1.07 * 8 * GB),)
+    assert integers.peak_bytes < plan(weights="fp16").peak_bytes == plan().peak_bytes
+    assert plan(weights="fp16").weight_bytes != integers.weight_bytes
+    assert plan(weights="auto").peak_bytes == integers.peak_bytes
+    assert plan(weights="auto").weight_bytes == (16 * GB,)
+
+
+@pytest.mark.parametrize("kept", [{"gguf_file": "m.gguf"}, {"packing": object()}, {}])
+def test_kept_files_take_what_they_took(tmp_path, kept):
+    (tmp_path / "m.gguf").write_bytes(bytes(2000))
+    checkpoint = llama_8b(weight_files=(tmp_path / "m.gguf",), **kept)
+    made = memory.plan([checkpoint], "fp32", 64, tmp_path, "keep")
+    assert made.weight_bytes == ((2300,) if kept else (32 * GB,))
 
 
 def test_peak_is_the_larger_model_and_disk_is_both(checkpoint_of):
@@ -62,12 +89,13 @@ def test_too_little_memory_names_both_figures(monkeypatch):
     with pytest.raises(ResourceError) as caught:
         memory.ensure_fits(plan())
     text = str(caught.value)
-    assert "needs 49.1 GB" in text
+    assert "needs 50.1 GB" in text
     assert "has 11.8 GB available" in text
-    assert "--precision fp16" in text
+    assert "--weights int4" in text
+    monkeypatch.setattr(memory, "available_memory", lambda: 7 * GB)
     with pytest.raises(ResourceError) as caught:
         memory.ensure_fits(plan("fp16"))
-    assert "--precision" not in str(caught.value)
+    assert "--weights" not in str(caught.value)
 
 
 def test_too_little_disk(monkeypatch, tmp_path):

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from cospec.export.memory import FIXED_BYTES, PEAK_FACTOR
+from cospec.export.memory import plan
+from cospec.models.checkpoint import open_checkpoint
+from cospec.models.presets import resolve
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.decoding.completion import Completion
 from cospec.runtime.decoding.session import Session, load
@@ -139,10 +141,11 @@ def module(smollm2_gguf: Path) -> Any:
     ).eval()
 
 
-def test_the_export_stays_within_its_memory(exported):
+def test_the_export_stays_within_its_memory(exported, smollm2_gguf):
     if exported.peak_bytes is None:
         pytest.skip("peak memory is read from /proc")
-    limit = PEAK_FACTOR * 4 * PARAMETERS + FIXED_BYTES
+    checkpoint = open_checkpoint(resolve(str(smollm2_gguf)))
+    limit = plan([checkpoint], "fp32", 1024, smollm2_gguf).peak_bytes
     print(f"peak memory of the export: {exported.peak_bytes / 1e9:.2f} GB of {limit / 1e9:.2f} GB")
     assert 4 * PARAMETERS < exported.peak_bytes < limit
 

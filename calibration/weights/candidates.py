@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, GateError, ResourceError
 from ...export.memory import available_memory
+from ...export.weights.chosen_weights import read_file, sample_text
 from ...runtime.bundle.files import format_bytes
 from ...runtime.bundle.manifest import WeightFormat, folder_bytes
 from ...runtime.bundle.reader import Bundle
@@ -29,7 +29,7 @@ from .fidelity import Reading, read
 from .format_speed import Combination, share_of_different_outputs, time_combinations
 from .formats import products_saturate
 from .request import WeightsRequest, refusal
-from .texts import Text, answered, read_texts
+from .texts import Text, answered, cut_text
 
 
 class Trial:
@@ -53,7 +53,7 @@ class Trial:
         self._formats = list(dict.fromkeys(wanted))
         # Without threads of its own a session takes all cores, as it will when the bundle is used.
         self._options = OrtOptions()
-        self._engine = lru_cache(maxsize=None)(self._load_engine)
+        self._open: dict[str, tuple[WeightFormat, OrtEngine]] = {}
         self._has_draft = source.manifest.models.draft is not None
 
     def bundle(self, weights: WeightFormat) -> Path:
@@ -73,8 +73,7 @@ class Trial:
                 with BundleWriter(self.bundle(weights)) as writer:
                     write_converted(self._source, writer, weights, weights)
         self._ensure_memory()
-        session = load(self._source.root, options=self._options, verify=False)
-        texts = given or self._answers(session)
+        texts = given or self._answers()
         figures = self._fidelity(texts)
         self._accuracy(figures)
         self._judge(figures)
@@ -82,14 +81,15 @@ class Trial:
         for weights, found in figures.items():
             if found["error"] is not None:
                 continue
-            pair = self._session(session, weights, weights if self._has_draft else None)
-            compared = texts[: self._request.strict_prompts]
-            found["strict_differs"] = share_of_different_outputs(pair, compared)
-        ranked = self._speed(session, texts, figures)
+            found["strict_differs"] = share_of_different_outputs(
+                self._session(weights, weights if self._has_draft else None),
+                texts[: self._request.strict_prompts],
+            )
+        ranked = self._speed(texts, figures)
         return {
             "limits": asdict(self._request.limits),
             "data": {
-                "texts": None if self._request.texts is None else self._request.texts.name,
+                "texts": self._text_name(),
                 "tasks": self._request.tasks,
                 "items": len(self._tasks),
                 "scored_tokens": sum(len(text.tokens) - text.scored_from for text in texts),
@@ -101,15 +101,24 @@ class Trial:
         }
 
     def _given_texts(self) -> list[Text]:
-        """Return the texts of the file, if one was given."""
+        """Return the texts of the file, or CoSpec's own where there are no tasks either."""
         path, manifest = self._request.texts, self._source.manifest
-        if path is None:
+        if path is None and self._tasks:
             return []
         codec = TextCodec(self._source.path(manifest.tokenizer), None)
-        return read_texts(path, codec, manifest, self._request.text_tokens)
+        content = sample_text() if path is None else read_file(path)
+        name = "the default text" if path is None else str(path)
+        return cut_text(content, name, codec, manifest, self._request.text_tokens)
 
-    def _answers(self, session: Session) -> list[Text]:
+    def _text_name(self) -> str | None:
+        """Return the name of the texts; None for the source's own answers."""
+        if self._request.texts is not None:
+            return self._request.texts.name
+        return None if self._tasks else "default"
+
+    def _answers(self) -> list[Text]:
         self._say("answering tasks with the source, as text to measure on")
+        session = load(self._source.root, options=self._options, verify=False)
         return answered(session, self._tasks, self._request.text_tokens)
 
     def _fidelity(self, texts: Sequence[Text]) -> dict[WeightFormat, dict[str, Any]]:
@@ -181,10 +190,7 @@ class Trial:
             )
 
     def _speed(
-        self,
-        session: Session,
-        texts: Sequence[Text],
-        figures: dict[WeightFormat, dict[str, Any]],
+        self, texts: Sequence[Text], figures: dict[WeightFormat, dict[str, Any]]
     ) -> list[Combination]:
         """Time the combinations that are left; return them, the fastest first."""
         request = self._request
@@ -196,20 +202,23 @@ class Trial:
             usable = [w for w in figures if figures[w]["error"] is None]
             drafts = usable if request.draft_format is None else [request.draft_format]
         self._say(f"timing {len(targets)} formats of the target, {len(drafts)} of the draft")
-        return time_combinations(
-            targets, drafts, lambda target, draft: self._session(session, target, draft), texts
-        )
+        return time_combinations(targets, drafts, self._session, texts)
 
-    def _session(
-        self, session: Session, target: WeightFormat, draft: WeightFormat | None
-    ) -> Session:
-        """Return a session of the source's with engines of the formats."""
+    def _session(self, target: WeightFormat, draft: WeightFormat | None) -> Session:
+        """Return a session with engines of the formats."""
+        manifest = self._source.manifest
+        codec = TextCodec(self._source.path(manifest.tokenizer), None)
         engine = None if draft is None else self._engine("draft", draft)
-        return Session(session.manifest, self._engine("target", target), engine, session.codec)
+        return Session(manifest, self._engine("target", target), engine, codec)
 
-    def _load_engine(self, role: str, weights: WeightFormat) -> OrtEngine:
-        shape = graph_shape(self._source.manifest, decoders(self._source.manifest)[role])
-        return OrtEngine(self.graph(role, weights), shape, self._options)
+    def _engine(self, role: str, weights: WeightFormat) -> OrtEngine:
+        """Return the engine of a role; one in another format is closed before."""
+        if role not in self._open or self._open[role][0] != weights:
+            self._open.pop(role, None)
+            shape = graph_shape(self._source.manifest, decoders(self._source.manifest)[role])
+            engine = OrtEngine(self.graph(role, weights), shape, self._options)
+            self._open[role] = (weights, engine)
+        return self._open[role][1]
 
     def _bytes(self, weights: WeightFormat) -> dict[str, int]:
         """Return the size of each role's files in a format."""
@@ -219,24 +228,26 @@ class Trial:
         }
 
     def _ensure_memory(self) -> None:
-        """Refuse more formats than fit: their engines take turns, so all are in memory.
+        """Refuse a format that does not fit: the engines of one target and one draft are in memory.
 
         Raises:
             ResourceError: says how many bytes they take.
         """
-        entries = decoders(self._source.manifest).values()
-        # ONNX Runtime keeps fp32 copies of halved weights, and packs others beside the mapped file.
-        exported = sum(folder_bytes(self._source.manifest, entry.graph) for entry in entries)
-        needed = exported + sum(
-            max(sum(self._bytes(w).values()), exported * (w in ("fp32", "fp16")))
-            for w in self._formats
-        )
+        entries = decoders(self._source.manifest).items()
+        needed = 0
+        for role, entry in entries:
+            exported = folder_bytes(self._source.manifest, entry.graph)
+            # ONNX Runtime keeps fp32 copies of halved weights, and packs others beside the mapped file.
+            needed += max(
+                exported if weights in ("fp32", "fp16") else 2 * self._bytes(weights)[role]
+                for weights in ("fp32", *self._formats)
+            )
         free = available_memory()
         if needed > free:
             raise ResourceError(
-                f"engines of {len(self._formats)} formats take {format_bytes(needed)} of memory; "
+                f"the engines of the largest formats take {format_bytes(needed)} of memory; "
                 f"{format_bytes(free)} are available",
-                hint="try fewer at a time, for example: --formats fp32,int8",
+                hint="quantise at export instead: cospec-export --weights auto",
             )
 
     def _environment(self) -> dict[str, Any]:

@@ -37,8 +37,6 @@ def choose_weights(request: WeightsRequest, say: Callable[[str], None]) -> dict[
         ResourceError: no room on the disk or in memory, or a bundle is at the output already.
     """
     source = open_source(request.bundle, request.output)
-    if request.texts is None and request.tasks is None:
-        raise UsageError("nothing to measure on", hint="give --texts FILE, --tasks TASKS or both")
     if request.draft_format is not None and source.manifest.models.draft is None:
         raise UsageError("--draft-format: this bundle has no draft")
     tasks = [] if request.tasks is None else resolve_tasks(request.tasks, items=request.items)

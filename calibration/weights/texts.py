@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UsageError
+from ...export.weights.chosen_weights import read_file
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.decoding.session import Session
 from ...runtime.text.codec import TextCodec
@@ -39,26 +40,29 @@ class Text:
 
 
 def read_texts(path: Path, codec: TextCodec, manifest: Manifest, limit: int) -> list[Text]:
-    """Cut a file into windows of tokens that begin anew.
+    """Cut a file, plain text in UTF-8, into windows; see `cut_text`.
+
+    Raises:
+        UsageError: the file is missing, is not UTF-8, or holds too little.
+    """
+    return cut_text(read_file(path), str(path), codec, manifest, limit)
+
+
+def cut_text(
+    content: str, name: str, codec: TextCodec, manifest: Manifest, limit: int
+) -> list[Text]:
+    """Cut a text into windows of tokens, each with a context of its own.
 
     Args:
-        path: plain text in UTF-8.
+        content: the text.
+        name: of the text, for errors.
         codec: the bundle's.
         manifest: the bundle's.
         limit: tokens to take at most.
 
     Raises:
-        UsageError: the file is missing, is not UTF-8, or holds too little.
+        UsageError: it holds too little.
     """
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8: {error.reason} at byte {error.start}",
-            hint="convert it, for example with: iconv -t UTF-8",
-        ) from error
     tokens = codec.encode(content) if content.strip() else []
     bos = manifest.generation.bos_token_id
     # Models are trained with their first token in front, so each window gets one.
@@ -69,7 +73,7 @@ def read_texts(path: Path, codec: TextCodec, manifest: Manifest, limit: int) -> 
     cut = [tokens[i : i + step] for i in range(0, min(len(tokens), limit), step)]
     texts = [Text((*front, *part)) for part in cut if len(front) + len(part) > 1]
     if not texts:
-        raise UsageError(f"{path} holds no text", hint="a few thousand words make steady figures")
+        raise UsageError(f"{name} holds no text", hint="a few thousand words make steady figures")
     return texts
 
 

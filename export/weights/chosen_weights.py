@@ -42,22 +42,30 @@ class QualityLimit:
     texts: Path | None = None
 
     def text(self) -> str:
-        """Return the text.
+        """Return the text; errors as in `read_file`."""
+        return sample_text() if self.texts is None else read_file(self.texts)
 
-        Raises:
-            UsageError: it cannot be read.
-        """
-        if self.texts is None:
-            return files(__package__).joinpath("sample.txt").read_text(encoding="utf-8")
-        try:
-            return self.texts.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise UsageError(f"{self.texts}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{self.texts} is not UTF-8: {error.reason} at byte {error.start}",
-                hint="convert it, for example with: iconv -t UTF-8",
-            ) from error
+
+def sample_text() -> str:
+    """Return the text that CoSpec brings: prose, dialogues, code and letters, 1,300 words."""
+    return files(__package__).joinpath("sample.txt").read_text(encoding="utf-8")
+
+
+def read_file(path: Path) -> str:
+    """Read a text.
+
+    Raises:
+        UsageError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}",
+            hint="convert it, for example with: iconv -t UTF-8",
+        ) from error
 
 
 @dataclass(frozen=True)

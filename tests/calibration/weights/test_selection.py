@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from click.testing import CliRunner
 
 import cospec
 from cospec.calibration.cli import main
+from cospec.calibration.weights import candidates, rewrite
 from cospec.calibration.weights import format_speed as speed
-from cospec.calibration.weights import rewrite
 from cospec.calibration.weights.fidelity import read
 from cospec.calibration.weights.format_speed import time_combinations
 from cospec.calibration.weights.request import Limits, refusal
@@ -124,10 +126,31 @@ def test_forced_formats_on_a_text_file(tiny_pair_bundle, tmp_path):
     assert "accuracy" not in certificate["weights"]["formats"]["int8-rows"]
 
 
+def test_without_texts_and_tasks_the_default_text_is_read_with_one_format_in_memory(
+    tiny_pair_bundle, tmp_path, monkeypatch
+):
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(OrtEngine):
+        def __init__(self, graph, *others):
+            super().__init__(graph, *others)
+            alive.add(self)
+            most.append(Counter(engine.graph.parent.name for engine in alive))
+
+    monkeypatch.setattr(candidates, "OrtEngine", Counted)
+    arguments = ("--formats", "fp32,fp16,int8", "--text-tokens", 300, "--strict-prompts", 1)
+    done = call(tiny_pair_bundle, tmp_path / "new", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["data"]["texts"] == "default"
+    assert facts["data"]["scored_tokens"] > 250
+    assert len(most) > 6
+    assert all(count == {"target": 1} or count == {"target": 1, "draft": 1} for count in most)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "nothing to measure on"),
         (["--tasks", "tiny:validation", "--formats", "int3"], 2, "unknown weight format 'int3'"),
         (["--tasks", "tiny:validation", "--target-format", "q4"], 2, "unknown weight format 'q4'"),
         (["--tasks", "tiny:exam"], 2, "names no tasks"),

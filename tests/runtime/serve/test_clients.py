@@ -301,7 +301,7 @@ def test_lm_eval_scores_choices_over_http_as_the_session_does(url, taught, tmp_p
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     items = [
-        {"question": f"What is {a} + 7?", "choices": [f" {a}+7={a + 7}", f" {a}+7={a + 8}"]}
+        {"question": f"What is {a} + 7?", "choices": [f"{a}+7={a + 7}", f"{a}+7={a + 8}"]}
         for a in range(10, 15)
     ]
     data, folder = tmp_path / "sums.jsonl", tmp_path / "tasks"
@@ -343,6 +343,6 @@ def test_lm_eval_scores_choices_over_http_as_the_session_does(url, taught, tmp_p
         prompt = f"Q: {item['question']}\nA:"
         first = len(tokens_of(prompt))
         for choice, (found, _) in zip(item["choices"], sample["filtered_resps"], strict=True):
-            scored = session.score(tokens_of(prompt + choice))
+            scored = session.score(tokens_of(f"{prompt} {choice}"))
             own = sum(each.logprob for each in scored[first - 1 :])
             assert float(found) == pytest.approx(own, abs=1e-3)

@@ -504,6 +504,16 @@ def test_the_bundle_is_part_of_the_report(tmp_path, monkeypatch):
     assert CliRunner().invoke(doctor_main, ["--engine-dir", str(root)]).exit_code == 1
 
 
+def test_the_times_of_passes_are_used_where_nothing_else_was_measured(tmp_path):
+    target = structs.replace(PLAIN.models.target, pass_seconds=(0.04, 0.05))
+    with BundleWriter(tmp_path / "some") as writer:
+        writer.path("target/model.onnx").write_bytes(b"graph")
+        writer.path("tokenizer.json").write_bytes(b"{}")
+        root = writer.commit(structs.replace(PLAIN, files=(), models=Models(target)))
+    *_, found = check_bundle(root, BARE_CPU)
+    assert "the target alone wrote 25.0 tokens per second" in found.message
+
+
 def test_a_chat_template_that_cannot_be_used_is_a_problem(tiny_bundle, tmp_path):
     bundle = tmp_path / "broken"
     shutil.copytree(tiny_bundle.root, bundle)

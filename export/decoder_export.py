@@ -136,8 +136,11 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         report(f"{role}: computing the reference")
         module = model.module
         if chosen.is_quantised:
-            written = WrittenWeights(path, traced.places, model.weights, chosen.transposed)
-            module = module_of(request.checkpoint, dtype, written)
+            module = module_of(
+                request.checkpoint,
+                dtype,
+                WrittenWeights(path, traced.places, model.weights, chosen.transposed),
+            )
         elif for_tensorrt is not None:
             module = module_of(request.checkpoint, dtype, for_tensorrt.written(path, dtype))
         probes = reference(
@@ -156,7 +159,9 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         kv_shapes=traced.kv_shapes,
         cache_dtype=_CACHE_DTYPE[request.precision],
     )
-    del model, module, for_tensorrt, traced
+    # What is mapped counts as memory until nobody holds it.
+    halves, facts = chosen.halves, chosen.facts
+    del model, module, for_tensorrt, traced, chosen
     gc.collect()
     report(f"{role}: checking the graph")
     kept = () if ledger is None else ledger.entries()
@@ -171,14 +176,14 @@ def export_decoder(request: DecoderRequest, path: Path, report: Callable[[str], 
         unshared=_listed(request.unshared),
         kept_weights=kept,
     )
-    tolerance = "fp16" if chosen.halves else request.precision
+    tolerance = "fp16" if halves else request.precision
     in_blocks = request.reads_integers and bool(kept)
     parity, engine = _checked(path, shape, probes, role, tolerance, quantised=in_blocks)
     if request.lowering == "gqa" and request.precision == "fp32":
         widest = LONGEST_AUTO_DRAFT + 1 if role == "target" else 1
         seconds = pass_seconds(engine.decoder(), widest)
         entry = replace(entry, pass_seconds=tuple(float(f"{each:.3g}") for each in seconds))
-    return Exported(entry, parity, chosen.facts)
+    return Exported(entry, parity, facts)
 
 
 def _choose(request: DecoderRequest, model: StreamedModel) -> ChosenWeights:

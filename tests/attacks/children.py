@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 PIPE_BYTES = 1 << 20
@@ -30,7 +31,8 @@ class Child:
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._reader, writer = os.pipe()
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        with suppress(PermissionError):  # this user has too much in other pipes
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

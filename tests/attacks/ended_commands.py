@@ -109,6 +109,7 @@ def end_by_signal(job: Job, number: int, at: float, *, writing: bool = False) ->
             if job.writes_bundle:
                 clear_leftovers(work)
             else:
+                child.said()  # closes its pipe
                 child = start(job, work)
                 child.wait(SECONDS)
         # Before the command has begun, Python itself dies of a signal.

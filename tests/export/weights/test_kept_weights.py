@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 import torch
 from gguf_files import byte_level, random_gguf
 
-from cospec.errors import CheckpointError, CospecError, GateError
+from cospec.errors import CheckpointError, CospecError, GateError, ResourceError
 from cospec.export import decoder_export
 from cospec.export.pipeline import ExportOptions, export_bundle
 from cospec.models.checkpoint import load_module, open_checkpoint
@@ -170,3 +171,18 @@ def sorted_nodes(model):
     made = onnx_ir.from_proto(model)
     made.graph.sort()
     return onnx_ir.to_proto(made)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_the_weights_leaves_nothing(tmp_path):
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q8_0", layers=1)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system ends each write at this many bytes of a file, as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(ResourceError, match="of the bundle were written") as error:
+            export(file, tmp_path / "bundle")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Traceback" not in str(error.value)
+    assert left_in(tmp_path) == [file.name]

@@ -117,6 +117,11 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     pass_seconds: Annotated[tuple[PassSeconds, ...], Meta(max_length=64)] = ()
     unshared: Annotated[tuple[Text, ...], Meta(max_length=MAX_UNSHARED)] = ()
 
+    @property
+    def rounds_by_width(self) -> bool:
+        """Whether its products may round differently in passes of different widths on a CPU."""
+        return bool(self.kept_weights) or self.weights in ("int8-weights", "int4", "int4-128")
+
     def cache_bytes(self, capacity: int) -> int:
         """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""
         item = {"float32": 4, "float16": 2}[self.cache_dtype]

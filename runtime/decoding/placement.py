@@ -97,7 +97,10 @@ class _Graphs:
     def engine(self, role: str, entry: ModelEntry) -> Engine:
         """Load draft or target."""
         shape = graph_shape(self._bundle.manifest, entry)
-        return OrtEngine(self._bundle.path(entry.graph), shape, self._options)
+        # A draft's rounding changes what is proposed, and never what strict output is.
+        even_passes = role == "target" and entry.rounds_by_width
+        path = self._bundle.path(entry.graph)
+        return OrtEngine(path, shape, self._options, even_passes=even_passes)
 
     def arbiter(self, entry: ArbiterEntry) -> Arbiter:
         """Load the arbiter."""

@@ -46,6 +46,9 @@ class OrtEngine(ShapedEngine):
         graph: path of `model.onnx`; its external data lies beside it.
         shape: sizes of the graph, from the bundle's manifest.
         options: threads and provider.
+        even_passes: add a token, which is forgotten again, to each pass of an odd number of tokens on
+            a CPU. Products with quantised weights round otherwise where rows are computed in pairs:
+            with this, a token's row does not depend on how many tokens its pass had.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -55,10 +58,18 @@ class OrtEngine(ShapedEngine):
             not go with what this process has already.
     """
 
-    def __init__(self, graph: Path, shape: GraphShape, options: OrtOptions | None = None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        shape: GraphShape,
+        options: OrtOptions | None = None,
+        *,
+        even_passes: bool = False,
+    ) -> None:
         self.graph = graph
         self.shape = shape
         self.session, self.device = open_session(graph, options or OrtOptions())
+        self.even_passes = even_passes and self.device == "cpu"
         problem = difference(decoder_tensors(shape), tensors_of(self.session))
         if problem is not None:
             raise BundleError(
@@ -86,7 +97,8 @@ class OrtDecoder(CachedSequence):
         self._cache_length = np.zeros(1, dtype=np.int64)
         optional = {each.name for each in engine.session.get_overridable_initializers()}
         self._cuts_head = LOGITS_TO_KEEP in optional
-        self._by_outputs: dict[tuple[str, ...], dict[tuple[int, int], _Binding]] = {}
+        self._even_passes = engine.even_passes
+        self._by_outputs: dict[tuple[str, ...], dict[tuple[int, int, int], _Binding]] = {}
         self.select(outputs)
         shape, dtype = engine.shape, np.dtype(engine.shape.cache_dtype)
         ensure_memory(shape.cache_bytes, "the cache of a decoder")
@@ -106,9 +118,11 @@ class OrtDecoder(CachedSequence):
         width = len(tokens)
         self._ensure_room(width)
         kept = width if rows is None or not self._cuts_head else min(rows, width)
+        extra = int(self._even_passes and width % 2 and self._length + width < self.capacity)
         try:
-            binding = self._bindings.get((width, kept)) or self._bind(width, kept)
-            binding.tokens[:] = tokens
+            binding = self._bindings.get((width, kept, extra)) or self._bind(width, kept, extra)
+            binding.tokens[:width] = tokens
+            binding.tokens[width:] = tokens[-1]
             self._cache_length[0] = self._length
             self._session.run_with_iobinding(binding.io, self._run_options)
         except Exception as error:
@@ -161,13 +175,16 @@ class OrtDecoder(CachedSequence):
                 self._cache[f"{i}.{kind}"].update_inplace(whole)
         self._length = length
 
-    def _bind(self, width: int, kept: int) -> _Binding:
-        """Prepare and keep the binding of passes of one width that return `kept` rows."""
+    def _bind(self, width: int, kept: int, extra: int) -> _Binding:
+        """Prepare and keep the binding of passes of one width that return `kept` rows.
+
+        `extra` tokens more are fed, whose rows are not returned.
+        """
         wide = [key for key in self._bindings if key[0] > ALWAYS_KEPT]
         if width > ALWAYS_KEPT and len(wide) >= WIDE_KEPT:
             del self._bindings[wide[0]]
-        self._bindings[width, kept] = binding = _Binding(
-            self._session, self._shape, width, kept, self._outputs, self._device
+        self._bindings[width, kept, extra] = binding = _Binding(
+            self._session, self._shape, width, kept, extra, self._outputs, self._device
         )
         io = binding.io
         fed = {"input_ids": binding.input_ids, "cache_length": self._cache_length}
@@ -182,7 +199,7 @@ class OrtDecoder(CachedSequence):
 
 
 class _Binding:
-    """The buffers of a pass of `width` tokens that returns its last `kept` rows."""
+    """The buffers of a pass that returns the last `kept` of `width` rows, and feeds `extra` more."""
 
     def __init__(
         self,
@@ -190,20 +207,22 @@ class _Binding:
         shape: GraphShape,
         width: int,
         kept: int,
+        extra: int,
         outputs: tuple[str, ...],
         device: str,
     ) -> None:
         tensors = decoder_outputs(shape)
+        width, rows = width + extra, kept + extra
         self.io = session.io_binding()
-        self.logits_to_keep = np.array([kept], dtype=np.int64)
+        self.logits_to_keep = np.array([rows], dtype=np.int64)
         self.input_ids = np.zeros((1, width), dtype=np.int64)
         self.tokens = self.input_ids[0]
         self._arrays: dict[str, NDArray[Any]] = {
-            name: np.zeros((1, kept, *tensors[name].shape[2:]), dtype=tensors[name].dtype)
+            name: np.zeros((1, rows, *tensors[name].shape[2:]), dtype=tensors[name].dtype)
             for name in outputs
         }
         self._logsumexp = self._arrays["logsumexp"][0]
-        self._zeros = np.zeros(kept, dtype=np.float32)
+        self._zeros = np.zeros(rows, dtype=np.float32)
         self._device = device
         self._on_device: dict[str, Any] = {}
         for name, array in self._arrays.items():
@@ -213,7 +232,7 @@ class _Binding:
                 value = import_onnxruntime().OrtValue.ortvalue_from_numpy(array, device, 0)
                 self._on_device[name] = value
                 self.io.bind_ortvalue_output(name, value)
-        self.output = StepOutput(**{name: array[0] for name, array in self._arrays.items()})
+        self.output = StepOutput(**{name: array[0, :kept] for name, array in self._arrays.items()})
 
     def is_finite(self) -> bool:
         """Say whether the rows' logits are usable, which is when their logsumexp is finite."""

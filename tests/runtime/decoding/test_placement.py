@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 from simulated_tensorrt import VERSIONS, SimulatedRuntime, simulate
 
 import cospec
@@ -22,6 +23,7 @@ from cospec.models.tiny_pair.tasks import distinct, prompt
 from cospec.runtime.arbitration.learned import LearnedArbiter
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.cli.run import main
+from cospec.runtime.decoding import placement
 from cospec.runtime.decoding.placement import place
 from cospec.runtime.decoding.session import Session, codec_of
 from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
@@ -301,9 +303,9 @@ def test_draft_and_target_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypa
     class Waiting(OrtEngine):
         """An engine that is not ready before the other one has begun to load."""
 
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             both.wait()
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Waiting)
     placed = place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
@@ -315,9 +317,9 @@ def test_text_and_models_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypat
     both = Barrier(2, timeout=60)
 
     class Waiting(OrtEngine):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             both.wait()
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     def codec(bundle: Bundle, capacity: int | None) -> Any:
         both.wait()
@@ -331,11 +333,22 @@ def test_text_and_models_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypat
 
 def test_the_error_of_a_draft_that_cannot_be_loaded_is_raised(tiny_pair_bundle, monkeypatch):
     class Broken(OrtEngine):
-        def __init__(self, graph: Path, *arguments: Any) -> None:
+        def __init__(self, graph: Path, *arguments: Any, **options: Any) -> None:
             if graph.parent.name == "draft":
                 raise BackendError("the draft cannot be loaded")
-            super().__init__(graph, *arguments)
+            super().__init__(graph, *arguments, **options)
 
     monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Broken)
     with pytest.raises(BackendError, match="the draft cannot be loaded"):
         place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
+
+
+@pytest.mark.parametrize(
+    ("role", "weights", "even"),
+    [("target", None, False), ("target", "int4", True), ("draft", "int4", False)],
+)
+def test_a_target_that_rounds_by_width_is_run_in_even_passes(tiny_pair_bundle, role, weights, even):
+    bundle = Bundle.open(tiny_pair_bundle)
+    entry = structs.replace(getattr(bundle.manifest.models, role), weights=weights)
+    engine = placement._Graphs(bundle, OPTIONS).engine(role, entry)
+    assert engine.even_passes is even

@@ -10,9 +10,7 @@ import pytest
 from engine_graphs import CAPACITY, CPU, PROMPT, assert_same, cached, logits
 
 from cospec.errors import PromptError
-from cospec.runtime.engines.onnxruntime import (
-    OrtDecoder,
-)
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine
 from cospec.runtime.engines.ort_session import SPIN_MICROSECONDS, session_options_of
 from cospec.runtime.engines.protocol import StepOutput
 
@@ -26,9 +24,9 @@ def count_bindings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     original = OrtDecoder._bind
 
-    def bind(self: OrtDecoder, width: int, kept: int) -> object:
+    def bind(self: OrtDecoder, width: int, *others: int) -> object:
         made.append(width)
-        return original(self, width, kept)
+        return original(self, width, *others)
 
     monkeypatch.setattr(OrtDecoder, "_bind", bind)
     return made
@@ -216,3 +214,31 @@ def test_a_pass_raises_nothing_inside_of_onnxruntime(engine):
     decoder = engine.decoder()
     assert decoder._run_options.get_run_config_entry("gpu_graph_id") == "0"
     assert decoder.step(PROMPT[:2]).token.shape == (2,)
+
+
+def test_even_passes_feed_pairs_of_tokens_and_return_the_rows_of_others(graphs):
+    paths, shape = graphs
+    plain = OrtEngine(paths["gqa"], shape, CPU).decoder(("logits", "hidden"))
+    decoder = OrtEngine(paths["gqa"], shape, CPU, even_passes=True).decoder(("logits", "hidden"))
+    position = 0
+    for width in (1, 2, 3, 5, 1, 4):
+        tokens = (2 * PROMPT)[position : position + width]
+        found, expected = decoder.step(tokens), plain.step(tokens)
+        assert_same(found.logits, expected.logits)
+        assert_same(found.hidden, expected.hidden)
+        position += width
+        assert decoder.length == position
+    fed = {binding.input_ids.shape[1] for binding in decoder._bindings.values()}
+    assert fed == {2, 4, 6}
+
+
+def test_even_passes_fill_a_cache_to_its_end_and_cut_rows_as_others_do(graphs):
+    paths, shape = graphs
+    decoder = OrtEngine(paths["gqa"], shape, CPU, even_passes=True).decoder(("logits",))
+    plain = OrtEngine(paths["gqa"], shape, CPU).decoder(("logits",))
+    for width, rows in ((CAPACITY - 4, 1), (3, 2), (1, None)):
+        tokens = (PROMPT * CAPACITY)[:width]
+        found, expected = (each.step(tokens, rows) for each in (decoder, plain))
+        assert found.token.shape == expected.token.shape == (rows or width,)
+        assert_same(found.logits, expected.logits)
+    assert decoder.length == CAPACITY

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from enum import Enum, IntEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +26,14 @@ from typing import Any
 import numpy as np
 import pytest
 from simulated_cuda import ALIGNMENT, SimulatedCuda
+from simulated_tensorrt_enums import (
+    AllocationStrategy,
+    DataType,
+    Severity,
+    TensorIOMode,
+    TensorLocation,
+)
 
-DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4")
 _ONNX_TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
@@ -41,31 +46,6 @@ SM = 87
 VERSIONS = {"scatter": "10.16.1.11", "portable": "10.3.0"}
 """The TensorRT that each form is tried with: those of JetPack 7.2 and 6. Before 10.15 an engine cannot
 tell what is an alias."""
-
-
-class TensorIOMode(Enum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
-
-
-class TensorLocation(Enum):
-    DEVICE = 0
-    HOST = 1
-
-
-class AllocationStrategy(Enum):
-    STATIC = 0
-    ON_PROFILE_CHANGE = 1
-    USER_MANAGED = 2
-
-
-class Severity(IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
 
 
 class SimulatedLogger:

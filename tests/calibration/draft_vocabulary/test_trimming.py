@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,52 +13,34 @@ from arbiters import untrained_network
 from click.testing import CliRunner
 from gguf_files import random_gguf
 from msgspec.structs import replace
+from trimmed_drafts import OUTPUTS, TOKENS, TRIMMED, engine, some_ids
 
 import cospec
-from cospec.calibration.cli import main
 from cospec.calibration.draft_vocabulary import most_frequent, trim, trim_bundle
 from cospec.calibration.draft_vocabulary import trimming as trial
 from cospec.calibration.draft_vocabulary.frequency import count, coverage, split
 from cospec.calibration.draft_vocabulary.trimmed_head import LOWEST
 from cospec.calibration.tasks import tiny_tasks
 from cospec.calibration.weights import convert, convert_bundle
-from cospec.calibration.weights import format_speed as speed
 from cospec.calibration.weights.texts import Text
-from cospec.errors import BundleError, ResourceError, UsageError
+from cospec.errors import BundleError, UsageError
 from cospec.export.pipeline import ExportOptions, export_bundle
-from cospec.runtime.bundle.manifest import MANIFEST_NAME, ModelEntry, to_json
 from cospec.runtime.bundle.reader import Bundle, read_manifest
 from cospec.runtime.cli.inspect import main as inspect
 from cospec.runtime.cli.verify import main as verify
-from cospec.runtime.decoding.placement import graph_shape
 from cospec.runtime.decoding.session import Session
 from cospec.runtime.drafting.draft_model import ModelDrafter
-from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine
 from cospec.runtime.sampling.params import SamplingParams
 from cospec.runtime.tensorrt.bundle_engines import engine_specs
 from cospec.runtime.text.codec import TextCodec
 
-OUTPUTS = (
-    "token", "top_values", "top_ids", "logsumexp", "entropy", "next_input_logprob", "hidden", "logits",
-)  # fmt: skip
 HEADS = {
     "tied, softcap": "gemma2",
     "untied, bias": "phi",
     "untied, padded": "llama",
     "padded, token renamed": "llama",
 }
-TRIMMED = 128
-TOKENS = np.random.default_rng(0).integers(3, 300, 12)
-
-
-def engine(bundle: Path, graph: Path, entry: ModelEntry) -> OrtEngine:
-    return OrtEngine(graph, graph_shape(read_manifest(bundle), entry), OrtOptions(threads=1))
-
-
-def some_ids(bundle: Path, size: int = TRIMMED) -> np.ndarray:
-    """Ids that are no run: whoever confuses places and ids is found out."""
-    counts = np.random.default_rng(1).integers(0, 100, read_manifest(bundle).vocab_size)
-    return most_frequent(counts, size, read_manifest(bundle))
 
 
 @pytest.fixture(scope="module", params=list(HEADS))
@@ -196,16 +177,6 @@ def test_a_draft_with_the_quantised_weights_of_a_file(tmp_path, kind, weights, i
     assert (np.delete(found.logits, kept, axis=1) == LOWEST).all()
 
 
-@pytest.fixture(scope="module")
-def trimmed_pair(tiny_pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pair with a draft of the 128 tokens that occur in a few of its problems."""
-    session = cospec.load(tiny_pair_bundle)
-    texts = [Text(tuple(session.encode(task.prompt))) for task in tiny_tasks("train", 50, 0)]
-    manifest = read_manifest(tiny_pair_bundle)
-    kept = most_frequent(count(texts, manifest.vocab_size), TRIMMED, manifest)
-    return trim_bundle(tiny_pair_bundle, tmp_path_factory.mktemp("trimmed") / "pair", kept)
-
-
 def test_a_bundle(tiny_pair_bundle, trimmed_pair):
     done = CliRunner().invoke(verify, [str(trimmed_pair)])
     assert done.exit_code == 0, done.output
@@ -303,113 +274,6 @@ def test_an_arbiter_loses_its_certificate(tiny_pair_bundle, tmp_path):
     assert cospec.load(made).generate("Q: What is 2 + 3?", mode="collab", max_tokens=8).tokens
 
 
-def call(bundle: Path, output: Path, *arguments: object) -> Any:
-    options = ["--engine-dir", bundle, "--output", output, *arguments]
-    return CliRunner().invoke(main, ["draft-vocabulary", *map(str, options)])
-
-
-@pytest.fixture
-def brief(monkeypatch):
-    """Timings of a few tokens: no test depends on their size."""
-    monkeypatch.setattr(speed, "TOKENS", 6)
-    monkeypatch.setattr(trial, "ROUNDS", 2)
-
-
-@pytest.mark.usefixtures("brief")
-def test_the_command_on_tasks(tiny_pair_bundle, tmp_path):
-    output = tmp_path / "new"
-    arguments = ("--size", 100, "--tasks", "tiny:train", "--items", 12, "--prompts", 2)
-    done = call(tiny_pair_bundle, output, *arguments, "--json")
-    assert done.exit_code == 0, done.output
-    facts = json.loads(done.stdout)
-    assert (facts["kept_tokens"], facts["vocab_size"]) == (100, 512)
-    assert 0.9 < facts["coverage"]["held_out"] <= 1
-    assert facts["coverage"]["counted"] == 1, "so few answers hold fewer tokens"
-    for name in ("before", "after"):
-        assert 0 < facts[name]["acceptance"] <= 1
-        assert facts[name]["tokens_per_second"] > 0
-        assert facts[name]["draft_step_seconds"] > 0
-    # A tied embedding is kept, so the head adds to the file.
-    added = facts["after"]["draft_bytes"] - facts["before"]["draft_bytes"]
-    assert 100 * 96 * 4 <= added < 100 * 96 * 4 + 8192
-    assert [facts[name]["head_weights"] for name in ("before", "after")] == [512 * 96, 100 * 96]
-    assert facts["data"]["prompts"] == 2
-    assert json.loads((output / "certificate.json").read_text())["draft_vocabulary"] == {
-        "source": read_manifest(tiny_pair_bundle).seal,
-        **facts,
-    }
-    assert "round 1 of 2" in done.stderr
-
-
-@pytest.mark.usefixtures("brief")
-def test_the_command_on_a_text(tiny_pair_bundle, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("Q: What is 12 + 30?\nA: 12 + 30 = 42. The answer is 42.\n" * 60)
-    arguments = ("--size", 64, "--texts", text, "--prompts", 2)
-    done = call(tiny_pair_bundle, tmp_path / "new", *arguments)
-    assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("64 of 512 tokens kept: 100.00% of the ")
-    assert [line.split("  ")[0].strip() for line in lines[2:]] == [
-        "draft's files", "head's weights", "draft step", "accepted", "tokens/s",
-    ]  # fmt: skip
-    again = call(tiny_pair_bundle, tmp_path / "new", *arguments)
-    assert again.exit_code == ResourceError.exit_code
-    assert "a bundle is there already" in again.stderr
-
-
-@pytest.mark.usefixtures("brief")
-def test_the_command_without_data_keeps_the_lowest_ids(tiny_pair_bundle, tmp_path):
-    done = call(tiny_pair_bundle, tmp_path / "new", "--size", 100, "--prompts", 1)
-    assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("100 of 512 tokens kept: the lowest ids, ")
-    manifest = read_manifest(tmp_path / "new")
-    kept = most_frequent(count([], 512), 100, manifest)
-    entry = manifest.models.draft
-    step = engine(tmp_path / "new", tmp_path / "new" / entry.graph, entry).decoder(OUTPUTS).step
-    logits = step(TOKENS).logits
-    assert (logits[:, kept] > LOWEST).all()
-    assert (np.delete(logits, kept, axis=1) == LOWEST).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--size", 0, "--tasks", "tiny:train"), "--size is 0, but must be at least 1"),
-        (("--size", 7, "--tasks", "tiny:train"), "7 tokens cannot be kept of a vocabulary of 512"),
-        (("--size", 512, "--tasks", "tiny:train"), "give a --size from 8 to 511"),
-        (("--size", 64, "--texts", "absent.txt"), "cannot be read"),
-        (("--size", 64, "--tasks", "tiny:train", "--items", 1), "too short to hold some out"),
-    ],
-)
-def test_what_is_refused(tiny_pair_bundle, tmp_path, arguments, message):
-    done = call(tiny_pair_bundle, tmp_path / "new", *arguments)
-    assert done.exit_code == UsageError.exit_code, done.output
-    assert message in done.stderr
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
-
-
-def test_bundles_that_cannot_be_trimmed(tiny_pair_bundle, trimmed_pair, tmp_path):
-    kept = some_ids(tiny_pair_bundle)
-    alone = shutil.copytree(tiny_pair_bundle, tmp_path / "alone")
-    manifest = read_manifest(alone)
-    models = replace(manifest.models, draft=None)
-    (alone / MANIFEST_NAME).write_bytes(to_json(replace(manifest, models=models)))
-    cases = {
-        "was trimmed already": trimmed_pair,
-        "has no draft": alone,
-        "was converted to int4 already": convert_bundle(
-            tiny_pair_bundle, tmp_path / "int4", "fp32", "int4"
-        ),
-    }
-    for message, bundle in cases.items():
-        with pytest.raises(UsageError, match=message):
-            trim_bundle(bundle, tmp_path / "new", kept)
-        assert not (tmp_path / "new").exists()
-    with pytest.raises(UsageError, match="trimmed already cannot be trimmed again"):
-        trim(trimmed_pair / "draft/model.onnx", tmp_path / "model.onnx", kept)
-
-
 def test_tensorrt_takes_no_trimmed_draft(trimmed_pair):
     manifest = replace(read_manifest(trimmed_pair), lowering="portable")
     with pytest.raises(UsageError, match="the vocabulary of the draft of pair was trimmed"):
@@ -454,24 +318,3 @@ def test_decoders_start_empty(trimmed_pair):
     assert isinstance(decoder, OrtDecoder)
     assert len(trial._time_steps(decoder, 3)) == 3
     assert decoder.length == 64
-
-
-def test_a_trimmed_draft_is_measured_and_its_arbiter_certified_again(tiny_pair_bundle, tmp_path):
-    """What docs/draft-vocabulary.md and docs/arbiter.md tell people to run on a trimmed bundle."""
-    from cospec.calibration.quality.cli import main as bench
-    from cospec.models import tiny_pair
-
-    kept = some_ids(tiny_pair_bundle)
-    bundle = trim_bundle(tiny_pair_bundle, tmp_path / "trimmed", kept)
-    arbiter = shutil.copytree(tiny_pair.ARBITER, tmp_path / "arbiter")
-    words = ["--engine-dir", bundle, "--tasks", "tiny:validation", "--items", 3, "--max-tokens", 32]
-    words = [str(word) for word in [*words, "--json"]]
-    found = CliRunner().invoke(main, ["certify", "--arbiter", str(arbiter), *words])
-    assert found.exit_code == 0, found.output
-    certified = json.loads(found.stdout)["modes"]
-    found = CliRunner().invoke(bench, ["quality", "--modes", "target,draft,strict,collab", *words])
-    assert found.exit_code == 0, found.output
-    measured = json.loads(found.stdout)["modes"]
-    for mode in ("target", "draft", "strict", "collab"):
-        assert measured[mode]["n"] == 3
-        assert measured[mode]["tokens_per_item"] == certified[mode]["tokens_per_item"]

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,10 +22,9 @@ from cospec.models.tiny_pair.tasks import distinct, prompt
 from cospec.runtime.arbitration.learned import LearnedArbiter
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.cli.run import main
-from cospec.runtime.decoding import placement
 from cospec.runtime.decoding.placement import place
-from cospec.runtime.decoding.session import Session, codec_of
-from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtEngine, OrtOptions
+from cospec.runtime.decoding.session import Session
+from cospec.runtime.engines.onnxruntime import OrtDecoder, OrtOptions
 from cospec.runtime.tensorrt import plan_store as plans
 from cospec.runtime.tensorrt.arbiter_engine import TensorRtArbiter
 from cospec.runtime.tensorrt.engine import TensorRtDecoder
@@ -262,8 +260,6 @@ def with_engines(bundle: Bundle) -> Bundle:
     """The same bundle, as if it had been exported for a device."""
     from dataclasses import replace
 
-    from msgspec import structs
-
     from cospec.runtime.bundle.manifest import EnginesEntry
 
     engines = EnginesEntry(device="simulated", flavour="tensorrt", trt_version="10.16")
@@ -295,60 +291,3 @@ def test_the_command_line_takes_a_backend(bundles, monkeypatch):
         assert ended.exit_code == 0, ended.output
         answers.append(json.loads(ended.stdout)["tokens"])
     assert answers[0] == answers[1]
-
-
-def test_draft_and_target_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypatch):
-    both = Barrier(2, timeout=60)
-
-    class Waiting(OrtEngine):
-        """An engine that is not ready before the other one has begun to load."""
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            both.wait()
-            super().__init__(*arguments, **options)
-
-    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Waiting)
-    placed = place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
-    assert placed.draft is not None
-    assert placed.target.vocab_size == placed.draft.vocab_size
-
-
-def test_text_and_models_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypatch):
-    both = Barrier(2, timeout=60)
-
-    class Waiting(OrtEngine):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            both.wait()
-            super().__init__(*arguments, **options)
-
-    def codec(bundle: Bundle, capacity: int | None) -> Any:
-        both.wait()
-        return codec_of(bundle, capacity)
-
-    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Waiting)
-    monkeypatch.setattr("cospec.runtime.decoding.session.codec_of", codec)
-    session = load(tiny_pair_bundle, "onnxruntime", drafter="none")
-    assert session.generate("Q:", max_tokens=2).tokens
-
-
-def test_the_error_of_a_draft_that_cannot_be_loaded_is_raised(tiny_pair_bundle, monkeypatch):
-    class Broken(OrtEngine):
-        def __init__(self, graph: Path, *arguments: Any, **options: Any) -> None:
-            if graph.parent.name == "draft":
-                raise BackendError("the draft cannot be loaded")
-            super().__init__(graph, *arguments, **options)
-
-    monkeypatch.setattr("cospec.runtime.decoding.placement.OrtEngine", Broken)
-    with pytest.raises(BackendError, match="the draft cannot be loaded"):
-        place(Bundle.open(tiny_pair_bundle), "onnxruntime", OPTIONS, drafts=True)
-
-
-@pytest.mark.parametrize(
-    ("role", "weights", "even"),
-    [("target", None, False), ("target", "int4", True), ("draft", "int4", False)],
-)
-def test_a_target_that_rounds_by_width_is_run_in_even_passes(tiny_pair_bundle, role, weights, even):
-    bundle = Bundle.open(tiny_pair_bundle)
-    entry = structs.replace(getattr(bundle.manifest.models, role), weights=weights)
-    engine = placement._Graphs(bundle, OPTIONS).engine(role, entry)
-    assert engine.even_passes is even

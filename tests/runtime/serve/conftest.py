@@ -78,3 +78,9 @@ def gated(session: cospec.Session) -> Iterator[GatedSession]:
     made = GatedSession(session)
     yield made
     made.permits.release(10_000)  # whatever still runs may end
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with served.client() as client:
+        yield client

@@ -23,12 +23,6 @@ def served(serving, collab):
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served):
-    with served.client() as client:
-        yield client
-
-
 def chat(client, **more):
     return client.chat.completions.create(model="tiny", messages=MESSAGES, **more)
 

@@ -17,12 +17,6 @@ PROMPT = f"Q: {QUESTION}\nA:"
 OTHER = "Q: What is 2 + 2?\nA:"
 
 
-@pytest.fixture(scope="module")
-def client(served):
-    with served.client() as client:
-        yield client
-
-
 def drawn(session, prompt, seed, **more):
     return session.generate(prompt, sampling=SamplingParams(1.0, seed=seed), **more)
 

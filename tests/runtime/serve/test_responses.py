@@ -25,12 +25,6 @@ QUESTION = "What is 12 + 30?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 
 
-@pytest.fixture(scope="module")
-def client(served):
-    with served.client() as client:
-        yield client
-
-
 def asked(**fields):
     return responses_request(json.dumps({"input": QUESTION} | fields).encode(), Defaults("tiny"))
 

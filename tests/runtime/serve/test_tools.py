@@ -45,12 +45,6 @@ def served(serving, taught):
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served):
-    with served.client() as client:
-        yield client
-
-
 def chat(client, **settings):
     return client.chat.completions.create(
         model="tiny", messages=MESSAGES, max_tokens=200, **settings

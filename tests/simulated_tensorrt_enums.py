@@ -1,0 +1,32 @@
+"""The enumerations of TensorRT that our code uses, for the simulated TensorRT."""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4")
+
+
+class TensorIOMode(Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class TensorLocation(Enum):
+    DEVICE = 0
+    HOST = 1
+
+
+class AllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4

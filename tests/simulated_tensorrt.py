@@ -1,7 +1,6 @@
 """A *simulated* TensorRT and CUDA, backed by ONNX Runtime on the CPU: no GPU, and nothing of NVIDIA's.
 
-It shows that our code drives the two APIs by their rules; it shows nothing about a GPU, its numbers or
-its speed. Import it from any test (`from simulated_tensorrt import simulate`).
+It shows that our code drives the two APIs by their rules; it shows nothing about a GPU or its speed.
 
 The rules that it holds the caller to:
 - device memory has an address space of its own, aligned to 256 bytes; touching what was not allocated
@@ -30,6 +29,7 @@ from simulated_tensorrt_enums import (
     AllocationStrategy,
     DataType,
     Severity,
+    SimulatedLogger,
     TensorIOMode,
     TensorLocation,
 )
@@ -46,15 +46,6 @@ SM = 87
 VERSIONS = {"scatter": "10.16.1.11", "portable": "10.3.0"}
 """The TensorRT that each form is tried with: those of JetPack 7.2 and 6. Before 10.15 an engine cannot
 tell what is an alias."""
-
-
-class SimulatedLogger:
-    """Stands for `ILogger`."""
-
-    Severity = Severity
-
-    def log(self, severity: Any, message: str) -> None:
-        raise NotImplementedError("ILogger.log is for the application")
 
 
 def simulated_plan(

@@ -1,8 +1,9 @@
-"""The enumerations of TensorRT that our code uses, for the simulated TensorRT."""
+"""The enumerations of TensorRT that our code uses, and its logger, for the simulated TensorRT."""
 
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from typing import Any
 
 DataType = Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL UINT8 FP8 INT4")
 
@@ -30,3 +31,12 @@ class Severity(IntEnum):
     WARNING = 2
     INFO = 3
     VERBOSE = 4
+
+
+class SimulatedLogger:
+    """Stands for `ILogger`."""
+
+    Severity = Severity
+
+    def log(self, severity: Any, message: str) -> None:
+        raise NotImplementedError("ILogger.log is for the application")

@@ -16,6 +16,7 @@ from ...runtime.cli.common import (
     at_least,
     engine_dir_option,
     json_option,
+    new_bundle_options,
     print_json,
 )
 from ..tables import text_table
@@ -32,9 +33,7 @@ Examples:
 
 @click.command(name="draft-vocabulary", cls=CospecCommand, epilog=EPILOG)
 @engine_dir_option
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="The new bundle's folder."
-)
+@new_bundle_options
 @click.option(
     "--size", required=True, type=int, help="Number of tokens that the draft can propose."
 )
@@ -43,8 +42,6 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="UTF-8 text whose tokens are counted; best is text like the target's answers.",
 )
-@click.option("--tasks", help="Tasks whose answers by the target are counted: a task file, ...")
-@click.option("--items", type=int, help="Number of tasks. Default: all; of tiny tasks 1000.")
 @click.option(
     "--text-tokens",
     type=int,
@@ -52,6 +49,8 @@ Examples:
     show_default=True,
     help="Longest part of --texts, and of the answers, in tokens.",
 )
+@click.option("--tasks", help="Tasks whose answers by the target are counted: a task file, ...")
+@click.option("--items", type=int, help="Number of tasks. Default: all; of tiny tasks 1000.")
 @click.option(
     "--prompts",
     type=int,
@@ -59,7 +58,6 @@ Examples:
     show_default=True,
     help="Number of texts to measure on, from the fifth that is not counted.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is at --output already.")
 @json_option
 def draft_vocabulary(
     engine_dir: Path,

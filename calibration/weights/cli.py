@@ -14,6 +14,7 @@ from ...runtime.cli.common import (
     at_least,
     engine_dir_option,
     json_option,
+    new_bundle_options,
     print_json,
     share,
 )
@@ -42,9 +43,7 @@ WEIGHT_FORMATS = "fp32,fp16,int8,int8-rows,int8-weights,int4,int4-128"
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
 @engine_dir_option
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="The new bundle's folder."
-)
+@new_bundle_options
 @click.option("--formats", default=WEIGHT_FORMATS, show_default=True, help="Which are tried.")
 @click.option("--target-format", help="The target's format, instead of the fastest.")
 @click.option("--draft-format", help="The draft's format, instead of the fastest.")
@@ -80,7 +79,6 @@ WEIGHT_FORMATS = "fp32,fp16,int8,int8-rows,int8-weights,int4,int4-128"
     show_default=True,
     help="Share of the tasks by which fewer answers of the target alone may be right.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is at --output already.")
 @json_option
 def weights(
     engine_dir: Path,

@@ -23,16 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.weights.blocks import Blocks, Factors
-from ...models.weights.weights import Stored, Weights
+from ...models.weights.weights import ChangedWeights, Stored, Weights
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 LARGEST_BLOCK = 128
 """Inputs that share a scale. A pass takes three quarters of the time that blocks of 32 take."""
 
 
-class FasterWeights(Weights):
+class FasterWeights(ChangedWeights):
     """A checkpoint's weights, of which some quantised matrices are stored in other blocks.
 
     As a mapping it gives the checkpoint's own numbers.
@@ -54,19 +54,11 @@ class FasterWeights(Weights):
         *,
         wide: bool = False,
     ) -> None:
-        super().__init__(weights.shapes)
-        self._weights = weights
+        super().__init__(weights)
         self._role = role
         self._products = products
         self._looked_up = looked_up
         self._wide = wide
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[name]
-
-    def kind(self, name: str) -> str:
-        """Return the format that the checkpoint stores a tensor in."""
-        return self._weights.kind(name)
 
     def blocks(self, name: str) -> Iterator[Stored] | None:
         """Return a matrix as it is stored, and the checkpoint's numbers; see the base class."""

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.weights.blocks import Blocks, Factors
-from ...models.weights.weights import CHUNK, Stored, Weights
+from ...models.weights.weights import CHUNK, ChangedWeights, Stored, Weights
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Bits = Literal[4, 8]
 Importance = Mapping[str, NDArray[np.float32]]
@@ -108,7 +108,7 @@ def _stored(scales: NDArray[np.float32]) -> NDArray[np.float16]:
     return stored
 
 
-class QuantisedWeights(Weights):
+class QuantisedWeights(ChangedWeights):
     """A checkpoint's weights, of which some matrices are quantised when they are asked for.
 
     As a mapping it gives the checkpoint's own numbers. Matrices that the checkpoint brought in
@@ -128,18 +128,10 @@ class QuantisedWeights(Weights):
         transposed: frozenset[str],
         importance: Importance,
     ) -> None:
-        super().__init__(weights.shapes)
+        super().__init__(weights)
         self._importance = importance
-        self._weights = weights
         self._recipe = recipe
         self._transposed = transposed
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[name]
-
-    def kind(self, name: str) -> str:
-        """Return the format that the checkpoint stores a tensor in."""
-        return self._weights.kind(name)
 
     def blocks(self, name: str) -> Iterator[Stored] | None:
         """Return a quantised matrix, and what it was before; see the base class."""

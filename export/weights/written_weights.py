@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir
 import torch
 
-from ...models.weights.weights import CHUNK, Weights
+from ...models.weights.weights import CHUNK, ChangedWeights, Weights
 from .packing import Form
 
 
@@ -32,7 +32,7 @@ class Place:
     order: Any
 
 
-class WrittenWeights(Weights):
+class WrittenWeights(ChangedWeights):
     """A checkpoint's weights, the quantised ones read back from a graph's data file.
 
     Args:
@@ -49,16 +49,15 @@ class WrittenWeights(Weights):
         weights: Weights,
         transposed: frozenset[str],
     ) -> None:
-        super().__init__(weights.shapes)
+        super().__init__(weights)
         self._values = onnx_ir.load(graph).graph.initializers
         self._places = places
-        self._weights = weights
         self._transposed = transposed
 
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self._places.get(name)
         if place is None:
-            return self._weights[name]
+            return super().__getitem__(name)
         form = place.form
         outputs = place.rows.stop - place.rows.start
         whole = np.empty((outputs, form.inputs), dtype=np.float32)
@@ -73,6 +72,5 @@ class WrittenWeights(Weights):
             whole = whole[:, np.argsort(place.order)]
         return torch.from_numpy(whole.T if name in self._transposed else whole)
 
-    def kind(self, name: str) -> str:
-        """Return the format that the checkpoint stores a tensor in."""
-        return self._weights.kind(name)
+    def blocks(self, name: str) -> None:
+        """Return None: the graph's numbers are asked for as floating-point numbers."""

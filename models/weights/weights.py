@@ -58,3 +58,26 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """Return the first outputs of a quantised matrix, which show its form; None for others."""
         stored = self.blocks(name)
         return None if stored is None else next(stored)[0]
+
+
+class ChangedWeights(Weights):
+    """A checkpoint's weights, of which some are given in another form; this class changes none.
+
+    Args:
+        weights: of the checkpoint.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights.shapes)
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._weights[name]
+
+    def kind(self, name: str) -> str:
+        """Return the format that the checkpoint stores a tensor in."""
+        return self._weights.kind(name)
+
+    def blocks(self, name: str) -> Iterator[Stored] | None:
+        """Return a quantised matrix of the checkpoint; see the base class."""
+        return self._weights.blocks(name)

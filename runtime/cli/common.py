@@ -84,6 +84,17 @@ local_engine_dir_option = _engine_dir(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 
 
+def new_bundle_options(command: Command) -> Command:
+    """Add `--output` and `--force` of a command that writes a bundle beside the one that it reads."""
+    output = click.option(
+        "--output", required=True, type=click.Path(path_type=Path), help="The new bundle's folder."
+    )
+    force = click.option(
+        "--force", is_flag=True, help="Replace a bundle that is at --output already."
+    )
+    return output(force(command))
+
+
 class CospecCommand(click.Command):
     """A click command whose errors are one line, a hint and an exit code.
 

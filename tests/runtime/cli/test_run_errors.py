@@ -134,3 +134,13 @@ def test_a_real_ctrl_c_while_the_prompt_is_read(root):
     assert process.returncode == 130
     assert stdout == ""
     assert stderr.strip() == "interrupted"
+
+
+def test_nothing_is_written_to_the_home_folder_and_nothing_is_reported(root, tmp_path):
+    environment = {
+        name: value for name, value in os.environ.items() if name[:4] not in ("ORT_", "XDG_")
+    }
+    environment["HOME"] = str(tmp_path)
+    done = launch("--engine-dir", root, "--max-tokens", 2, "Q:", env=environment, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

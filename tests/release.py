@@ -62,6 +62,14 @@ def release_version() -> str:
     return found[1]
 
 
+def works(python: str) -> bool:
+    """Whether an interpreter is installed; its name alone may belong to a version manager."""
+    path = shutil.which(python)
+    if path is None:
+        return False
+    return subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
 def main() -> None:
     """Build and check; print what to tag."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,8 +88,8 @@ def main() -> None:
         run(exporting / "optimum-cli", "export", "cospec", "-m", "tiny", bundle, cwd=folder)
 
         for version_of_python in PYTHONS:
-            python = shutil.which(f"python{version_of_python}")
-            if python is None:
+            python = f"python{version_of_python}"
+            if not works(python):
                 print(f"SKIPPED: python{version_of_python} is not installed")
                 continue
             place = folder / f"cpu-{version_of_python}"

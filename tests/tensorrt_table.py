@@ -2,7 +2,7 @@
 
     python tests/tensorrt_table.py [REPORT ...]
 
-`simulated` names the version that the simulation of the runtime's tests stands for. `run` shows the
+`simulated` names the version that the runtime's tests simulate. `run` shows the
 reports in docs/devices/. A REPORT that somebody sent is checked, put there with its page, and shown.
 """
 
@@ -143,7 +143,7 @@ def _built_for(device: Device, rows: list[Row], builder: str) -> str:
     of_sm = [row for row in rows if row["sm"] == by]
     if not of_sm:
         return "not tried"
-    proxy = "" if by == device.sm else ", which stands in"
+    proxy = "" if by == device.sm else ", in its place"
     built = sum(row["built"] for row in of_sm)
     return f"{built} of {len(of_sm)} by RTX {builder} for SM {by}{proxy}"
 

@@ -2,15 +2,16 @@
 
 formats.py     the formats, and what this CPU asks of them
 quantise.py    numbers: a weight in, its quantised tensors out, by ONNX Runtime's own quantisers
-graph.py       `convert`: a decoder graph to another format, one weight in memory at a time
-bundle.py      `convert_bundle`: a whole bundle, a format for each role
+rewrite.py     the products of a graph, replaced
+graph_conversion.py   `convert`: a decoder graph to another format, one weight in memory at a time
+converted_bundle.py   `convert_bundle`: a whole bundle, a format for each role
 texts.py       calibration texts as tokens
 fidelity.py    perplexity and agreement with the source, through the runtime
-speed.py       tokens per second of the combinations, taking turns
+format_speed.py       tokens per second of the combinations, taking turns
 request.py     what is asked, and when a format is refused
-trial.py       every format converted and measured
-choose.py      all of it, and the fastest that is good enough written
-report.py      the result as text
+candidates.py  every format converted and measured
+selection.py   all of it, and the fastest that is good enough written
+weights_report.py     the result as text
 """
 
 from ...runtime.bundle.manifest import WeightFormat

@@ -16,7 +16,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from ...errors import GateError
-from ...models.weights.weights import Weights
+from ...models.weights.weights import ChangedWeights, Weights
 from .products import LazyWeights, Product, find_products, replace_product
 from .stored_matrix import Ledger, Nodes
 from .tensorrt_numbers import (
@@ -261,22 +261,21 @@ class TensorRtWeights:
         return _WrittenWeights(self._weights, graph, self._read, dtype)
 
 
-class _WrittenWeights(Weights):
+class _WrittenWeights(ChangedWeights):
     """A checkpoint's weights, of which some are read from a graph's quantised ones."""
 
     def __init__(
         self, weights: Weights, graph: Path, matrices: dict[str, _Matrix], dtype: torch.dtype
     ) -> None:
-        super().__init__(weights.shapes)
+        super().__init__(weights)
         self._dtype = dtype
-        self._weights = weights
         self._matrices = matrices
         self._stored = onnx_ir.load(graph).graph.initializers
 
     def __getitem__(self, name: str) -> torch.Tensor:
         matrix = self._matrices.get(name)
         if matrix is None:
-            return self._weights[name]
+            return super().__getitem__(name)
         import torch
 
         return torch.from_numpy(self._read(matrix)).to(self._dtype)
@@ -284,7 +283,7 @@ class _WrittenWeights(Weights):
     def kind(self, name: str) -> str:
         """Return the form of a matrix, or the checkpoint's own kind."""
         matrix = self._matrices.get(name)
-        return self._weights.kind(name) if matrix is None else matrix.form.kind
+        return super().kind(name) if matrix is None else matrix.form.kind
 
     def _read(self, matrix: _Matrix) -> NDArray[np.float32]:
         form = matrix.form

@@ -71,6 +71,3 @@ class WrittenWeights(ChangedWeights):
         if place.order is not None:
             whole = whole[:, np.argsort(place.order)]
         return torch.from_numpy(whole.T if name in self._transposed else whole)
-
-    def blocks(self, name: str) -> None:
-        """Return None: the graph's numbers are asked for as floating-point numbers."""

@@ -61,7 +61,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
 
 
 class ChangedWeights(Weights):
-    """A checkpoint's weights, of which some are given in another form; this class changes none.
+    """The weights of a checkpoint, of which a subclass gives some in another form.
 
     Args:
         weights: of the checkpoint.
@@ -77,7 +77,3 @@ class ChangedWeights(Weights):
     def kind(self, name: str) -> str:
         """Return the format that the checkpoint stores a tensor in."""
         return self._weights.kind(name)
-
-    def blocks(self, name: str) -> Iterator[Stored] | None:
-        """Return a quantised matrix of the checkpoint; see the base class."""
-        return self._weights.blocks(name)

@@ -78,10 +78,10 @@ class FileEntry(Checked, frozen=True):
 
 
 class KeptWeights(Checked, frozen=True, kw_only=True):
-    """Weights that are stored in their author's own numbers.
+    """Weights that are stored as integers: those of a quantised checkpoint, or quantised at export.
 
-    `kind` is what the author calls the format, such as Q4_K. `max_error` is the largest difference from
-    what the author's library makes of them, as a share of a matrix's largest weight; 0 is bit for bit.
+    `kind` is the name of the format, such as Q4_K or int8. `max_error` is the largest difference from
+    the checkpoint's own numbers, as a share of a matrix's largest weight; 0 is bit for bit.
     """
 
     kind: Name
@@ -96,7 +96,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
 
     `weights` is the format that the weights were converted to after the export (see
     `calibration.weights`); None is the precision of the export.
-    `kept_weights` are those that a quantised checkpoint brought with it, by kind.
+    `kept_weights` are those that are stored as integers, by kind.
     `pass_seconds` are the times of passes of 1, 2, ... tokens on the CPU that exported the graph; empty
     where they were not measured. The draft-length controller starts from them.
     `kept_tokens` is how many tokens a draft can propose (see `calibration.draft_vocabulary`); None

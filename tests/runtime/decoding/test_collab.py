@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
+import loop_cases
 import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scripted import CANDIDATES, Choose, ScriptedDecoder, agreeing, hashed, reference_decode
+from scripted import CANDIDATES, ScriptedDecoder, agreeing, hashed
 
 from cospec.errors import UsageError
 from cospec.runtime.arbitration.baselines import AlwaysDraft, baseline
@@ -65,14 +66,9 @@ def check_evidence(block: Block) -> None:
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(loop_cases.Case):
     """One decoding problem with somebody who decides at mismatches."""
 
-    target: Choose
-    draft: Choose
-    prompt: list[int]
-    limits: Limits
-    capacity: int
     protected: frozenset[int] = frozenset()
     caps: Caps = field(default_factory=Caps)
 
@@ -156,14 +152,7 @@ def test_threshold_one_is_strict_token_for_token(case, seed):
     assert arbiter.calls == 0
     assert collab.rounds == strict.rounds
     assert collab.target.steps == strict.target.steps
-    output, finish = reference_decode(
-        case.target,
-        case.prompt,
-        max_tokens=case.limits.max_tokens,
-        eos_token_ids=case.limits.eos_token_ids,
-        capacity=case.capacity,
-    )
-    assert (collab.output, collab.rounds[-1].finish) == (output, finish)
+    assert (collab.output, collab.rounds[-1].finish) == case.reference()
 
 
 @given(case=cases())

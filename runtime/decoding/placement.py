@@ -12,7 +12,7 @@ from ..arbitration.learned import LearnedArbiter
 from ..arbitration.protocol import Arbiter
 from ..bundle.manifest import ArbiterEntry, Manifest, ModelEntry
 from ..bundle.reader import Bundle
-from ..engines.onnxruntime import OrtEngine, OrtOptions
+from ..engines.onnxruntime import OrtEngine, OrtOptions, import_onnxruntime
 from ..engines.protocol import Engine, GraphShape
 
 Backend = Literal["auto", "onnxruntime", "tensorrt", "mixed"]
@@ -66,6 +66,7 @@ def place(bundle: Bundle, backend: Backend, options: OrtOptions | None, *, draft
         # ONNX Runtime prepares a graph on one thread, so the draft is ready before the target is.
         begun = None
         if draft is not None and for_draft is graphs:
+            import_onnxruntime()  # not in a thread: see `import_text_libraries`
             begun = beside.submit(graphs.engine, "draft", draft)
         target = for_target.engine("target", models.target)
         if begun is not None:

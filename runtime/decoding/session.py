@@ -25,7 +25,7 @@ from ..engines.protocol import Engine
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import TokenLogprob
-from ..text.codec import TextCodec
+from ..text.codec import TextCodec, import_text_libraries
 from .caches import Caches
 from .completion import Completion, Piece, Stream
 from .generation import (
@@ -321,6 +321,7 @@ def load(
     def make(bundle: Bundle) -> Session:
         manifest = bundle.manifest
         found = find_drafter(drafter, has_draft=manifest.models.draft is not None)
+        import_text_libraries()
         with ThreadPoolExecutor(1) as beside:
             codec = beside.submit(codec_of, bundle, manifest.capacity)
             placed = place(bundle, backend, options, drafts=found.uses_model)

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from ...errors import BackendError, MissingExtraError, UsageError
 from .graph_tensors import Tensor
 
@@ -136,8 +138,6 @@ def session_options_of(ort: Any, options: OrtOptions) -> Any:
         session_options.enable_cpu_mem_arena = False
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
-    from packaging.version import Version
-
     session_options.inter_op_num_threads = 1
     briefly = Version(ort.__version__).release >= BRIEF_SPINNING_SINCE
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(briefly)))

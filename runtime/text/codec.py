@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,16 @@ class TextCodec:
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """Start to decode an output token by token, as the continuation of `context`."""
         return TextStream(self._tokenizer, self._hidden, context)
+
+
+def import_text_libraries() -> None:
+    """Import what a codec needs.
+
+    For the main thread, before another one opens a codec: a signal in the middle of an import can leave
+    Python's import lock taken, and a thread that imports then never ends.
+    """
+    for module in ("tokenizers", f"{__package__}.chat_format"):
+        import_module(module)
 
 
 def _read_chat(path: Path) -> ChatFormat:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -75,3 +77,27 @@ def test_a_target_that_rounds_by_width_is_run_in_even_passes(tiny_pair_bundle, r
     entry = structs.replace(getattr(bundle.manifest.models, role), weights=weights)
     engine = placement._Graphs(bundle, OPTIONS).engine(role, entry)
     assert engine.even_passes is even
+
+
+LOADING = """
+import sys, threading
+import cospec
+
+late = []
+
+class Recorder:
+    def find_spec(self, name, *_):
+        if threading.current_thread() is not threading.main_thread():
+            late.append(name)
+
+sys.meta_path.insert(0, Recorder())
+cospec.load(sys.argv[1])
+print(late)
+"""
+
+
+def test_threads_that_load_import_nothing(tiny_pair_bundle):
+    """A signal in an import of the main thread can leave Python's import lock taken for ever."""
+    command = [sys.executable, "-c", LOADING, str(tiny_pair_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

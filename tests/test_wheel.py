@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -91,12 +92,13 @@ def test_every_command_shows_its_help_from_the_wheel(unpacked, command):
 
 
 def optimum_cli(unpacked: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run optimum's own program with the wheel on its path."""
+    """Run optimum's own program with the wheel on its path, and without the editable install (-S)."""
     pytest.importorskip("optimum.commands.optimum_cli", reason="the extra `optimum` is missing")
+    path = f"{unpacked}:{sysconfig.get_path('purelib')}"
     return subprocess.run(
-        [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "cospec", *words],
+        [sys.executable, "-S", "-m", "optimum.commands.optimum_cli", "export", "cospec", *words],
         cwd=unpacked,
-        env={"PYTHONPATH": str(unpacked), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,

@@ -8,8 +8,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
-from packaging.version import Version
-
 from ...errors import BackendError, MissingExtraError, UsageError
 from .graph_tensors import Tensor
 
@@ -129,6 +127,8 @@ def _providers(ort: Any, options: OrtOptions) -> list[str]:
 
 def session_options_of(ort: Any, options: OrtOptions) -> Any:
     """Return options with which draft and target do not take each other's cores."""
+    from packaging.version import Version
+
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     if options.low_memory:

@@ -21,6 +21,8 @@ from ..bundle.durable import lack_of_room, write_error
 # What shells report for a process that Ctrl-C or SIGTERM ended.
 INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
 TRACEBACK_VARIABLE = "COSPEC_TRACEBACK"
+AGAIN_SECONDS = 0.01
+"""After which a signal is sent again that came while Python could not raise it."""
 
 Command = Callable[..., Any]
 
@@ -254,13 +256,25 @@ def _signals_raised() -> Iterator[None]:
 
     `docker stop`, systemd and `timeout` send SIGTERM, a terminal that closes SIGHUP. Libraries turn the
     exception into errors of their own: after one in the import of ONNX Runtime, that seems not to be
-    installed. So an error after a signal counts as the signal.
+    installed. So an error after a signal counts as the signal. Python drops an exception that leaves a
+    destructor or a callback of the garbage collector; then the signal is sent again.
     """
     ended: list[_Ended] = []
+    again: list[threading.Timer] = []
+    hook = sys.unraisablehook
 
     def end(number: int, _: object) -> NoReturn:
         ended.append(_Ended(number))
         raise ended[-1]
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            hook(dropped)
+            return
+        number = getattr(dropped.exc_value, "number", signal.SIGINT)
+        again.append(threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        again[-1].daemon = True
+        again[-1].start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -270,6 +284,7 @@ def _signals_raised() -> Iterator[None]:
     taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, end)
+    sys.unraisablehook = send_again
     try:
         yield
     except Exception as error:
@@ -277,6 +292,9 @@ def _signals_raised() -> Iterator[None]:
             raise
         raise ended[0] from error
     finally:
+        sys.unraisablehook = hook
+        for timer in again:
+            timer.cancel()
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 

@@ -56,7 +56,7 @@ def verdict(job: Job, work: Path, child: Child, allowed: set[int]) -> str:
     """Return `well`, or what is wrong after a command was ended."""
     said = child.said()
     if "Traceback" in said:
-        return f"traceback: {said.strip().splitlines()[-1][:150]}"
+        return f"traceback: {said[max(said.index('Traceback') - 200, 0) :][-1500:]}"
     if child.code not in allowed:
         return f"exit code {child.code}: {said.strip()[-150:]}"
     problem = job.problem(work)

@@ -83,6 +83,25 @@ def test_an_error_that_a_library_makes_of_a_signal_counts_as_the_signal(error):
     assert result.stderr == "interrupted\n"
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_a_destructor_ends_the_command_too(name, code):
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(getattr(signal, name))
+
+    @click.command(cls=CospecCommand)
+    def main() -> None:
+        held = [Dying()]
+        held.clear()
+        threading.Event().wait(5)
+        click.echo("went on")
+
+    before = sys.unraisablehook
+    result = CliRunner().invoke(main)
+    assert (result.exit_code, result.output.strip()) == (code, "interrupted")
+    assert sys.unraisablehook is before
+
+
 def test_signals_are_as_before_when_a_command_has_ended():
     @click.command(cls=CospecCommand)
     def main() -> None:

@@ -246,7 +246,7 @@ def _memory(
             sizes.vocab_size,
             sizes.widest,
             stored=sizes.precision if weights[role] in _PLAIN else weights[role],
-            unpacked=_unpacked_bytes(checkpoint, weights[role], device),
+            unpacks=checkpoint.config.hidden_size * _unpacks(checkpoint, weights[role], device),
         )
         for role, checkpoint in checkpoints.items()
     )
@@ -279,16 +279,10 @@ def weight_bytes(checkpoint: Checkpoint, precision: str, choice: Choice, device:
     return int(bits / 8)
 
 
-def _unpacked_bytes(checkpoint: Checkpoint, choice: Choice, device: Device) -> int:
-    """Return an upper bound of the scratch memory in which an engine unpacks weights.
-
-    Seen with TensorRT-RTX 1.7: for SmolLM2, fp8 took 2.3 times its head in fp16, int8 in blocks 1.1
-    times. Whether TensorRT 10 unpacks int8 is not known, so it is counted.
-    """
+def _unpacks(checkpoint: Checkpoint, choice: Choice, device: Device) -> bool:
+    """Say whether an engine unpacks weights; TensorRT 10 might unpack int8, so it is counted."""
     in_blocks = choice == "keep" and _is_quantised(checkpoint)
-    if choice == "fp8" or in_blocks or (choice == "int8" and not device.dequantises_freely):
-        return int(2.5 * 2 * checkpoint.vocab_size * checkpoint.config.hidden_size)
-    return 0
+    return choice == "fp8" or in_blocks or (choice == "int8" and not device.dequantises_freely)
 
 
 def _bits(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
+from example_manifest import MANIFEST
 
 from cospec.errors import ResourceError
+from cospec.runtime.bundle.manifest import KeptWeights
 from cospec.runtime.tensorrt.device_memory import (
     CONTEXT_BYTES,
     SYSTEM_BYTES,
+    UNPACKED_HEADS,
     DeviceMemory,
     arbiter_memory,
+    bundle_memory,
     decoder_memory,
     ensure_fits,
 )
@@ -58,6 +63,32 @@ def test_what_does_not_fit_is_refused_with_the_sum():
     assert "target   16.0 GiB weights" in refused.value.message
     assert "sum" in refused.value.message
     assert refused.value.hint == "ask for less: a smaller --capacity"
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "bits", "unpacks"),
+    [
+        ("rtx-4090", "int4 in blocks of 128", 4.125, False),
+        ("rtx-4090", "int8", 8.01, False),
+        ("rtx-4090", "Q8_0", 8.5, True),
+        ("rtx-4090", "fp8", 8.01, True),
+        ("agx-orin-jp6", "int8", 8.01, True),
+    ],
+)
+def test_weights_of_a_bundle_that_an_engine_unpacks_are_counted(device, kind, bits, unpacks):
+    manifest = MANIFEST
+    target = manifest.models.target
+    kept = KeptWeights(kind=kind, tensors=1, weights=1, bits_per_weight=bits)
+    changed = msgspec.structs.replace(target, kept_weights=(kept,))
+    models = msgspec.structs.replace(manifest.models, target=changed)
+    chosen = resolve_device(device)
+    plain, kept_plan = (
+        bundle_memory(msgspec.structs.replace(manifest, models=each), chosen, ["target"])
+        for each in (manifest.models, models)
+    )
+    head = 2 * manifest.vocab_size * target.hidden_size
+    assert (kept_plan.total - plain.total == int(UNPACKED_HEADS * head)) == unpacks
+    assert (kept_plan.total == plain.total) != unpacks
 
 
 def test_a_machine_not_known_yet_refuses_nothing():

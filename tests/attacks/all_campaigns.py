@@ -49,7 +49,10 @@ CAMPAIGNS = {
         "--terms 100 --kills 200 --limits 20 --disks 40",
     ),
     "HTTP requests": Campaign(
-        "http_requests", "--engine-dir BUNDLE", "--requests 20000", "--requests 100000"
+        "http_requests",
+        "--engine-dir BUNDLE",
+        "--requests 2500 --related 9",
+        "--requests 12000 --related 9",
     ),
     "random templates": Campaign("random_templates", "", "--seconds 240", "--seconds 1200"),
     "sandbox": Campaign("sandbox_campaign", ""),

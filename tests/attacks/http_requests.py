@@ -3,12 +3,13 @@
 Starts `cospec-serve` with a bundle, sends it requests that hypothesis makes from the API's fields and
 from raw bytes, and prints a table. Ends with 1 if one of them failed, or if the server wrote anything.
 
-    cd tests && python -m attacks.http_requests --engine-dir BUNDLE --requests 100000
+    cd tests && python -m attacks.http_requests --engine-dir BUNDLE --requests 11000 --related 9
 """
 
 from __future__ import annotations
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ GIVE_UP = 2.0
 """Seconds after which the client leaves if nothing came back: half a request has no answer."""
 THREADS = 16
 """Most of them wait for the end of half a request."""
-PART = 500
+PART = 250
 """Requests with one seed."""
 
 
@@ -95,9 +96,21 @@ class Outcome:
     failures: list[tuple[str, bytes]] = field(default_factory=list)
 
 
-def attack(address: tuple[str, int], count: int, seed: int) -> Outcome:
-    """Send `count` requests, and go on after failures."""
-    outcome = Outcome()
+def relatives(data: bytes, count: int, draw: random.Random) -> Iterator[bytes]:
+    """Yield a request again with one to three bytes of its body changed, if the body has a length."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    if not body or b"\nContent-Length: " not in head:
+        return
+    for _ in range(count):
+        changed = bytearray(body)
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        yield head + b"\r\n\r\n" + bytes(changed)
+
+
+def attack(address: tuple[str, int], count: int, seed: int, related: int = 0) -> Outcome:
+    """Send `count` requests and `related` more like each of them, and go on after failures."""
+    outcome, rng = Outcome(), random.Random(seed)
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -108,6 +121,10 @@ def attack(address: tuple[str, int], count: int, seed: int) -> Outcome:
         suppress_health_check=list(HealthCheck),
     )
     @given(requests())
+    def send_all(data: bytes) -> None:
+        for each in (data, *relatives(data, related, rng)):
+            send(each)
+
     def send(data: bytes) -> None:
         try:
             answer = exchange(address, data)
@@ -118,7 +135,7 @@ def attack(address: tuple[str, int], count: int, seed: int) -> Outcome:
         if fault is not None:
             outcome.failures.append((fault, data))
 
-    send()
+    send_all()
     return outcome
 
 
@@ -146,9 +163,12 @@ def command(engine_dir: Path) -> Iterator[tuple[tuple[str, int], Path, int]]:
 
 @click.command()
 @click.option("--engine-dir", default="models/tiny", show_default=True, type=Path)
-@click.option("--requests", "count", default=10_000, show_default=True, help="Requests to send.")
+@click.option("--requests", "count", default=10_000, show_default=True, help="Requests to make.")
+@click.option(
+    "--related", default=0, show_default=True, help="More like each, a few bytes changed."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the first requests.")
-def main(engine_dir: Path, count: int, seed: int) -> None:
+def main(engine_dir: Path, count: int, related: int, seed: int) -> None:
     """Send requests of every kind to a server, and print what came back."""
     import psutil
 
@@ -163,7 +183,10 @@ def main(engine_dir: Path, count: int, seed: int) -> None:
         )
         with ThreadPoolExecutor(THREADS) as pool:
             starts = range(0, count, PART)
-            parts = (pool.submit(attack, address, min(PART, count - i), seed + i) for i in starts)
+            parts = (
+                pool.submit(attack, address, min(PART, count - i), seed + i, related)
+                for i in starts
+            )
             for part in list(parts):
                 total.statuses += part.result().statuses
                 total.failures += part.result().failures

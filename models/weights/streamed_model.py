@@ -14,6 +14,7 @@ import torch
 from ..checkpoint import audit, from_files, load_module
 from ..gguf import read_header
 from ..hf import blaming, quiet, transformers_class
+from .folder_weights import FolderWeights
 from .gguf_weights import GgufWeights
 from .packed_folder import PackedFolderWeights
 from .weights import Weights
@@ -54,15 +55,18 @@ def streamed_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Strea
         yield StreamedModel(whole, whole, _LoadedWeights(whole))
         return
     hollow = hollow_module(checkpoint, dtype)
+    if checkpoint.gguf_file or checkpoint.packing:
+        yield StreamedModel(*_from_quantised(checkpoint, dtype, hollow))
+        return
+    weights = FolderWeights(checkpoint.weight_files, hollow, dtype)
+    if _fits(hollow, weights):
+        yield StreamedModel(module_of(checkpoint, dtype, weights), hollow, weights)
+        return
+    # transformers knows how old names become new ones, and what is wrong with a folder.
     with TemporaryDirectory(prefix="cospec-") as folder:
-        if checkpoint.gguf_file or checkpoint.packing:
-            module, weights = _from_quantised(checkpoint, dtype)
-        else:
-            module = from_files(
-                checkpoint, dtype=dtype, device_map={"": "disk"}, offload_folder=folder
-            )
-            weights = _FolderWeights(module)
-        yield StreamedModel(module.eval().requires_grad_(False), hollow, weights)
+        module = from_files(checkpoint, dtype=dtype, device_map={"": "disk"}, offload_folder=folder)
+        module = module.eval().requires_grad_(False)
+        yield StreamedModel(module, hollow, _ConvertedWeights(module))
 
 
 def hollow_module(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -106,7 +110,16 @@ def _offloaded(module: Any, weights: Weights) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
+def _fits(module: Any, weights: FolderWeights) -> bool:
+    """Say whether a folder holds exactly the module's parameters, under their own names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    found = {name: tuple(parameter.shape) for name, parameter in parameters}
+    return not weights.left_over and found == weights.shapes
+
+
+def _from_quantised(
+    checkpoint: Checkpoint, dtype: torch.dtype, hollow: Any
+) -> tuple[Any, Any, Weights]:
     module = _meta_module(checkpoint, dtype)
     weights: GgufWeights | PackedFolderWeights
     if checkpoint.packing is None:
@@ -114,7 +127,7 @@ def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, We
     else:
         weights = PackedFolderWeights(checkpoint.weight_files, checkpoint.packing, module, dtype)
     _audit_names(checkpoint, module, weights, weights.left_over)
-    return _offloaded(module, weights), weights
+    return _offloaded(module, weights), hollow, weights
 
 
 def _audit_names(
@@ -151,8 +164,8 @@ class _LoadedWeights(Weights):
         return "float"
 
 
-class _FolderWeights(_LoadedWeights):
-    """The weights of a Hugging Face folder, as transformers finds them for a module on the disk."""
+class _ConvertedWeights(_LoadedWeights):
+    """The weights of a Hugging Face folder, as transformers converts them for a module on the disk."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         from transformers.integrations.accelerate import load_offloaded_parameter

@@ -52,7 +52,7 @@ CAMPAIGNS = {
         "http_requests",
         "--engine-dir BUNDLE",
         "--requests 2500 --related 9",
-        "--requests 12000 --related 9",
+        "--requests 16000 --related 9",
     ),
     "random templates": Campaign("random_templates", "", "--seconds 240", "--seconds 1200"),
     "sandbox": Campaign("sandbox_campaign", ""),

@@ -26,7 +26,7 @@ from typing import Any, cast
 import click
 
 from cospec.export.memory import plan
-from cospec.export.pipeline import DEFAULT_CAPACITY
+from cospec.export.pair import DEFAULT_CAPACITY
 from cospec.export.weights.chosen_weights import WeightChoice
 from cospec.models.checkpoint import open_checkpoint
 from cospec.models.presets import resolve

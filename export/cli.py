@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import MissingExtraError, UsageError
+from ..runtime.bundle.reader import Bundle, find_bundle
 from ..runtime.cli.common import CospecCommand, json_option, print_json, share
 from ..runtime.tensorrt.build_progress import build_bars
 
@@ -24,7 +25,7 @@ Examples:
   cospec-export --target tiny
   cospec-export --target llama-8b --draft llama-1b --precision fp16
   cospec-export --target ./my-checkpoint --draft ./my-draft --output bundles/mine
-  cospec-export --target ./model.gguf --draft none
+  cospec-export --target ./model.gguf --draft none --weights exact
   cospec-export --target qwen2.5-0.5b --adapter ./my-lora --output bundles/tuned
   cospec-export --target llama-8b --trt --device agx-orin-jp6
   cospec-export --build-only models/llama-8b
@@ -70,6 +71,11 @@ Examples:
     "matrices in 8 bits as the limit asks for. auto: int4 for ONNX Runtime on a CPU, with fp16 beyond "
     "the limit; quantised checkpoints are kept. fp8: with --trt. There, auto is the default and takes "
     "the widest that fit the device.",
+)
+@click.option(
+    "--draft-weights",
+    type=click.Choice(["keep", "exact", "fp32", "fp16", "int8", "int4", "auto"]),
+    help="The same of the draft alone. Default: as --weights says.",
 )
 @click.option(
     "--max-perplexity-increase",
@@ -146,6 +152,7 @@ def main(
     lowering: str | None,
     precision: str | None,
     weights: str | None,
+    draft_weights: str | None,
     limit: float,
     texts: Path | None,
     capacity: int | None,
@@ -172,7 +179,8 @@ def main(
     if push is not None and _push_existing(push, None if target else output, as_json=as_json):
         return
     try:
-        from .pipeline import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions, StageBar, export_bundle
+        from .pair import DEFAULT_NUM_DRAFT_TOKENS, ExportOptions
+        from .pipeline import Steps, export_bundle, stages
         from .weights.chosen_weights import QualityLimit
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export", "cospec-export") from error
@@ -183,8 +191,7 @@ def main(
         return
     if target is None:
         raise click.MissingParameter(param_hint="--target", param_type="option")
-    if not trt:
-        _refuse_what_is_for_tensorrt(device, weights)
+    _refuse_what_is_for_others(trt, device, weights, draft_weights)
     engines = _engines(device, lowering, precision, weights, as_json=as_json) if trt else None
     options = ExportOptions(
         target=target,
@@ -202,11 +209,12 @@ def main(
         chat_template=not no_chat_template,
         weights="keep" if trt else weights or "keep",  # type: ignore[arg-type]
         limit=QualityLimit(limit, texts),
+        draft_weights=draft_weights,  # type: ignore[arg-type]
     )
     started = time.monotonic()
     output = output or _default_output(target)
-    with StageBar(options, engines=trt) as bar:
-        bundle = export_bundle(options, output, bar.begin, engines)
+    with Steps(stages(options, engines=trt)) as steps:
+        bundle = export_bundle(options, output, steps.begin, engines)
     seconds = time.monotonic() - started
     if as_json:
         result: dict[str, Any] = {"bundle": str(bundle), "seconds": round(seconds, 3)}
@@ -230,8 +238,6 @@ def main(
 
 def _left_out(bundle: Path) -> list[str]:
     """Describe the tokens that the draft never proposes, as far as they fit a few lines."""
-    from ..runtime.bundle.reader import Bundle
-
     draft = Bundle.open(bundle, verify=False).manifest.models.draft
     if draft is None or not draft.unshared:
         return []
@@ -268,12 +274,17 @@ def _engines(
     return EngineExport(chosen, announce, lowering, weights)  # type: ignore[arg-type]
 
 
-def _refuse_what_is_for_tensorrt(device: str | None, weights: str | None) -> None:
-    """Refuse options that an export for ONNX Runtime would ignore."""
-    if device is not None:
-        raise UsageError("--device is for TensorRT", hint="add --trt")
-    if weights == "fp8":
-        raise UsageError("--weights fp8 is for TensorRT", hint="add --trt")
+def _refuse_what_is_for_others(
+    trt: bool, device: str | None, weights: str | None, draft_weights: str | None
+) -> None:
+    """Refuse options that an export for this backend would ignore."""
+    if trt and draft_weights is not None:
+        raise UsageError("--draft-weights is for ONNX Runtime", hint="leave --trt out")
+    if trt:
+        return
+    for option, given in (("--device", device is not None), ("--weights fp8", weights == "fp8")):
+        if given:
+            raise UsageError(f"{option} is for TensorRT", hint="add --trt")
 
 
 def _refuse_what_is_for_exports(context: click.Context) -> None:
@@ -295,7 +306,6 @@ def _refuse_what_is_for_exports(context: click.Context) -> None:
 
 def _build(folder: Path, device: str | None, *, as_json: bool) -> None:
     """Build the engines of an existing bundle."""
-    from ..runtime.bundle.reader import Bundle, find_bundle
     from ..runtime.tensorrt.devices import resolve_device
     from .build_only import build_bundle
 
@@ -320,7 +330,6 @@ def _push_existing(repository: str, folder: Path | None, *, as_json: bool) -> bo
     Returns:
         Whether it was uploaded, so that there is nothing to export.
     """
-    from ..runtime.bundle.reader import find_bundle
     from .publish import check_repository, push_bundle
 
     check_repository(repository)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from .constants import add_constant
+from .weights.products import add_constant
 
 _DOMAIN = "com.microsoft"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from .constants import add_constant
+from .weights.products import add_constant
 
 LOGITS_TO_KEEP = "logits_to_keep"
 

@@ -61,7 +61,7 @@ def plan(
     precision: str,
     capacity: int,
     disk_path: Path,
-    weights: WeightChoice = "fp32",
+    weights: WeightChoice | Sequence[WeightChoice] = "fp32",
 ) -> MemoryPlan:
     """Estimate memory and disk of exporting the checkpoints one after the other.
 
@@ -70,18 +70,21 @@ def plan(
         precision: a key of BYTES_PER_WEIGHT.
         capacity: tokens that the cache holds.
         disk_path: where the bundle goes.
-        weights: how they are stored, where the graph reads integers; `fp32` where it does not.
+        weights: how all or each of them are stored, where the graph reads integers; `fp32` where it
+            does not.
 
     Raises:
         UsageError: a capacity that a model cannot honour.
     """
     check_capacity(checkpoints, capacity)
-    stored = tuple(_stored_bytes(checkpoint, precision, weights) for checkpoint in checkpoints)
+    choices = [weights] * len(checkpoints) if isinstance(weights, str) else list(weights)
+    pairs = list(zip(checkpoints, choices, strict=True))
+    stored = tuple(_stored_bytes(checkpoint, precision, choice) for checkpoint, choice in pairs)
     caches = tuple(kv_cache_bytes(c.config, capacity, precision) for c in checkpoints)
     matrices = (MATRICES * 4 * c.vocab_size * int(c.config.hidden_size) for c in checkpoints)
     packed = (
-        int(PACKED_FACTOR * _packed_bytes(c, precision, weights, size))
-        for c, size in zip(checkpoints, stored, strict=True)
+        int(PACKED_FACTOR * _packed_bytes(c, precision, choice, size))
+        for (c, choice), size in zip(pairs, stored, strict=True)
     )
     peaks = (sum(each) for each in zip(matrices, packed, caches, strict=True))
     return MemoryPlan(

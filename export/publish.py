@@ -170,7 +170,7 @@ def _named(entry: ModelEntry) -> str:
 
 def _weights(entry: ModelEntry, precision: str) -> str:
     kept = ", ".join(f"{each.kind} as its author stored it" for each in entry.kept_weights)
-    return kept or entry.weights or precision
+    return kept or precision
 
 
 def _parity(parity: Any) -> str:

@@ -36,6 +36,7 @@ from .metadata import (
 )
 from .safetensors_files import ADAPTER, other_kind, read_weight_files
 from .source import Source, fetch
+from .weights.gguf_kinds import FLOATS
 from .weights.packing_config import PackingConfig, packing_config
 
 if TYPE_CHECKING:
@@ -111,6 +112,14 @@ class Checkpoint:
     def eos_ids(self) -> tuple[int, ...]:
         """The ids of `ends`."""
         return tuple(end.id for end in self.ends)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are stored in integers, which an export can keep."""
+        if self.gguf_file is None:
+            return self.packing is not None
+        tensors = gguf.read_header(self.path).tensors
+        return any(tensor.kind_name not in FLOATS for tensor in tensors)
 
     def weight_bytes(self, precision: str) -> int:
         """Size of the weights once exported, in bytes; `precision` is a key of BYTES_PER_WEIGHT."""

@@ -75,8 +75,7 @@ def draft_vocabulary(
 
     The draft's head then computes only their logits: each step is faster, and a few guesses become
     impossible. Without --texts and --tasks the tokens of lowest id are kept: most tokenizers number
-    them by frequency. Strict output is still the target's own. For other weight formats too, convert
-    the new bundle with `cospec-calibrate weights`; trim first.
+    them by frequency. Strict output is still the target's own. Quantised drafts keep their numbers.
     """
     if find_spec("onnx_ir") is None:
         raise MissingExtraError("onnx-ir", "calibrate", "Trimming a draft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ...runtime.bundle.certificate import (
+    CERTIFICATE,
+    read_certificate,
+    still_true,
+    write_certificate,
+)
 from ...runtime.bundle.manifest import ModelEntry
-from ...runtime.bundle.reader import Bundle
+from ...runtime.bundle.reader import Bundle, find_bundle
 from ...runtime.bundle.writer import BundleWriter
-from ..weights.converted_bundle import commit_rewritten, open_source
-from ..weights.graph_conversion import copy_graph
 from .trimmed_head import trim
 
 SECTION = "draft_vocabulary"
@@ -38,8 +43,8 @@ def trim_bundle(
 
     Raises:
         BundleError: no bundle, or a damaged one.
-        UsageError: the bundle is for TensorRT, was converted or trimmed already, is in fp16 or has no
-            draft; or `output` is the bundle itself.
+        UsageError: the bundle is for TensorRT, was trimmed already, is in fp16 or has no draft; or
+            `output` is the bundle itself.
         ResourceError: no room, no permission, or a bundle is there already.
     """
     source = open_untrimmed(bundle, output)
@@ -50,12 +55,25 @@ def trim_bundle(
 
 def open_untrimmed(bundle: Path, output: Path) -> Bundle:
     """Open a bundle to trim; errors as in `trim_bundle`."""
-    source = open_source(bundle, output, quantised=True)
-    if source.manifest.models.draft is None:
+    source = Bundle.open(find_bundle(bundle))
+    manifest = source.manifest
+    if manifest.engines is not None:
+        raise UsageError(
+            f"{source.root} was exported for TensorRT, which builds its own engines from fp16 or fp32",
+            hint="trim a bundle for ONNX Runtime: export without --trt",
+        )
+    if manifest.precision != "fp32":
+        raise UsageError(
+            f"{source.root} is in {manifest.precision}, which trimming does not support",
+            hint="export the bundle with --precision fp32",
+        )
+    if output.resolve() == source.root:
+        raise UsageError("the output is the bundle that is trimmed", hint="choose another --output")
+    if manifest.models.draft is None:
         raise UsageError(
             f"{source.root} has no draft", hint="export the bundle with --draft, and trim that"
         )
-    if source.manifest.models.draft.kept_tokens is not None:
+    if manifest.models.draft.kept_tokens is not None:
         raise UsageError(
             f"the draft of {source.root} was trimmed already",
             hint="trim the bundle that it was made from",
@@ -72,11 +90,19 @@ def commit_trimmed(source: Bundle, writer: BundleWriter, size: int, facts: dict[
         size: tokens that were kept.
         facts: further entries of the certificate's section.
     """
-    target = source.manifest.models.target
-    copy_graph(source.path(target.graph), writer.path(target.graph))
-    entries = {"target": target, "draft": replace(draft_of(source), kept_tokens=size)}
-    about = {"source": source.manifest.seal, "kept_tokens": size, **facts}
-    return commit_rewritten(source, writer, entries, {"draft"}, {SECTION: about})
+    manifest, draft = source.manifest, draft_of(source)
+    for file in manifest.files:
+        if file.path not in (draft.graph, f"{draft.graph}.data", CERTIFICATE):
+            shutil.copyfile(source.path(file.path), writer.path(file.path))
+    about = {"source": manifest.seal, "kept_tokens": size, **facts}
+    true = still_true(read_certificate(source.root, manifest), {"draft"}, writer.sha256_of)
+    write_certificate(writer.staging, {**true, SECTION: about})
+    # Another graph takes other times.
+    models = replace(manifest.models, draft=replace(draft, kept_tokens=size, pass_seconds=()))
+    name = writer.destination.name
+    return writer.commit(
+        replace(manifest, name=name, models=models, certificate=CERTIFICATE, files=())
+    )
 
 
 def draft_of(source: Bundle) -> ModelEntry:

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UsageError
-from ...export.constants import add_constant
-from ...export.weights.products import find_products, lazy_value
-from ..weights.graph_conversion import read_graph, save_graph
+from ...errors import BundleError, MissingExtraError, UsageError
+from ...export.weights.products import add_constant, find_products, lazy_value
 
 LOWEST = np.finfo(np.float32).min
 """The logit of a token that is not kept."""
 
 _KEPT = "_kept"
 """Suffix of the name of a trimmed constant."""
+
+_INLINE_BYTES = 1024
+"""Tensors below this stay inside the graph's file."""
 
 _BY_ELEMENT = ("Add", "Sub", "Mul", "Div", "Tanh")
 """What heads do to logits after the product: biases, scales, softcaps."""
@@ -47,7 +48,7 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
         BundleError: the graph cannot be read.
         UsageError: an operator between its head and its logits is not supported.
     """
-    model = read_graph(graph)
+    model = _read_graph(graph)
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     products = {product.node: product for product in find_products(model.graph)}
     head, following = _head(logits, products, graph)
@@ -76,7 +77,42 @@ def trim(graph: Path, output: Path, kept: NDArray[np.int64]) -> None:
     logits.name, whole.name = "kept_logits", "logits"
     model.graph.outputs[model.graph.outputs.index(logits)] = whole
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_graph(model, graph, output)
+    _save_graph(model, graph, output)
+
+
+def _read_graph(graph: Path) -> Any:
+    """Open a graph, its weights mapped from their file; errors as in `trim`."""
+    try:
+        import onnx_ir
+    except ImportError as error:
+        raise MissingExtraError("onnx-ir", "export", "Rewriting a graph") from error
+    try:
+        return onnx_ir.load(graph)
+    except Exception as error:  # whatever a parser makes of bytes that are no graph
+        raise BundleError(
+            f"{graph} cannot be read as an ONNX graph: {error}", hint="export the bundle again"
+        ) from error
+
+
+def _save_graph(model: Any, graph: Path, output: Path) -> None:
+    """Write what became of the model of `graph` to `output`, its data beside it.
+
+    Raises:
+        BundleError: the weights of `graph`, which are read now, cannot be.
+    """
+    import onnx_ir
+    from onnx_ir.passes import common as passes
+
+    passes.RemoveUnusedNodesPass()(model)
+    passes.NameFixPass()(model)
+    data = f"{output.name}.data"
+    try:
+        onnx_ir.save(model, output, external_data=data, size_threshold_bytes=_INLINE_BYTES)
+    except ValueError as error:
+        raise BundleError(
+            f"the weights of {graph} cannot be read: {error}",
+            hint="copy the bundle to a folder of its own, or export it again",
+        ) from error
 
 
 def _head(logits: Any, products: Collection[Any], graph: Path) -> tuple[Any, list[Any]]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ...export.weights.chosen_weights import sample_text
 from ...runtime.bundle.manifest import ModelEntry
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.writer import BundleWriter
-from ...runtime.decoding.placement import graph_shape
+from ...runtime.decoding.placement import decoder_engine
 from ...runtime.decoding.session import Session, codec_of
 from ...runtime.drafting.costs import CONTEXT, time_passes
 from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
@@ -24,7 +24,7 @@ from ...runtime.engines.protocol import Decoder, Engine
 from ..quality.machine_facts import machine_facts
 from ..tasks.resolve import resolve_tasks
 from ..weights.format_speed import ROUNDS, rate_of
-from ..weights.texts import Text, answered, read_texts
+from ..weights.texts import Text, answered, cut_text, read_texts
 from .frequency import count, coverage, most_frequent, split
 from .trimmed_bundle import commit_trimmed, draft_of, open_untrimmed
 from .trimmed_head import trim
@@ -78,8 +78,8 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
     # An impossible size is refused now, not after the target's answers.
     most_frequent(count([], manifest.vocab_size), request.size, manifest)
     with BundleWriter(request.output, force=request.force) as writer:
-        target = _engine(source, manifest.models.target)
-        drafts = {"before": _engine(source, draft)}
+        target = _engine(source, "target", manifest.models.target)
+        drafts = {"before": _engine(source, "draft", draft)}
         session = Session(manifest, target, drafts["before"], codec_of(source, None))
         counted, held_out = _texts(request, source, session, progress)
         counts, unseen = (count(texts, manifest.vocab_size) for texts in (counted, held_out))
@@ -87,7 +87,7 @@ def trim_draft(request: TrimRequest, progress: Callable[[str], None]) -> dict[st
         progress(f"trimming the draft to {len(kept)} of {manifest.vocab_size} tokens")
         graph = writer.path(draft.graph)
         trim(source.path(draft.graph), graph, kept)
-        drafts["after"] = _engine(source, draft, graph)
+        drafts["after"] = _engine(source, "draft", draft, graph)
         prompts = [text.prompt for text in held_out[: request.prompts]]
         figures = measure(session, target, drafts, prompts, progress)
         for name, path, tokens in (
@@ -150,8 +150,9 @@ def measure(
             session = Session(source.manifest, target, engine, source.codec)
             # Buffers of each width are made when it first occurs.
             session.continue_tokens(prompts[0], max_tokens=8).completion()
-            rate, acceptance[name] = rate_of(session, prompts, None)
-            rates[name].append(rate)
+            found = rate_of(session, prompts, None)
+            rates[name].append(found.tokens_per_second)
+            acceptance[name] = found.acceptance
         for name, decoder in decoders.items():
             steps[name] += _time_steps(decoder, STEPS)
     return {
@@ -171,11 +172,11 @@ def _time_steps(decoder: Decoder, count: int) -> list[float]:
     return seconds
 
 
-def _engine(source: Bundle, entry: ModelEntry, graph: Path | None = None) -> OrtEngine:
+def _engine(source: Bundle, role: str, entry: ModelEntry, graph: Path | None = None) -> OrtEngine:
     """Load a model of the bundle, or the graph that was made of it."""
     # With the default threads: all cores, as when the bundle is used.
-    shape = graph_shape(source.manifest, entry)
-    return OrtEngine(graph or source.path(entry.graph), shape, OrtOptions())
+    path = graph or source.path(entry.graph)
+    return decoder_engine(path, source.manifest, role, entry, OrtOptions())
 
 
 def _texts(
@@ -183,9 +184,9 @@ def _texts(
 ) -> tuple[list[Text], list[Text]]:
     """Return the texts to count and the held-out ones: a share of each kind of data."""
     if request.texts is None and request.tasks is None:
-        with as_file(files("cospec.export.weights") / "sample.txt") as sample:
-            limit = request.text_tokens
-            return [], read_texts(sample, session.codec, source.manifest, limit)
+        limit = request.text_tokens
+        text = sample_text()
+        return [], cut_text(text, "the default text", session.codec, source.manifest, limit)
     kinds = []
     if request.texts is not None:
         progress(f"reading {request.texts}")

@@ -1,257 +1,320 @@
-"""Candidates of one source: a bundle in every format, and what is measured of them."""
+"""Formats of a pair: exported, read with, answered with and timed, and what came of it.
+
+An engine of each role is in memory at a time, and none while a graph is exported. What is finished goes
+into the work folder, and is not done again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError, GateError, ResourceError
-from ...export.memory import available_memory
-from ...export.weights.chosen_weights import read_file, sample_text
-from ...runtime.bundle.files import format_bytes
-from ...runtime.bundle.manifest import WeightFormat, folder_bytes
-from ...runtime.bundle.reader import Bundle
-from ...runtime.bundle.writer import BundleWriter
-from ...runtime.decoding.placement import graph_shape
-from ...runtime.decoding.session import Session, load
-from ...runtime.engines.onnxruntime import OrtEngine, OrtOptions
+import torch
+
+from ...errors import BackendError, CheckpointError, GateError, ResourceError
+from ...export.decoder_export import DecoderRequest, Exported, export_decoder
+from ...export.pair import TOKENIZER_FILE, Pair
+from ...export.pipeline import Steps, export_text, write_bundle
+from ...export.weights.bit_recipes import read_checkpoint
+from ...export.weights.chosen_weights import WeightChoice
+from ...models.weights.streamed_model import streamed_model
+from ...runtime.decoding.placement import decoder_engine
+from ...runtime.decoding.session import Session
+from ...runtime.engines.onnxruntime import OrtEngine
+from ...runtime.sampling.params import SamplingParams
 from ...runtime.text.codec import TextCodec
-from ..quality.machine_facts import machine_facts
-from ..quality.measurement import run_modes
-from ..quality.mode_runner import QualityConfig
-from ..quality.modes import Mode
 from ..quality.statistics import mcnemar
+from ..tasks.checkers import check
 from ..tasks.item import Task
-from .converted_bundle import decoders, write_converted
 from .fidelity import Reading, read
-from .format_speed import Combination, share_of_different_outputs, time_combinations
-from .formats import products_saturate
-from .request import WeightsRequest, refusal
-from .texts import Text, answered, cut_text
+from .format_speed import PROMPTS, Turn, most_turns, take_turn, time_combinations
+from .request import QUANTISING, Formats, Limits, refusal
+from .texts import Text
+from .work_folder import WorkFolder
+
+STAGES = 6
+"""Of the export of a graph."""
 
 
 class Trial:
-    """Candidates of one source, converted in a scratch folder, and what is measured of them."""
+    """The formats of a pair, and what is measured of them.
+
+    Args:
+        pair: opened; the limit of its options is that of quantising.
+        windows: tokens to read, as many in each.
+        tasks: to answer; may be empty.
+        limits: of the target.
+        work: entered.
+        steps: the progress.
+    """
 
     def __init__(
         self,
-        source: Bundle,
-        request: WeightsRequest,
+        pair: Pair,
+        windows: list[list[int]],
         tasks: list[Task],
-        scratch: Path,
-        say: Callable[[str], None],
+        limits: Limits,
+        work: WorkFolder,
+        steps: Steps,
     ) -> None:
-        self._source = source
-        self._request = request
+        self._pair = pair
+        self._windows = windows
         self._tasks = tasks
-        self._scratch = scratch
-        self._say = say
-        forced = (request.target_format, request.draft_format)
-        wanted = [*request.formats, *(weights for weights in forced if weights is not None)]
-        self._formats = list(dict.fromkeys(wanted))
-        # Without threads of its own a session takes all cores, as it will when the bundle is used.
-        self._options = OrtOptions()
-        self._open: dict[str, tuple[WeightFormat, OrtEngine]] = {}
-        self._has_draft = source.manifest.models.draft is not None
+        self._limits = limits
+        self._work = work
+        self._steps = steps
+        self._open: dict[str, tuple[str, OrtEngine]] = {}
+        text = work.path / "text"
+        text.mkdir(exist_ok=True)
+        chat, _ = export_text(text, pair)
+        self._codec = TextCodec(text / TOKENIZER_FILE, None if chat is None else text / chat)
 
-    def bundle(self, weights: WeightFormat) -> Path:
-        """Return the bundle with all models in a format."""
-        return self._source.root if weights == "fp32" else self._scratch / weights
-
-    def graph(self, role: str, weights: WeightFormat) -> Path:
-        """Return the graph of a role in a format."""
-        return self.bundle(weights) / decoders(self._source.manifest)[role].graph
-
-    def measure(self) -> dict[str, Any]:
-        """Convert all formats and return the figures, with the choice."""
-        given = self._given_texts()  # refused now if they cannot be used, not after the conversions
-        for weights in self._formats:
-            if weights != "fp32":
-                self._say(f"converting to {weights}")
-                with BundleWriter(self.bundle(weights)) as writer:
-                    write_converted(self._source, writer, weights, weights)
-        self._ensure_memory()
-        texts = given or self._answers()
-        figures = self._fidelity(texts)
-        self._accuracy(figures)
-        self._judge(figures)
-        self._say("comparing outputs with and without drafts")
-        for weights, found in figures.items():
-            if found["error"] is not None:
-                continue
-            found["strict_differs"] = share_of_different_outputs(
-                self._session(weights, weights if self._has_draft else None),
-                texts[: self._request.strict_prompts],
-            )
-        ranked = self._speed(texts, figures)
-        return {
-            "limits": asdict(self._request.limits),
-            "data": {
-                "texts": self._text_name(),
-                "tasks": self._request.tasks,
-                "items": len(self._tasks),
-                "scored_tokens": sum(len(text.tokens) - text.scored_from for text in texts),
-            },
-            "formats": figures,
-            "speed": [combination.to_json() for combination in ranked],
-            "chosen": {"target": ranked[0].target, "draft": ranked[0].draft},
-            "environment": self._environment(),
-        }
-
-    def _given_texts(self) -> list[Text]:
-        """Return the texts of the file, or CoSpec's own where there are no tasks either."""
-        path, manifest = self._request.texts, self._source.manifest
-        if path is None and self._tasks:
-            return []
-        codec = TextCodec(self._source.path(manifest.tokenizer), None)
-        content = sample_text() if path is None else read_file(path)
-        name = "the default text" if path is None else str(path)
-        return cut_text(content, name, codec, manifest, self._request.text_tokens)
-
-    def _text_name(self) -> str | None:
-        """Return the name of the texts; None for the source's own answers."""
-        if self._request.texts is not None:
-            return self._request.texts.name
-        return None if self._tasks else "default"
-
-    def _answers(self) -> list[Text]:
-        self._say("answering tasks with the source, as text to measure on")
-        session = load(self._source.root, options=self._options, verify=False)
-        return answered(session, self._tasks, self._request.text_tokens)
-
-    def _fidelity(self, texts: Sequence[Text]) -> dict[WeightFormat, dict[str, Any]]:
-        """Return size, perplexity and agreement with the source of the target in each format."""
-        chosen = self._source.manifest.generation
-        width = max(2, chosen.num_draft_tokens + 1)
-        readings: dict[WeightFormat, Reading | BackendError] = {}
-        for weights in dict.fromkeys(["fp32", *self._formats]):
-            self._say(f"reading texts with {weights}")
-            try:
-                readings[weights] = read(
-                    self._engine("target", weights), texts, width, chosen.prefill_chunk
-                )
-            except BackendError as error:  # a format may overflow where the source does not
-                readings[weights] = error
-        reference = readings["fp32"]
-        if isinstance(reference, BackendError):
-            raise reference
-        figures: dict[WeightFormat, dict[str, Any]] = {}
-        for weights in self._formats:
-            reading = readings[weights]
-            found: dict[str, Any] = {"bytes": self._bytes(weights), "error": None}
-            figures[weights] = found
-            if isinstance(reading, BackendError):
-                found["error"] = reading.message
-                continue
-            found["perplexity"] = reading.perplexity
-            found["perplexity_increase"] = reading.perplexity / reference.perplexity - 1
-            found["agreement"] = reading.agreement(reference)
-        return figures
-
-    def _accuracy(self, figures: dict[WeightFormat, dict[str, Any]]) -> None:
-        """Add the share of right answers of the target alone, and by how much it is lower."""
-        if not self._tasks:
-            return
-        right: dict[WeightFormat, list[bool]] = {}
-        for weights in dict.fromkeys(["fp32", *figures]):
-            if weights in figures and figures[weights]["error"] is not None:
-                continue
-            self._say(f"answering {len(self._tasks)} tasks with {weights}")
-            config = QualityConfig(self.bundle(weights))
-            answers = run_modes(config, self._tasks, [Mode("target", "target")])["target"]
-            right[weights] = [answer.correct for answer in answers]
-        for weights in figures.keys() & right.keys():
-            share = sum(right[weights]) / len(self._tasks)
-            figures[weights] |= {
-                "accuracy": share,
-                "accuracy_loss": sum(right["fp32"]) / len(self._tasks) - share,
-                "mcnemar": mcnemar(right[weights], right["fp32"]),
-            }
-
-    def _judge(self, figures: dict[WeightFormat, dict[str, Any]]) -> None:
-        """Say of each format whether it keeps within the limits.
+    def measure(self, targets: Formats, drafts: Formats) -> dict[str, Any]:
+        """Export, measure and time formats; return the figures, with the choice.
 
         Raises:
-            GateError: none does, or not the one that was asked for.
+            GateError: no format of the target is within the limits, or none of the draft can be
+                exported.
         """
-        for found in figures.values():
-            found["refused"] = refusal(found, self._request.limits)
-        wanted = self._request.target_format
-        judged = figures if wanted is None else {wanted: figures[wanted]}
-        if all(found["refused"] for found in judged.values()):
-            reasons = "; ".join(
-                f"{weights}: {found['refused']}" for weights, found in judged.items()
-            )
-            raise GateError(
-                f"no weight format of the target keeps within the limits: {reasons}",
-                hint="raise --max-perplexity-increase or --max-accuracy-loss, or keep fp32",
-            )
+        steps, turns = self._steps, most_turns(len(targets.tried), len(drafts.tried))
+        each = STAGES + len(self._windows) + len(self._tasks)
+        steps.expect(1 + each * len(targets.tried) + STAGES * len(drafts.tried) + turns + 1)
+        reference = self._reference()
+        found = {weights: self._target(weights, reference) for weights in targets.tried}
+        self._close()
+        compare_answers(found)
+        for weights, figures in found.items():
+            figures["refused"] = refusal(figures, self._limits)
+            if figures["refused"]:
+                self._work.discard(self._key("target", weights))
+        good = _accepted("target", found)
+        drafting = {weights: self._draft(weights) for weights in drafts.tried}
+        usable = _accepted("draft", drafting) if drafting else []
+        steps.expect(most_turns(len(good), len(usable)) - turns)
+        ranked = time_combinations(good, usable, self._turn)
+        return {
+            "limits": asdict(self._limits),
+            "reference": {"perplexity": reference["perplexity"]},
+            "formats": found,
+            "drafts": drafting,
+            "skipped": {"target": targets.skipped, "draft": drafts.skipped},
+            "speed": [combination.to_json() for combination in ranked],
+            "chosen": {"target": ranked[0].target, "draft": ranked[0].draft},
+        }
 
-    def _speed(
-        self, texts: Sequence[Text], figures: dict[WeightFormat, dict[str, Any]]
-    ) -> list[Combination]:
-        """Time the combinations that are left; return them, the fastest first."""
-        request = self._request
-        targets = [w for w in figures if not figures[w]["refused"]]
-        if request.target_format is not None:
-            targets = [request.target_format]
-        drafts: list[WeightFormat] = []
-        if self._has_draft:
-            usable = [w for w in figures if figures[w]["error"] is None]
-            drafts = usable if request.draft_format is None else [request.draft_format]
-        self._say(f"timing {len(targets)} formats of the target, {len(drafts)} of the draft")
-        return time_combinations(targets, drafts, self._session, texts)
+    def write(self, output: Path, facts: dict[str, Any]) -> None:
+        """Write the bundle of the formats that were chosen; `facts` go into its certificate."""
+        self._close()
+        pair = self._in(facts["chosen"]["target"], facts["chosen"]["draft"])
 
-    def _session(self, target: WeightFormat, draft: WeightFormat | None) -> Session:
+        def copied(request: DecoderRequest, path: Path, _: Callable[[str], None]) -> Exported:
+            exported = self._exported(request.role, request.weights)
+            for file in self._graph(request.role, request.weights).parent.iterdir():
+                shutil.copyfile(file, path.with_name(file.name))
+            return exported
+
+        self._steps.begin("writing the bundle")
+        write_bundle(pair, output, lambda stage: None, decoder=copied, facts={"weights": facts})
+
+    def _in(self, target: WeightChoice, draft: WeightChoice | None) -> Pair:
+        """Return the pair in these formats."""
+        options = replace(self._pair.options, weights=target, draft_weights=draft)
+        return replace(self._pair, options=options)
+
+    def _key(self, role: str, weights: WeightChoice) -> str:
+        """Return what identifies a graph: the limit decides on the recipe of one that quantises."""
+        limit = self._limits.perplexity_increase
+        return f"{role}-{weights}" + (f"-{limit:g}" if weights in QUANTISING else "")
+
+    def _graph(self, role: str, weights: WeightChoice) -> Path:
+        return self._work.graph(self._key(role, weights))
+
+    def _exported(self, role: str, weights: WeightChoice) -> Exported:
+        """Return a graph that has passed the gate, exported if it was not yet.
+
+        Raises:
+            GateError, CheckpointError, ResourceError: there is none.
+        """
+        pair, part = self._in(weights, weights), f"exporting the {role} in {weights}"
+
+        def export(graph: Path) -> Exported:
+            self._close()
+            pair.ensure_fits(self._work.path, [role])
+            report = partial(self._steps.begin, part)
+            return export_decoder(pair.request(role), graph, report)
+
+        return self._work.exported(self._key(role, weights), export)
+
+    def _reference(self) -> dict[str, Any]:
+        """Return the perplexity of the checkpoint's own numbers and its most likely tokens."""
+        done = self._work.journal.done
+        if "reference" not in done:
+            self._steps.begin("reading the text with the checkpoint")
+            target = self._pair.checkpoints["target"]
+            with streamed_model(target, torch.float32) as model:
+                size = self._pair.vocabulary.size
+                read_by = read_checkpoint(model.module, model.weights, self._windows, size)
+            reading = Reading(*read_by)
+            record = {"perplexity": reading.perplexity, "chosen": reading.chosen.tolist()}
+            self._work.journal.write("reference", record)
+        else:
+            self._steps.expect(-1)
+        record = done["reference"]
+        assert isinstance(record, dict)
+        return record
+
+    def _draft(self, weights: WeightChoice) -> dict[str, Any]:
+        """Return size and recipe of the draft in a format, or why there is no graph."""
+        if f"export {self._key('draft', weights)}" in self._work.journal.done:
+            self._steps.expect(-STAGES)
+        try:
+            return self._about("draft", weights)
+        except (GateError, CheckpointError, ResourceError) as error:
+            return {"error": error.message, "refused": error.message}
+
+    def _about(self, role: str, weights: WeightChoice) -> dict[str, Any]:
+        exported = self._exported(role, weights)
+        files = self._graph(role, weights).parent.iterdir()
+        return {
+            "bytes": sum(file.stat().st_size for file in files),
+            "recipe": (exported.quantised or {}).get("chosen"),
+            "error": None,
+            "refused": None,
+        }
+
+    def _target(self, weights: WeightChoice, reference: dict[str, Any]) -> dict[str, Any]:
+        """Return what is measured of the target in a format."""
+        figures = self._measured(f"target {self._key('target', weights)}", weights, reference)
+        if figures["error"] is None and self._tasks:
+            figures["right"] = self._right(weights)
+        return figures
+
+    def _measured(
+        self, key: str, weights: WeightChoice, reference: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return size, perplexity and agreement of the target in a format."""
+        journal = self._work.journal
+        if key in journal.done:
+            self._steps.expect(-STAGES - len(self._windows))
+            return dict(journal.done[key])
+        if f"export {self._key('target', weights)}" in journal.done:
+            self._steps.expect(-STAGES)
+        try:
+            figures = self._about("target", weights)
+            reading = self._read(weights)
+        except (GateError, CheckpointError, ResourceError, BackendError) as error:
+            return {"error": error.message}
+        figures["perplexity"] = reading.perplexity
+        figures["perplexity_increase"] = reading.perplexity / reference["perplexity"] - 1
+        figures["agreement"] = reading.agreement(reference["chosen"])
+        journal.write(key, figures)
+        return dict(figures)
+
+    def _read(self, weights: WeightChoice) -> Reading:
+        """Read the windows as a verify pass does, so many tokens at a time."""
+        texts = [Text(tuple(window)) for window in self._windows]
+        width = max(2, self._pair.options.num_draft_tokens + 1)
+        progress = partial(self._steps.begin, f"reading the text with the target in {weights}")
+        engine = self._engine("target", weights)
+        return read(engine, texts, width, self._pair.prefill_chunk, progress)
+
+    def _right(self, weights: WeightChoice) -> list[bool]:
+        """Return which tasks the target alone answers right."""
+        done, session = self._work.journal.done, None
+        keys = [f"answer {self._key('target', weights)} {i}" for i in range(len(self._tasks))]
+        for key, task in zip(keys, self._tasks, strict=True):
+            if key in done:
+                self._steps.expect(-1)
+                continue
+            self._steps.begin(f"answering with the target in {weights}", task.id)
+            session = session or self._session(weights, None)
+            session.forget()  # no answer may depend on the one before it
+            answer = session.generate(
+                task.prompt,
+                max_tokens=task.max_tokens,
+                num_draft_tokens=0,
+                sampling=SamplingParams(stop=task.stop),
+            )
+            self._work.journal.write(key, check(task, answer.text))
+        return [bool(done[key]) for key in keys]
+
+    def _turn(self, target: WeightChoice, draft: WeightChoice | None, number: int) -> Turn:
+        """Time a combination in a round."""
+        journal = self._work.journal
+        names = [self._key("target", target), *([self._key("draft", draft)] if draft else [])]
+        key = f"turn {number} {' '.join(names)}"
+        if key in journal.done:
+            self._steps.expect(-1)
+        else:
+            self._steps.begin("timing", " with a draft in ".join(filter(None, (target, draft))))
+            session = self._session(target, draft)
+            journal.write(key, asdict(take_turn(session, self._prompts(session))))
+        return Turn(**journal.done[key])
+
+    def _prompts(self, session: Session) -> list[tuple[int, ...]]:
+        """Return the beginnings of tasks, or of the windows."""
+        if self._tasks:
+            return [tuple(session.encode(task.prompt)) for task in self._tasks[:PROMPTS]]
+        return [Text(tuple(window)).prompt for window in self._windows[:PROMPTS]]
+
+    def _session(self, target: WeightChoice, draft: WeightChoice | None) -> Session:
         """Return a session with engines of the formats."""
-        manifest = self._source.manifest
-        codec = TextCodec(self._source.path(manifest.tokenizer), None)
-        engine = None if draft is None else self._engine("draft", draft)
-        return Session(manifest, self._engine("target", target), engine, codec)
+        entries = {"target": self._exported("target", target).entry}
+        if draft is not None:
+            entries["draft"] = self._exported("draft", draft).entry
+        manifest = self._pair.manifest("trial", entries)
+        drafting = None if draft is None else self._engine("draft", draft)
+        return Session(manifest, self._engine("target", target), drafting, self._codec)
 
-    def _engine(self, role: str, weights: WeightFormat) -> OrtEngine:
+    def _engine(self, role: str, weights: WeightChoice) -> OrtEngine:
         """Return the engine of a role; one in another format is closed before."""
         if role not in self._open or self._open[role][0] != weights:
             self._open.pop(role, None)
-            shape = graph_shape(self._source.manifest, decoders(self._source.manifest)[role])
-            engine = OrtEngine(self.graph(role, weights), shape, self._options)
+            gc.collect()
+            entry = self._exported(role, weights).entry
+            manifest = self._pair.manifest("trial", {"target": entry})
+            engine = decoder_engine(self._graph(role, weights), manifest, role, entry)
             self._open[role] = (weights, engine)
         return self._open[role][1]
 
-    def _bytes(self, weights: WeightFormat) -> dict[str, int]:
-        """Return the size of each role's files in a format."""
-        return {
-            role: sum(file.stat().st_size for file in self.graph(role, weights).parent.iterdir())
-            for role in decoders(self._source.manifest)
-        }
+    def _close(self) -> None:
+        """Close the engines."""
+        self._open.clear()
+        gc.collect()
 
-    def _ensure_memory(self) -> None:
-        """Refuse a format that does not fit: the engines of one target and one draft are in memory.
 
-        Raises:
-            ResourceError: says how many bytes they take.
-        """
-        entries = decoders(self._source.manifest).items()
-        needed = 0
-        for role, entry in entries:
-            exported = folder_bytes(self._source.manifest, entry.graph)
-            # ONNX Runtime keeps fp32 copies of halved weights, and packs others beside the mapped file.
-            needed += max(
-                exported if weights in ("fp32", "fp16") else 2 * self._bytes(weights)[role]
-                for weights in ("fp32", *self._formats)
-            )
-        free = available_memory()
-        if needed > free:
-            raise ResourceError(
-                f"the engines of the largest formats take {format_bytes(needed)} of memory; "
-                f"{format_bytes(free)} are available",
-                hint="quantise at export instead: cospec-export --weights auto",
-            )
+def compare_answers(found: dict[Any, dict[str, Any]]) -> None:
+    """Add the share of right answers, and by how much it is lower than the reference's.
 
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "products_saturate": products_saturate(),
-            **machine_facts(),
-        }
+    The reference is the format that agrees best with the checkpoint.
+    """
+    measured = [figures for figures in found.values() if "right" in figures]
+    if not measured:
+        return
+    best = max(measured, key=lambda figures: figures["agreement"])["right"]
+    for figures in measured:
+        right = figures.pop("right")
+        figures["accuracy"] = sum(right) / len(right)
+        figures["accuracy_loss"] = (sum(best) - sum(right)) / len(right)
+        figures["mcnemar"] = mcnemar(right, best)
+
+
+def _accepted(role: str, found: dict[WeightChoice, dict[str, Any]]) -> list[WeightChoice]:
+    """Return the formats that are not refused.
+
+    Raises:
+        GateError: all are.
+    """
+    good = [weights for weights, figures in found.items() if not figures["refused"]]
+    if not good:
+        reasons = "; ".join(f"{weights}: {each['refused']}" for weights, each in found.items())
+        raise GateError(
+            f"no weight format of the {role} is good enough: {reasons}",
+            hint="raise --max-perplexity-increase or --max-accuracy-loss, or try other --formats",
+        )
+    return good

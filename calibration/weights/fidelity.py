@@ -1,4 +1,4 @@
-"""How far a converted decoder is from its source, measured through the runtime.
+"""What a decoder makes of texts, measured through the runtime.
 
 Texts are fed as a verify pass feeds them, the last token together with as many as are drafted: in some
 formats a row's numbers depend on what else is in its pass.
@@ -7,11 +7,11 @@ formats a row's numbers depend on what else is in its pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ...runtime.engines.prefill import prefill
 from ...runtime.engines.protocol import Decoder, Engine
@@ -37,12 +37,18 @@ class Reading:
         """The exponential of the mean negative log-probability."""
         return math.exp(-float(self.logprobs.mean(dtype=np.float64)))
 
-    def agreement(self, other: Reading) -> float:
-        """Return the share of positions at which both choose the same token."""
-        return float((self.chosen == other.chosen).mean())
+    def agreement(self, chosen: ArrayLike) -> float:
+        """Return the share of positions at which these tokens are the most likely."""
+        return float((self.chosen == np.asarray(chosen)).mean())
 
 
-def read(engine: Engine, texts: Sequence[Text], width: int, chunk: int) -> Reading:
+def read(
+    engine: Engine,
+    texts: Sequence[Text],
+    width: int,
+    chunk: int,
+    progress: Callable[[], None] = lambda: None,
+) -> Reading:
     """Feed texts to an engine.
 
     Args:
@@ -50,6 +56,7 @@ def read(engine: Engine, texts: Sequence[Text], width: int, chunk: int) -> Readi
         texts: what it reads.
         width: tokens of a pass, at least 2.
         chunk: tokens of a pass in parts that do not count.
+        progress: called as each text begins.
 
     Raises:
         BackendError: the engine fails, or its numbers are not finite.
@@ -57,6 +64,7 @@ def read(engine: Engine, texts: Sequence[Text], width: int, chunk: int) -> Readi
     decoder = engine.decoder(OUTPUTS)
     parts = []
     for text in texts:
+        progress()
         decoder.truncate(0)
         parts.append(read_text(decoder, text, width, chunk))
     logprobs, chosen = zip(*(pair for part in parts for pair in part), strict=True)

@@ -1,4 +1,4 @@
-"""Tokens per second of the formats, and whether drafting changes what they say.
+"""Tokens per second of combinations of formats.
 
 Not every combination is timed: first each format of the target with a draft in the same format, then
 the fastest targets with every draft, then the fastest of all several times more. They take turns, so
@@ -13,9 +13,8 @@ from statistics import median
 from typing import Any
 
 from ...errors import UsageError
-from ...runtime.bundle.manifest import WeightFormat
+from ...export.weights.chosen_weights import WeightChoice
 from ...runtime.decoding.session import Session
-from .texts import Text
 
 PROMPTS, TOKENS = 4, 64
 """Prompts of a timing, and tokens that follow each."""
@@ -24,28 +23,41 @@ TARGETS = 2
 FINALISTS, ROUNDS = 4, 5
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What one round of a combination showed.
+
+    Attributes:
+        rate: tokens per second with drafts.
+        plain_rate: of the target alone.
+        acceptance: share of drafted tokens that were accepted; None where none was drafted.
+        differs: share of prompts whose output with drafts is not that of the target alone.
+    """
+
+    rate: float
+    plain_rate: float
+    acceptance: float | None
+    differs: float
+
+
 @dataclass
 class Combination:
-    """A format for each role, and its times.
+    """A format for each role, and its turns.
 
     Attributes:
         target: the target's format.
         draft: the draft's; None for a bundle without one.
-        rates: tokens per second with drafts, a figure each round.
-        plain_rates: of the target alone.
-        acceptance: share of drafted tokens that stand.
+        turns: one for each round.
     """
 
-    target: WeightFormat
-    draft: WeightFormat | None
-    rates: list[float] = field(default_factory=list)
-    plain_rates: list[float] = field(default_factory=list)
-    acceptance: float | None = None
+    target: WeightChoice
+    draft: WeightChoice | None
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
         """Tokens per second with drafts, median."""
-        return median(self.rates)
+        return median(turn.rate for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -53,36 +65,37 @@ class Combination:
             "target": self.target,
             "draft": self.draft,
             "tokens_per_second": self.rate,
-            "target_only_tokens_per_second": median(self.plain_rates),
-            "acceptance": self.acceptance,
-            "rounds": len(self.rates),
+            "target_only_tokens_per_second": median(turn.plain_rate for turn in self.turns),
+            "acceptance": self.turns[-1].acceptance,
+            "differs": max(turn.differs for turn in self.turns),
+            "rounds": len(self.turns),
         }
 
 
-SessionOf = Callable[[WeightFormat, WeightFormat | None], Session]
+TakeTurn = Callable[[WeightChoice, "WeightChoice | None", int], Turn]
+
+
+def most_turns(targets: int, drafts: int) -> int:
+    """Return how many turns so many formats take at most."""
+    combinations = targets + TARGETS * max(0, drafts - 1)
+    return combinations + min(combinations, FINALISTS) * (ROUNDS - 1)
 
 
 def time_combinations(
-    targets: Sequence[WeightFormat],
-    drafts: Sequence[WeightFormat],
-    session_of: SessionOf,
-    texts: Sequence[Text],
+    targets: Sequence[WeightChoice], drafts: Sequence[WeightChoice], take_turn: TakeTurn
 ) -> list[Combination]:
     """Time combinations and return those that were timed, the fastest first.
 
     Args:
         targets: formats of the target, at least one.
         drafts: formats of the draft; none for a bundle without one.
-        session_of: a new session of the formats.
-        texts: where prompts come from.
+        take_turn: times a combination in a round.
     """
-    prompts = [text.prompt for text in texts[:PROMPTS]]
-    timed: dict[tuple[WeightFormat, WeightFormat | None], Combination] = {}
+    timed: dict[tuple[WeightChoice, WeightChoice | None], Combination] = {}
 
-    def add(target: WeightFormat, draft: WeightFormat | None) -> None:
+    def add(target: WeightChoice, draft: WeightChoice | None) -> None:
         if (target, draft) not in timed:
-            timed[target, draft] = Combination(target, draft)
-            _time(timed[target, draft], session_of, prompts)
+            timed[target, draft] = Combination(target, draft, [take_turn(target, draft, 0)])
 
     def ranked() -> list[Combination]:
         return sorted(timed.values(), key=lambda combination: -combination.rate)
@@ -93,50 +106,57 @@ def time_combinations(
         for draft in drafts:
             add(leader.target, draft)
     finalists = ranked()[:FINALISTS]
-    for _ in range(ROUNDS - 1):
+    for number in range(1, ROUNDS):
         for combination in finalists:
-            _time(combination, session_of, prompts)
+            combination.turns.append(take_turn(combination.target, combination.draft, number))
     # One that was timed once cannot overtake: its figure is a single one.
     others = [combination for combination in ranked() if combination not in finalists]
     return sorted(finalists, key=lambda combination: -combination.rate) + others
 
 
-def share_of_different_outputs(session: Session, texts: Sequence[Text]) -> float:
-    """Return the share of texts whose prompt gives another output with drafts than without."""
-    prompts = [text.prompt for text in texts]
-    differing = 0
-    for prompt in prompts:
-        outputs = [
-            session.continue_tokens(prompt, max_tokens=TOKENS, num_draft_tokens=count)
-            for count in (None, 0)
-        ]
-        strict, plain = (stream.completion().tokens for stream in outputs)
-        differing += strict != plain
-    return differing / len(prompts)
-
-
-def _time(
-    combination: Combination, session_of: SessionOf, prompts: Sequence[Sequence[int]]
-) -> None:
-    """Add one round to a combination's times."""
-    session = session_of(combination.target, combination.draft)
+def take_turn(session: Session, prompts: Sequence[Sequence[int]]) -> Turn:
+    """Time a session with drafts and without."""
     for count in (None, 0):  # buffers of each width are made when it first occurs
         session.continue_tokens(prompts[0], max_tokens=8, num_draft_tokens=count).completion()
-    rate, acceptance = rate_of(session, prompts, None)
-    combination.rates.append(rate)
-    combination.acceptance = acceptance
-    combination.plain_rates.append(rate_of(session, prompts, 0)[0])
+    drafted, plain = (rate_of(session, prompts, count) for count in (None, 0))
+    differing = sum(a != b for a, b in zip(drafted.outputs, plain.outputs, strict=True))
+    return Turn(
+        drafted.tokens_per_second,
+        plain.tokens_per_second,
+        drafted.acceptance,
+        differing / len(prompts),
+    )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast outputs were.
+
+    Attributes:
+        tokens_per_second: after the first round of each, which reads the prompt.
+        acceptance: share of drafted tokens that were accepted; None where none was drafted.
+        outputs: the tokens.
+    """
+
+    tokens_per_second: float
+    acceptance: float | None
+    outputs: list[Sequence[int]]
 
 
 def rate_of(
     session: Session, prompts: Sequence[Sequence[int]], num_draft_tokens: int | None
-) -> tuple[float, float | None]:
-    """Return tokens per second behind the first round, which reads the prompt, and the acceptance."""
-    outputs = [
+) -> Rate:
+    """Time the outputs of some prompts.
+
+    Raises:
+        UsageError: every output ends at once, so there is nothing to time.
+    """
+    streams = [
         session.continue_tokens(prompt, max_tokens=TOKENS, num_draft_tokens=num_draft_tokens)
         for prompt in prompts
     ]
-    stats = [stream.completion().stats for stream in outputs]
+    outputs = [stream.completion() for stream in streams]
+    stats = [output.stats for output in outputs]
     tokens = sum(each.num_generated_tokens - each.first_round_tokens for each in stats)
     drafted = sum(each.num_draft_tokens for each in stats)
     accepted = sum(each.num_accepted_tokens for each in stats)
@@ -146,4 +166,8 @@ def rate_of(
             "every output ends in its first round, so no speed can be measured",
             hint="give other texts or tasks",
         )
-    return tokens / seconds, accepted / drafted if drafted else None
+    return Rate(
+        tokens / seconds,
+        accepted / drafted if drafted else None,
+        [output.tokens for output in outputs],
+    )

@@ -1,4 +1,4 @@
-"""What is asked of a choice of weight formats, and when one is refused."""
+"""What is asked of a choice of weight formats, which formats are tried, and when one is refused."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.manifest import WeightFormat
+from ...errors import UsageError
+from ...export.weights.chosen_weights import WeightChoice
+from ...models.checkpoint import Checkpoint
+
+KEEPING: tuple[WeightChoice, ...] = ("keep", "exact", "fast")
+"""Formats of quantised checkpoints."""
+QUANTISING: tuple[WeightChoice, ...] = ("int8", "int4")
+"""Formats of checkpoints in full precision, behind a limit."""
+FORMATS: tuple[WeightChoice, ...] = (*KEEPING, "fp32", "fp16", *QUANTISING)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a target's format may cost, against the source.
+    """What a target's format may cost.
 
     Attributes:
-        perplexity_increase: share by which the perplexity may rise.
-        accuracy_loss: share of the tasks by which fewer may be right.
+        perplexity_increase: share by which the perplexity may be above the checkpoint's.
+        accuracy_loss: share of the tasks by which fewer may be right than in the format that agrees
+            best with the checkpoint.
     """
 
     perplexity_increase: float
@@ -24,35 +33,94 @@ class Limits:
 
 @dataclass(frozen=True)
 class WeightsRequest:
-    """What to convert, into what, on what data.
+    """What to export, in which formats, and on what data to measure.
 
     Attributes:
-        bundle: the source's folder.
-        output: the new bundle's folder.
-        formats: those that are tried.
-        limits: of the gate.
-        texts: a file to measure perplexity on; None for the source's own answers to the tasks.
-        tasks: with checkers, as `resolve_tasks` reads them; None measures no accuracy.
+        target: as in `ExportOptions`.
+        draft: the same.
+        output: the bundle's folder.
+        limits: of the target.
+        formats: of the target; None for all that its checkpoint can take but fp32.
+        draft_formats: the same of the draft.
+        texts: a file to measure perplexity on; None for the text that CoSpec brings.
+        text_tokens: tokens of it to use at most; None for as many as take some minutes.
+        tasks: with checkers, as `resolve_tasks` reads them; None measures no answers.
         items: tasks to use; None for all.
-        text_tokens: tokens of texts to use at most.
-        strict_prompts: prompts on which outputs with and without drafts are compared.
-        target_format: the target's, instead of a choice.
-        draft_format: the draft's, instead of a choice.
+        capacity: tokens of context; None for the exporter's default.
         force: replace a bundle at `output`.
     """
 
-    bundle: Path
+    target: str
+    draft: str | None
     output: Path
-    formats: tuple[WeightFormat, ...]
     limits: Limits
+    formats: str | None = None
+    draft_formats: str | None = None
     texts: Path | None = None
+    text_tokens: int | None = None
     tasks: str | None = None
     items: int | None = None
-    text_tokens: int = 4096
-    strict_prompts: int = 16
-    target_format: WeightFormat | None = None
-    draft_format: WeightFormat | None = None
+    capacity: int | None = None
     force: bool = False
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Formats of a role.
+
+    Attributes:
+        tried: in order.
+        skipped: why others that were named are not, by name.
+    """
+
+    tried: list[WeightChoice]
+    skipped: dict[str, str]
+
+
+def choose_formats(role: str, checkpoint: Checkpoint, named: str | None) -> Formats:
+    """Return the formats to try of a checkpoint.
+
+    Args:
+        role: target or draft.
+        checkpoint: of the role.
+        named: what the user asked for, with commas; None for the default.
+
+    Raises:
+        UsageError: an unknown format, or none that the checkpoint can take.
+    """
+    is_quantised = checkpoint.is_quantised
+    default = KEEPING if is_quantised else ("fp16", *QUANTISING)
+    wanted = default if named is None else parse_formats(named)
+    skipped: dict[str, str] = {}
+    for weights in wanted:
+        if is_quantised and weights in QUANTISING:
+            skipped[weights] = "its weights are quantised already, and 'exact' keeps their numbers"
+        elif not is_quantised and weights in KEEPING:
+            skipped[weights] = "its weights are plain numbers, which 'fp32' stores as they are"
+        elif role == "draft" and weights == "fast":
+            skipped[weights] = "for a draft it is the same as 'keep'"
+    tried = [weights for weights in wanted if weights not in skipped]
+    if not tried:
+        reasons = "; ".join(f"{weights}: {reason}" for weights, reason in skipped.items())
+        raise UsageError(f"the {role} {checkpoint.name} can take none of the formats: {reasons}")
+    return Formats(tried, {} if named is None else skipped)
+
+
+def parse_formats(text: str) -> tuple[WeightChoice, ...]:
+    """Return the formats that a text names, each once.
+
+    Raises:
+        UsageError: names one that there is not.
+    """
+    found: dict[WeightChoice, None] = {}
+    for name in (part.strip() for part in text.split(",")):
+        known = next((weights for weights in FORMATS if weights == name), None)
+        if known is None:
+            raise UsageError(
+                f"unknown weight format '{name}'", hint=f"the formats are: {', '.join(FORMATS)}"
+            )
+        found[known] = None
+    return tuple(found)
 
 
 def refusal(found: dict[str, Any], limits: Limits) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...models.weights.weights import Weights
 from .quantised_weights import Bits, Importance, block_of, quantise, rows_of
@@ -148,9 +149,29 @@ def measure(
         windows: tokens of a text, as many in each, at least two. Each is read in a context of its own.
     """
     reader = _Reader(module, weights, matrices, recipes)
-    own, *others = reader.losses(torch.tensor(windows)).tolist()
+    losses, _ = reader.read(torch.tensor(windows))
+    own, *others = losses.mean(dim=1).tolist()
     rises = [float(np.expm1(other - own)) for other in others]
     return Measured(float(np.exp(own)), rises, reader.importance)
+
+
+def read_checkpoint(
+    module: Any, weights: Weights, windows: Sequence[Sequence[int]], vocab_size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return what a checkpoint makes of a text, with its own numbers.
+
+    Args:
+        module: the transformers module.
+        weights: of the checkpoint.
+        windows: see `measure`.
+        vocab_size: tokens of the pair; rows of the head beyond them do not count.
+
+    Returns:
+        Log-probability of each token after the first of a window, in nats, and the most likely one.
+    """
+    reader = _Reader(module, weights, matrices_of(module), (), vocab_size)
+    losses, chosen = reader.read(torch.tensor(windows))
+    return -losses[0].numpy(), chosen.numpy()
 
 
 class _Reader:
@@ -160,8 +181,14 @@ class _Reader:
     """
 
     def __init__(
-        self, module: Any, weights: Weights, matrices: Matrices, recipes: Sequence[Recipe]
+        self,
+        module: Any,
+        weights: Weights,
+        matrices: Matrices,
+        recipes: Sequence[Recipe],
+        vocab_size: int | None = None,
     ) -> None:
+        self._vocab_size = vocab_size
         self._module = module
         self._weights = weights
         self._matrices = matrices
@@ -169,8 +196,8 @@ class _Reader:
         self._readers = len(recipes) + 1
         self.importance: dict[str, Any] = {}
 
-    def losses(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the mean negative log-probability by the checkpoint and by each recipe.
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return negative log-probabilities [readers, rows], and the checkpoint's choices [rows].
 
         Args:
             ids: [windows, n].
@@ -184,10 +211,11 @@ class _Reader:
     @contextmanager
     def _products(self) -> Iterator[None]:
         """Let each product compute with the recipes' numbers, too."""
+        inside = self._matrices.shapes.keys() - self._matrices.outside if self._recipes else ()
         with ExitStack() as hooks:
             for path, part in self._module.named_modules():
                 name = f"{path}.weight"
-                if name in self._matrices.shapes and name not in self._matrices.outside:
+                if name in inside:
                     before, after = self._hooks(name)
                     hooks.callback(part.register_forward_pre_hook(before).remove)
                     hooks.callback(part.register_forward_hook(after).remove)
@@ -216,8 +244,10 @@ class _Reader:
 
         return before, after
 
-    def _losses(self, rows: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-        """Return the mean losses of the tokens after rows [readers, n, H]."""
+    def _losses(
+        self, rows: torch.Tensor, following: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses of the tokens after rows [readers, n, H], and the checkpoint's choices."""
         names = {id(part): f"{path}.weight" for path, part in self._module.named_modules()}
         head = self._module.get_output_embeddings()
         name = names[id(head)]
@@ -225,14 +255,23 @@ class _Reader:
         bias = None if head.bias is None else self._weights[name.removesuffix("weight") + "bias"]
         total = torch.full(rows.shape[:2], -torch.inf)
         wanted = torch.zeros(rows.shape[:2])
+        best, chosen = torch.full_like(total[0], -torch.inf), torch.zeros_like(following)
         for outputs, matrices in self._rows(name):
             logits = torch.stack([r @ m.T for r, m in zip(rows, matrices, strict=True)])
             logits = logits if bias is None else logits + bias[outputs]
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            if self._vocab_size is not None:
+                logits = logits[..., : max(0, self._vocab_size - outputs.start)]
+                if not logits.shape[-1]:
+                    break
+            outputs = slice(outputs.start, outputs.start + logits.shape[-1])
             total = torch.logaddexp(total, logits.logsumexp(dim=-1))
+            highest, index = logits[0].max(dim=-1)
+            chosen = torch.where(highest > best, index + outputs.start, chosen)
+            best = torch.maximum(best, highest)
             here = (following >= outputs.start) & (following < outputs.stop)
             wanted[:, here] = logits[:, here, following[here] - outputs.start]
-        return (total - wanted).mean(dim=1)
+        return total - wanted, chosen
 
     def _rows(self, name: str) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Yield some outputs of a matrix, and their weights in the checkpoint and in each recipe."""

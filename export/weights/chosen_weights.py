@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ...errors import GateError, UsageError
 from ...models.checkpoint import Checkpoint
+from ...models.hf import quiet
 from ...models.weights.streamed_model import StreamedModel
 from ...models.weights.weights import Weights
 from .bit_recipes import (
@@ -121,7 +122,8 @@ def choose(
         return _kept(role, model, matrices, wide=choice == "fast")
     wanted: Quantised = "int8" if choice == "int8" else "int4"
     recipes = matrices.recipes(wanted)
-    windows = _windows(checkpoint, limit, vocab_size, len(recipes))
+    count = token_count(checkpoint.parameters, len(recipes))
+    windows = cut_windows(checkpoint, limit, vocab_size, count)
     measured = measure(model.module, model.weights, matrices, recipes, windows)
     rises = measured.rises
     within = [rise <= limit.perplexity_increase for rise in rises]
@@ -163,19 +165,35 @@ def _kept(role: str, model: StreamedModel, matrices: Matrices, *, wide: bool) ->
     return ChosenWeights(weights, matrices.transposed, is_quantised=moves)
 
 
-def _windows(
-    checkpoint: Checkpoint, limit: QualityLimit, vocab_size: int, recipes: int
+def cut_windows(
+    checkpoint: Checkpoint,
+    limit: QualityLimit,
+    vocab_size: int,
+    count: int,
+    longest: int = WINDOW,
 ) -> list[list[int]]:
-    """Return the tokens of the text, as many in each window."""
-    count = token_count(checkpoint.parameters, recipes)
-    tokens = checkpoint.tokenizer.encode(limit.text(), add_special_tokens=False)[:count]
-    if len(tokens) < 2:
+    """Return tokens of the text, as many in each window.
+
+    Args:
+        checkpoint: with the tokenizer.
+        limit: with the text.
+        vocab_size: tokens of the pair.
+        count: tokens to take, at most.
+        longest: tokens of a window, at most.
+
+    Raises:
+        UsageError: the text cannot be read, or is too short.
+    """
+    text = limit.text()
+    with quiet():  # transformers warns of texts that are longer than the model's context
+        tokens = checkpoint.tokenizer.encode(text, add_special_tokens=False)[:count]
+    if len(tokens) < 2 or not text.strip():
         raise UsageError(
             f"{limit.texts} holds no text", hint="a few thousand words make steady figures"
         )
     # Models are trained with their first token in front.
     front = [] if checkpoint.bos_id is None else [checkpoint.bos_id]
-    size = min(WINDOW, len(tokens), checkpoint.max_positions or WINDOW) - len(front)
+    size = min(longest, len(tokens), checkpoint.max_positions or WINDOW) - len(front)
     known = [token if token < vocab_size else 0 for token in tokens]
     return [[*front, *known[i : i + size]] for i in range(0, len(known) - size + 1, size)]
 

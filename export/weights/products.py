@@ -12,8 +12,6 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from ..constants import add_constant
-
 CONTRIB = "com.microsoft"
 _HALVED_FROM = 1024
 """Elements; smaller tensors stay fp32 in fp16 graphs."""
@@ -40,11 +38,6 @@ class Product:
         """Inputs K and outputs N."""
         first, second = (int(size) for size in self.weight.shape)
         return (second, first) if self.is_transposed else (first, second)
-
-    def matrix(self) -> NDArray[np.float32]:
-        """Return the weight [K, N], read from its file now."""
-        array: NDArray[np.float32] = self.weight.const_value.numpy()
-        return array.T if self.is_transposed else array
 
 
 def find_products(graph: Any) -> list[Product]:
@@ -186,6 +179,13 @@ class LazyWeights:
                 for of, (dtype, shape) in shapes.items()
             }
         return self._values[key]
+
+
+def add_constant(graph: Any, name: str, array: NDArray[Any]) -> Any:
+    """Add an initializer to an onnx_ir graph, under a name that it does not have yet."""
+    value = onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
 
 
 def lazy_value(

@@ -16,8 +16,8 @@ import onnx_ir
 from ...errors import GateError
 from ...models.weights.weights import Stored, Weights
 from ...runtime.bundle.manifest import KeptWeights
-from ..constants import add_constant
 from .packing import Form, Parts, fill
+from .products import add_constant
 
 FLOAT = onnx_ir.DataType.FLOAT
 

@@ -20,6 +20,9 @@ _BLOCK, _SIXTEENTH = 32, 16
 _HALF, _BYTE = np.float16, np.uint8
 _K_SCALES = [("d", _HALF), ("dmin", _HALF), ("scales", _BYTE, 12)]
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Kinds of plain numbers."""
+
 RECORDS: dict[str, np.dtype[Any]] = {
     "Q4_0": np.dtype([("d", _HALF), ("low", _BYTE, 16)]),
     "Q4_1": np.dtype([("d", _HALF), ("m", _HALF), ("low", _BYTE, 16)]),

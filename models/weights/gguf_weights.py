@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import CheckpointError
 from ...runtime.bundle.files import format_bytes
 from ..gguf import GgufHeader, GgufTensor, read_header, tensor_names
-from .gguf_kinds import RECORDS, unpack
+from .gguf_kinds import FLOATS, RECORDS, unpack
 from .weights import CHUNK, Stored, Weights
 
 if TYPE_CHECKING:
@@ -102,10 +102,6 @@ class GgufWeights(Weights):
             weights=array, name=tensor.name, parsed_parameters={"tensors": {}}
         ).weights
         return arranged
-
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Kinds of plain numbers."""
 
 
 def refuse_unkept(file: Path) -> None:

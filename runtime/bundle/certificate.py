@@ -7,7 +7,9 @@
 | `parity` | by role: how far the graph was from its checkpoint |
 | `engines` | by role: what TensorRT made of the graph |
 | `quality` | what the arbiter is worth; `measured_on` has the hashes of the files it depends on |
-| `weights`, `draft_vocabulary` | how the graphs were rewritten after the export |
+| `quantised` | by role: what quantising the weights costs |
+| `weights` | the weight formats that were tried, and what they cost |
+| `draft_vocabulary` | how the draft was trimmed after the export |
 """
 
 from __future__ import annotations

@@ -66,7 +66,6 @@ Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 Large = Annotated[int, Meta(ge=0, le=1 << 50)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
 PassSeconds = Annotated[float, Meta(ge=1e-6, le=3600)]
-WeightFormat = Literal["fp32", "fp16", "int8", "int8-rows", "int8-weights", "int4", "int4-128"]
 
 
 class FileEntry(Checked, frozen=True):
@@ -94,8 +93,6 @@ class KeptWeights(Checked, frozen=True, kw_only=True):
 class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     """One decoder. `kv_shapes` holds (KV heads, head size) for each layer.
 
-    `weights` is the format that the weights were converted to after the export (see
-    `calibration.weights`); None is the precision of the export.
     `kept_weights` are those that are stored as integers, by kind.
     `pass_seconds` are the times of passes of 1, 2, ... tokens on the CPU that exported the graph; empty
     where they were not measured. The draft-length controller starts from them.
@@ -111,7 +108,6 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     hidden_size: Size
     kv_shapes: Annotated[tuple[tuple[Size, Size], ...], Meta(min_length=1, max_length=4096)]
     cache_dtype: Literal["float32", "float16"]
-    weights: WeightFormat | None = None
     kept_weights: Annotated[tuple[KeptWeights, ...], Meta(max_length=64)] = ()
     kept_tokens: Size | None = None
     pass_seconds: Annotated[tuple[PassSeconds, ...], Meta(max_length=64)] = ()
@@ -120,7 +116,7 @@ class ModelEntry(Checked, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def rounds_by_width(self) -> bool:
         """Whether its products may round differently in passes of different widths on a CPU."""
-        return bool(self.kept_weights) or self.weights in ("int8-weights", "int4", "int4-128")
+        return bool(self.kept_weights)
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes that the KV cache takes for `capacity` tokens: keys and values of all layers."""

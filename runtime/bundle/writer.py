@@ -60,7 +60,7 @@ class BundleWriter:
         parent = self.destination.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _acquire_lock(self.destination)
+            self._lock = acquire_lock(self.destination)
             _clear_leftovers(self.destination)
             for other in _others_with_leftovers(self.destination):
                 _clear_if_dead(other)
@@ -194,7 +194,7 @@ def _beside(destination: Path, suffix: str) -> Path:
     return destination.with_name(f".{destination.name}.{suffix}")
 
 
-def _acquire_lock(destination: Path) -> BaseFileLock:
+def acquire_lock(destination: Path) -> BaseFileLock:
     """Return the lock that a writer of `destination` holds while it lives.
 
     Raises:
@@ -247,7 +247,7 @@ def _others_with_leftovers(destination: Path) -> set[Path]:
 def _clear_if_dead(destination: Path) -> None:
     """Clear what a writer of another bundle left, unless it lives."""
     with suppress(ResourceError, OSError):
-        lock = _acquire_lock(destination)
+        lock = acquire_lock(destination)
         try:
             _clear_leftovers(destination)
         finally:

@@ -158,14 +158,14 @@ def _sizes(manifest: Manifest, model: ModelEntry) -> dict[str, Any]:
 
 
 def _weights(manifest: Manifest, model: ModelEntry) -> list[str]:
-    """Describe the weights: one format, or a line for each kind that keeps its author's numbers."""
+    """Describe the weights: the precision, or a line for each kind that is stored as integers."""
     kinds = [
         f"{kept.kind}: {kept.tensors} tensors, {kept.weights:,} weights of "
         f"{kept.bits_per_weight:g} bits, "
         + (f"off by up to {kept.max_error:.2g}" if kept.max_error else "exact")
         for kept in model.kept_weights
     ]
-    return kinds or [model.weights or manifest.precision]
+    return kinds or [manifest.precision]
 
 
 if __name__ == "__main__":

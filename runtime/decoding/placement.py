@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from ...errors import BackendError, MissingExtraError, UsageError
@@ -88,6 +89,15 @@ def graph_shape(manifest: Manifest, entry: ModelEntry) -> GraphShape:
     )
 
 
+def decoder_engine(
+    graph: Path, manifest: Manifest, role: str, entry: ModelEntry, options: OrtOptions | None = None
+) -> OrtEngine:
+    """Load the graph of a draft or target into ONNX Runtime."""
+    # A draft's rounding changes what is proposed, and never what strict output is.
+    even_passes = role == "target" and entry.rounds_by_width
+    return OrtEngine(graph, graph_shape(manifest, entry), options, even_passes=even_passes)
+
+
 class _Graphs:
     """Loads the graphs of a bundle into ONNX Runtime."""
 
@@ -97,11 +107,8 @@ class _Graphs:
 
     def engine(self, role: str, entry: ModelEntry) -> Engine:
         """Load draft or target."""
-        shape = graph_shape(self._bundle.manifest, entry)
-        # A draft's rounding changes what is proposed, and never what strict output is.
-        even_passes = role == "target" and entry.rounds_by_width
-        path = self._bundle.path(entry.graph)
-        return OrtEngine(path, shape, self._options, even_passes=even_passes)
+        path, manifest = self._bundle.path(entry.graph), self._bundle.manifest
+        return decoder_engine(path, manifest, role, entry, self._options)
 
     def arbiter(self, entry: ArbiterEntry) -> Arbiter:
         """Load the arbiter."""

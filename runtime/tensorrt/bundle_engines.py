@@ -69,8 +69,8 @@ def engine_specs(manifest: Manifest) -> list[EngineSpec]:
     """Return the engines of a bundle: target, then draft and arbiter if it has them.
 
     Raises:
-        UsageError: its graphs are in the form for ONNX Runtime alone, or its weights or its
-            draft's vocabulary are.
+        UsageError: its graphs are in the form for ONNX Runtime alone, or its draft's
+            vocabulary is trimmed.
     """
     if manifest.lowering == "gqa":
         raise UsageError(
@@ -81,12 +81,6 @@ def engine_specs(manifest: Manifest) -> list[EngineSpec]:
     models, chosen = manifest.models, manifest.generation
     decoders = [("target", models.target), *([("draft", models.draft)] if models.draft else [])]
     for role, model in decoders:
-        if model.weights is not None:
-            raise UsageError(
-                f"the weights of the {role} of {manifest.name} were converted to {model.weights} for "
-                "ONNX Runtime, which TensorRT does not read",
-                hint="build engines of the bundle that it was converted from",
-            )
         if model.kept_tokens is not None:
             raise UsageError(
                 f"the vocabulary of the {role} of {manifest.name} was trimmed for ONNX Runtime",

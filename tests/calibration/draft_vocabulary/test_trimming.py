@@ -21,7 +21,6 @@ from cospec.calibration.draft_vocabulary import trimming as trial
 from cospec.calibration.draft_vocabulary.frequency import count, coverage, split
 from cospec.calibration.draft_vocabulary.trimmed_head import LOWEST
 from cospec.calibration.tasks import tiny_tasks
-from cospec.calibration.weights import convert, convert_bundle
 from cospec.calibration.weights.texts import Text
 from cospec.errors import BundleError, UsageError
 from cospec.export.pipeline import ExportOptions, export_bundle
@@ -137,25 +136,6 @@ def test_a_tied_embedding_stays_whole(tiny_pair_bundle, tmp_path):
     assert (stated["kept_logits"], stated["logits"], stated["softmax"]) == (TRIMMED, 512, TRIMMED)
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "int8-rows", "int8-weights", "int4"])
-def test_a_conversion_afterwards_gives_the_numbers_of_one_before(tiny_pair_bundle, tmp_path, name):
-    """Each output of a head is quantised by itself, so trimming first or last is the same."""
-    entry, kept = read_manifest(tiny_pair_bundle).models.draft, some_ids(tiny_pair_bundle)
-    source = tiny_pair_bundle / entry.graph
-    trim(source, tmp_path / "trimmed/model.onnx", kept)
-    convert(tmp_path / "trimmed/model.onnx", tmp_path / "after/model.onnx", name)
-    convert(source, tmp_path / "whole/model.onnx", name)
-    found, exact = (
-        engine(tiny_pair_bundle, tmp_path / f"{kind}/model.onnx", entry)
-        .decoder(("token", "logits"))
-        .step(TOKENS)
-        .logits
-        for kind in ("after", "whole")
-    )
-    np.testing.assert_allclose(found[:, kept], exact[:, kept], atol=1e-4)
-    assert (np.delete(found, kept, axis=1) == LOWEST).all()
-
-
 @pytest.mark.parametrize("weights", ["exact", "keep"])
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_0"])
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -198,13 +178,14 @@ def test_a_bundle(tiny_pair_bundle, trimmed_pair):
     assert b"kept_tokens" not in (tiny_pair_bundle / "cospec.json").read_bytes()
 
 
-def test_a_bundle_converted_afterwards(tiny_pair_bundle, trimmed_pair, tmp_path):
-    made = convert_bundle(trimmed_pair, tmp_path / "new", "fp32", "int4")
-    models = read_manifest(made).models
-    assert (models.draft.weights, models.draft.kept_tokens) == ("int4", TRIMMED)
-    certificate = json.loads((made / "certificate.json").read_text())
-    assert certificate["draft_vocabulary"]["kept_tokens"] == TRIMMED
-    source, session = cospec.load(tiny_pair_bundle), cospec.load(made)
+def test_a_draft_that_was_quantised_at_export(tiny_pair_bundle, tmp_path):
+    options = ExportOptions("tiny", arbiter="none", weights="fp16", draft_weights="int4")
+    bundle = export_bundle(options, tmp_path / "pair")
+    made = trim_bundle(bundle, tmp_path / "new", some_ids(bundle))
+    draft = read_manifest(made).models.draft
+    assert draft.kept_tokens == TRIMMED
+    assert draft.kept_weights
+    source, session = cospec.load(bundle), cospec.load(made)
     for task in tiny_tasks("validation", 6, 0):
         plain = source.generate(task.prompt, max_tokens=40, num_draft_tokens=0)
         drafted = session.generate(task.prompt, max_tokens=40)

@@ -18,10 +18,9 @@ from cospec.calibration.draft_vocabulary import most_frequent, trim, trim_bundle
 from cospec.calibration.draft_vocabulary import trimming as trial
 from cospec.calibration.draft_vocabulary.frequency import count
 from cospec.calibration.draft_vocabulary.trimmed_head import LOWEST
-from cospec.calibration.weights import convert_bundle
 from cospec.calibration.weights import format_speed as speed
 from cospec.errors import ResourceError, UsageError
-from cospec.runtime.bundle.manifest import MANIFEST_NAME, to_json
+from cospec.runtime.bundle.manifest import MANIFEST_NAME, EnginesEntry, to_json
 from cospec.runtime.bundle.reader import read_manifest
 
 
@@ -113,21 +112,27 @@ def test_what_is_refused(tiny_pair_bundle, tmp_path, arguments, message):
 
 def test_bundles_that_cannot_be_trimmed(tiny_pair_bundle, trimmed_pair, tmp_path):
     kept = some_ids(tiny_pair_bundle)
-    alone = shutil.copytree(tiny_pair_bundle, tmp_path / "alone")
-    manifest = read_manifest(alone)
-    models = replace(manifest.models, draft=None)
-    (alone / MANIFEST_NAME).write_bytes(to_json(replace(manifest, models=models)))
+    manifest = read_manifest(tiny_pair_bundle)
+
+    def remade(**fields: Any) -> Path:
+        folder = shutil.copytree(tiny_pair_bundle, tmp_path / next(iter(fields)))
+        (folder / MANIFEST_NAME).write_bytes(to_json(replace(manifest, **fields)))
+        return folder
+
     cases = {
         "was trimmed already": trimmed_pair,
-        "has no draft": alone,
-        "was converted to int4 already": convert_bundle(
-            tiny_pair_bundle, tmp_path / "int4", "fp32", "int4"
+        "has no draft": remade(models=replace(manifest.models, draft=None)),
+        "exported for TensorRT": remade(
+            engines=EnginesEntry(device="rtx-4090", flavour="rtx", trt_version="1.7")
         ),
+        "is in fp16": remade(precision="fp16"),
     }
     for message, bundle in cases.items():
         with pytest.raises(UsageError, match=message):
             trim_bundle(bundle, tmp_path / "new", kept)
         assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="the output is the bundle that is trimmed"):
+        trim_bundle(tiny_pair_bundle, tiny_pair_bundle, kept, force=True)
     with pytest.raises(UsageError, match="trimmed already cannot be trimmed again"):
         trim(trimmed_pair / "draft/model.onnx", tmp_path / "model.onnx", kept)
 

@@ -186,3 +186,24 @@ def test_limits_that_are_none(text):
     done = CliRunner().invoke(main, ["--target", "tiny", "--max-perplexity-increase", text])
     assert done.exit_code == 2
     assert "--max-perplexity-increase" in done.output
+
+
+def test_the_draft_may_have_a_format_of_its_own(checkpoint_of, tmp_path, costs):
+    folder = checkpoint_of("llama", layers=1)
+    costs(0.9)
+    bundle = export(folder, tmp_path / "bundle", folder, weights="fp16", draft_weights="int8")
+    assert kinds(bundle) == {}
+    assert sum(kinds(bundle, "draft").values()) == 9
+    assert facts(bundle)["quantised"].keys() == {"draft"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--trt"], "is for ONNX Runtime"), (["--draft", "none"], "--draft-weights needs a draft")],
+)
+def test_a_format_of_a_draft_that_cannot_be(tmp_path, arguments, message):
+    given = ["--target", "tiny", "--output", str(tmp_path / "new"), "--draft-weights", "int4"]
+    done = CliRunner().invoke(main, [*given, *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+    assert not (tmp_path / "new").exists()

@@ -23,6 +23,8 @@ PACKED_FACTOR = 1.3
 mapped file. Weights in fp16 stay in the file, whose pages the system can take back."""
 INTEGER_BYTES = 1.07
 """A weight in eight bits with its scale; four bits end there if the limit asks for it."""
+INT4_BYTES = 0.6
+"""A weight in four bits, head and embedding in eight, as far as the system cannot take it back."""
 KEPT_FACTOR = 1.15
 """A kept file's weights in the bundle, to those in the file."""
 DISK_FACTOR = 1.05
@@ -44,6 +46,7 @@ class MemoryPlan:
         weight_bytes: of each model as it is stored, in the order given.
         kv_cache_bytes: per model: keys and values of all layers at full capacity.
         peak_bytes: memory. The models are exported one after the other, so it is the largest one's.
+        in_four_bits: whether the target's weights are to be stored in four bits.
         disk_bytes: room on the disk.
     """
 
@@ -54,6 +57,7 @@ class MemoryPlan:
     kv_cache_bytes: tuple[int, ...]
     peak_bytes: int
     disk_bytes: int
+    in_four_bits: bool = False
 
 
 def plan(
@@ -95,6 +99,7 @@ def plan(
         kv_cache_bytes=caches,
         peak_bytes=max(peaks) + FIXED_BYTES,
         disk_bytes=int(DISK_FACTOR * sum(stored)) + DISK_FIXED_BYTES,
+        in_four_bits=choices[0] == "int4",
     )
 
 
@@ -106,6 +111,8 @@ def _packed_bytes(
         return 0
     if weights == "fp16":  # are widened when the graph is loaded
         return checkpoint.weight_bytes("fp32")
+    if weights == "int4":
+        return int(INT4_BYTES * checkpoint.parameters)
     return int(INTEGER_BYTES * checkpoint.parameters) if weights == "auto" else stored
 
 
@@ -149,7 +156,8 @@ def ensure_fits(needed: MemoryPlan) -> None:
     """
     memory = available_memory()
     if needed.peak_bytes > memory:
-        cheaper = "--weights int4, or export" if needed.precision == "fp32" else "Export"
+        is_least = needed.in_four_bits or needed.precision != "fp32"
+        cheaper = "Export" if is_least else "--weights int4, or export"
         raise ResourceError(
             f"This export needs {_gb(needed.peak_bytes)} of memory at its peak; this machine has "
             f"{_gb(memory)} available.",

@@ -54,7 +54,7 @@ def test_integers_take_a_byte_at_most_and_widened_weights_four():
     assert integers.weight_bytes == plan(weights="int8").weight_bytes == (int(1.07 * 8 * GB),)
     assert integers.peak_bytes < plan(weights="fp16").peak_bytes == plan().peak_bytes
     assert plan(weights="fp16").weight_bytes != integers.weight_bytes
-    assert plan(weights="auto").peak_bytes == integers.peak_bytes
+    assert plan(weights="auto").peak_bytes == plan(weights="int8").peak_bytes > integers.peak_bytes
     assert plan(weights="auto").weight_bytes == (16 * GB,)
 
 
@@ -95,6 +95,9 @@ def test_too_little_memory_names_both_figures(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 7 * GB)
     with pytest.raises(ResourceError) as caught:
         memory.ensure_fits(plan("fp16"))
+    assert "--weights" not in str(caught.value)
+    with pytest.raises(ResourceError) as caught:
+        memory.ensure_fits(plan(weights="int4"))
     assert "--weights" not in str(caught.value)
 
 

@@ -23,13 +23,16 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def packed(values: NDArray[Any], bits: int) -> NDArray[np.int32]:
-    """Pack values along the last axis into 32-bit numbers, the first into the lowest bits."""
+    """Pack values along the last axis into 32-bit numbers, the first into the lowest bits.
+
+    A value of -1 borrows from the next one, as in the files of gptqmodel and auto-round.
+    """
     per_word = 32 // bits
-    words = np.zeros((*values.shape[:-1], -(-values.shape[-1] // per_word)), dtype=np.uint32)
+    words = np.zeros((*values.shape[:-1], -(-values.shape[-1] // per_word)), dtype=np.int64)
     for index in np.ndindex(values.shape):
         word = (*index[:-1], index[-1] // per_word)
-        words[word] |= np.uint32(int(values[index]) << (index[-1] % per_word) * bits)
-    return words.view(np.int32)
+        words[word] += int(values[index]) << (index[-1] % per_word) * bits
+    return (words & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 class Matrix:
@@ -64,7 +67,7 @@ class Matrix:
         middle = 1 << bits - 1
         self.zeros = np.full((outputs, groups), middle)
         if has_zeros:
-            self.zeros = rng.integers(middle - 3, middle + 3, (outputs, groups))
+            self.zeros = rng.integers(0, 1 << bits, (outputs, groups))
         self.g_idx = np.arange(inputs) // group
         if is_shuffled:
             rng.shuffle(self.g_idx)

@@ -72,15 +72,13 @@ class PackedMatrix:
         zeros = self.zero_points
         if not isinstance(zeros, int):
             zeros = np.repeat(zeros, size // block, axis=1)
-        # A zero point may lie one beyond the values, and so may need more bits than they do.
-        bits = self.bits if isinstance(zeros, int) or zeros.max() < 1 << self.bits else 8
         count = max(1, CHUNK // inputs)
         for start in range(0, outputs, count):
             rows = slice(start, min(start + count, outputs))
             values = self.values(rows)
             blocks = Blocks(
                 self.kind,
-                bits,
+                self.bits,
                 block,
                 values if is_sorted else np.ascontiguousarray(values[:, order]),
                 Factors((scales[rows, :, None],)),
@@ -182,7 +180,10 @@ def _gptq(
     def values(rows: slice) -> NDArray[np.uint8]:
         return unpack_words(np.ascontiguousarray(packed[:, rows].T), bits)[:, :inputs]
 
-    zeros = unpack_words(tensors["qzeros"].numpy().view(np.uint32), bits)[:, :outputs]
+    # gptqmodel and auto-round subtract the offset from whole words, so a zero point of 0 borrows from
+    # the next one.
+    offset = np.uint32(0xFFFFFFFF // ((1 << bits) - 1) * config.zero_offset)
+    zeros = unpack_words(tensors["qzeros"].numpy().view(np.uint32) + offset, bits)[:, :outputs]
     order = tensors.get("g_idx")
     return PackedMatrix(
         config.kind,
@@ -190,7 +191,7 @@ def _gptq(
         shape,
         values,
         np.ascontiguousarray(as_numpy(tensors["scales"]).T),
-        common(np.ascontiguousarray(zeros.T) + np.uint8(config.zero_offset)),
+        common(np.ascontiguousarray(zeros.T)),
         even_groups(inputs, groups) if order is None else order.numpy().astype(np.int64),
     )
 

@@ -96,12 +96,26 @@ def test_nothing_is_started_without_a_job(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_signals() -> Iterator[None]:
+    """Nodes that are started in this process set a handler of SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
     """A running Ray with room for two workers, which tests join, because a start takes seconds."""
     module._join(ray, TWO)
     yield
     ray.shutdown()
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_command_keeps_its_handler_of_sigterm():
+    """Ray's own ends the process with another code than that of the signal."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("two_workers")

@@ -13,6 +13,7 @@ from msgspec import structs
 
 import cospec
 from cospec.errors import BackendError
+from cospec.runtime.bundle.manifest import KeptWeights
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.decoding import placement
 from cospec.runtime.decoding.placement import place
@@ -20,6 +21,7 @@ from cospec.runtime.decoding.session import codec_of
 from cospec.runtime.engines.onnxruntime import OrtEngine, OrtOptions
 
 OPTIONS = OrtOptions(provider="cpu", threads=1)
+KEPT = (KeptWeights(kind="int4", tensors=1, weights=1, bits_per_weight=4.5),)
 
 
 def test_draft_and_target_are_loaded_at_the_same_time(tiny_pair_bundle, monkeypatch):
@@ -69,12 +71,12 @@ def test_the_error_of_a_draft_that_cannot_be_loaded_is_raised(tiny_pair_bundle, 
 
 
 @pytest.mark.parametrize(
-    ("role", "weights", "even"),
-    [("target", None, False), ("target", "int4", True), ("draft", "int4", False)],
+    ("role", "kept", "even"),
+    [("target", (), False), ("target", KEPT, True), ("draft", KEPT, False)],
 )
-def test_a_target_that_rounds_by_width_is_run_in_even_passes(tiny_pair_bundle, role, weights, even):
+def test_a_target_that_rounds_by_width_is_run_in_even_passes(tiny_pair_bundle, role, kept, even):
     bundle = Bundle.open(tiny_pair_bundle)
-    entry = structs.replace(getattr(bundle.manifest.models, role), weights=weights)
+    entry = structs.replace(getattr(bundle.manifest.models, role), kept_weights=kept)
     engine = placement._Graphs(bundle, OPTIONS).engine(role, entry)
     assert engine.even_passes is even
 

@@ -21,6 +21,12 @@ from .probes import Probe
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Allowed difference of a logit, as a share of the largest logit of the reference."""
 
+OUTLIER_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}
+OUTLIERS = 1 / 20
+"""The same for so large a share of the rows. In half precision the first token of a sound model can be
+off by more than the rest: it attends to itself alone, and its activations are the largest by far. With
+weights in fp8, that row of SmolLM2-135M was off by 0.024, and half of the rows by less than 0.002."""
+
 MEDIAN_TOLERANCE = 0.25
 """The same for the median row where products of quantised weights compute in int8.
 
@@ -38,7 +44,7 @@ class GateReport:
     Attributes:
         rows: rows of logits that were compared.
         max_relative_error: largest logit difference, as a share of the largest logit.
-        tolerance: what was allowed.
+        tolerance: what was allowed, but for a few rows; see OUTLIERS.
         argmax_differences: rows whose most likely token differs. Only possible where the reference's
             own first two logits are closer than the arithmetic can tell apart.
         longest_position: the last position that was reached.
@@ -64,14 +70,22 @@ def check(engine: OrtEngine, probes: Sequence[Probe], precision: str, role: str)
     decoder = engine.decoder((*SUMMARY_OUTPUTS, "hidden", "logits"))
     tolerance = TOLERANCE[precision]
     scale = max(float(np.abs(p.logits[p.logits > LOWEST]).max()) for p in probes)
-    worst, ties, rows = 0.0, 0, 0
+    worst, ties, rows, outliers = 0.0, 0, 0, 0
     for probe in probes:
         where = f"{role} graph, {probe.name} of {len(probe.tokens)} tokens at {probe.start}"
         output = _play(decoder, probe, where)
-        error = _relative_error(output, probe, scale, tolerance, where)
+        errors = _relative_errors(output, probe, scale, precision, where)
+        error = float(errors.max())
+        outliers += int((errors > tolerance).sum())
         ties += _argmax_differences(output, probe, error * scale, where)
         _check_summary(output, probe.tokens, where)
         worst, rows = max(worst, error), rows + len(probe.tokens)
+    if outliers > OUTLIERS * rows:
+        raise GateError(
+            f"{role} graph: {outliers} of {rows} rows of logits differ from transformers, by up to "
+            f"{worst:.2g} of the largest logit; {tolerance:g} is allowed",
+            hint=_HINT,
+        )
     end = max(probe.start + len(probe.tokens) for probe in probes)
     return GateReport(rows, worst, tolerance, ties, end - 1)
 
@@ -126,29 +140,31 @@ def _play(decoder: OrtDecoder, probe: Probe, where: str) -> StepOutput:
         raise GateError(f"{where}: {error.message}", hint=error.hint) from error
 
 
-def _relative_error(
-    output: StepOutput, probe: Probe, scale: float, tolerance: float, where: str
-) -> float:
+def _relative_errors(
+    output: StepOutput, probe: Probe, scale: float, precision: str, where: str
+) -> NDArray[np.float32]:
+    """Return the largest difference of each row's logits; refuse what not even a few rows may have."""
     assert output.logits is not None
     assert output.hidden is not None
     if not np.isfinite(output.logits).all():
         raise GateError(f"{where}: the logits are not finite", hint=_HINT)
-    error = float(np.abs(output.logits - probe.logits).max()) / scale
-    if error > tolerance:
+    limit = OUTLIER_TOLERANCE[precision]
+    errors: NDArray[np.float32] = np.abs(output.logits - probe.logits).max(axis=1) / scale
+    if errors.max() > limit:
         raise GateError(
-            f"{where}: a logit differs from transformers by {error * scale:.3g}, "
-            f"{error:.2g} of the largest logit; {tolerance:g} is allowed",
+            f"{where}: a logit differs from transformers by {errors.max() * scale:.3g}, "
+            f"{errors.max():.2g} of the largest logit; {limit:g} is allowed",
             hint=_HINT,
         )
     hidden_scale = float(np.abs(probe.hidden).max())
     hidden_error = float(np.abs(output.hidden - probe.hidden).max()) / hidden_scale
-    if not hidden_error <= 10 * tolerance:  # NaN is no agreement either
+    if not hidden_error <= 10 * TOLERANCE[precision]:  # NaN is no agreement either
         raise GateError(
             f"{where}: the hidden state differs from transformers by {hidden_error:.2g} of its "
-            f"largest value; {10 * tolerance:g} is allowed",
+            f"largest value; {10 * TOLERANCE[precision]:g} is allowed",
             hint=_HINT,
         )
-    return error
+    return errors
 
 
 def _argmax_differences(output: StepOutput, probe: Probe, error: float, where: str) -> int:

@@ -88,6 +88,32 @@ def test_the_tolerance_is_a_share_of_the_largest_logit(probes, precision, tolera
         compare(probes, shift_by(1.1), precision)
 
 
+def test_a_few_rows_may_be_further_off_in_half_precision(probes):
+    largest = max(float(np.abs(probe.logits).max()) for probe in probes)
+    rows = sum(len(probe.tokens) for probe in probes)
+
+    def shifted(share: float, count: int) -> Callable[[dict[str, Any]], None]:
+        left = [count]
+
+        def change(values: dict[str, Any]) -> None:
+            here = min(left[0], len(values["logits"]))
+            values["logits"][:here] += share * largest
+            left[0] -= here
+
+        return change
+
+    few = rows // 20
+    assert few > 0
+    report = compare(probes, shifted(0.045, few), "fp16")
+    assert report.max_relative_error == pytest.approx(0.045, rel=0.05)
+    with pytest.raises(GateError, match=f"{few + 1} of {rows} rows .* 0.02 is allowed"):
+        compare(probes, shifted(0.045, few + 1), "fp16")
+    with pytest.raises(GateError, match=r"0\.05 is allowed"):
+        compare(probes, shifted(0.055, 1), "fp16")
+    with pytest.raises(GateError, match=r"0\.0001 is allowed"):
+        compare(probes, shifted(0.0002, 1), "fp32")
+
+
 def test_another_token_is_excused_by_a_tie_only(probes):
     row = {"logits": np.zeros((1, VOCAB), np.float32), "hidden": np.ones((1, 4), np.float32)}
     row["logits"][0, :2] = 10, 10 - 1e-4

@@ -83,14 +83,18 @@ def jobs(bundle: Path, sources: Path) -> dict[str, Job]:
         fixed = [*words, "--engine-dir", str(bundle), "--force", "--output"]
         return Job(calibrate, lambda work: [*fixed, str(work / "out")], old_bundle, is_bundle)
 
-    measured = ("--tasks", "tiny:validation", "--items", "4")
     return {
         "export": exported("--target", "tiny"),
         "export of a GGUF": exported("--target", str(file), "--draft", "none"),
         "export of a GPTQ folder": exported("--target", str(packed), "--draft", "none"),
-        "weights": calibrated(
-            *("weights", "--formats", "fp32,int8", *measured),
-            *("--text-tokens", "64", "--strict-prompts", "1"),
+        "weights": Job(
+            calibrate,
+            lambda work: [
+                *("weights", "--target", "tiny-draft", "--formats", "int8,fp16"),
+                *("--text-tokens", "64", "--force", "--output", str(work / "out")),
+            ],
+            old_bundle,
+            is_bundle,
         ),
         "draft-vocabulary": calibrated(
             *("draft-vocabulary", "--size", "64", "--texts", str(texts), "--prompts", "1")

@@ -32,18 +32,22 @@ Examples:
   cospec-export --output bundles/mine --push org/name
 """
 
-
-@click.command(cls=CospecCommand, epilog=EPILOG)
-@click.option(
-    "--target",
-    metavar="NAME",
-    help="Preset, Hugging Face folder, hub id (org/name) or GGUF file.",
-)
-@click.option(
+TARGET_HELP = "Preset, Hugging Face folder, hub id (org/name) or GGUF file."
+draft_option = click.option(
     "--draft",
     metavar="NAME",
     help="The draft, named like the target, or 'none'. Default: the preset's own draft, if any.",
 )
+capacity_option = click.option(
+    "--capacity",
+    type=int,
+    help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
+)
+
+
+@click.command(cls=CospecCommand, epilog=EPILOG)
+@click.option("--target", metavar="NAME", help=TARGET_HELP)
+@draft_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=True),
@@ -91,11 +95,7 @@ Examples:
     help="With int8, int4 and auto: UTF-8 text to measure perplexity on. Default: 1,300 words "
     "that CoSpec brings.",
 )
-@click.option(
-    "--capacity",
-    type=int,
-    help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
-)
+@capacity_option
 @click.option(
     "--num-draft-tokens", type=int, help="Default number of draft tokens per round.  [default: 3]"
 )

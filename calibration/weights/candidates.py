@@ -49,7 +49,7 @@ class Trial:
         windows: tokens to read, as many in each.
         tasks: to answer; may be empty.
         limits: of the target.
-        work: entered.
+        work: of the job.
         steps: the progress.
     """
 

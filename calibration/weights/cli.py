@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ...errors import MissingExtraError
+from ...export.cli import TARGET_HELP, capacity_option, draft_option
 from ...runtime.cli.common import (
     CospecCommand,
     at_least,
@@ -33,17 +34,8 @@ Formats, as of cospec-export --weights:
 
 
 @click.command(cls=CospecCommand, epilog=EPILOG)
-@click.option(
-    "--target",
-    required=True,
-    metavar="NAME",
-    help="Preset, Hugging Face folder, hub id (org/name) or GGUF file.",
-)
-@click.option(
-    "--draft",
-    metavar="NAME",
-    help="The draft, named like the target, or 'none'. Default: the preset's own draft, if any.",
-)
+@click.option("--target", required=True, metavar="NAME", help=TARGET_HELP)
+@draft_option
 @new_bundle_options
 @click.option(
     "--formats",
@@ -78,11 +70,7 @@ Formats, as of cospec-export --weights:
     help="Share of the tasks by which fewer answers may be right than in the format that agrees best "
     "with the checkpoint.",
 )
-@click.option(
-    "--capacity",
-    type=int,
-    help="Tokens of context, prompt and output together. Default: 2048, or the models' limit.",
-)
+@capacity_option
 @json_option
 def weights(
     target: str,

@@ -27,7 +27,7 @@ from ..tasks.item import Task
 from ..tasks.resolve import resolve_tasks
 from .candidates import Trial
 from .request import Formats, WeightsRequest, choose_formats, parse_formats
-from .work_folder import WorkFolder
+from .work_folder import work_folder
 
 
 def choose_weights(request: WeightsRequest) -> dict[str, Any]:
@@ -81,7 +81,10 @@ def choose_weights(request: WeightsRequest) -> dict[str, Any]:
         "environment": machine_facts(),
     }
     folder = output.with_name(f"{output.name}.work")
-    with WorkFolder(folder, _identity(pair, windows, tasks)) as work, Steps(0, lines=True) as steps:
+    with (
+        work_folder(folder, _identity(pair, windows, tasks)) as work,
+        Steps(0, lines=True) as steps,
+    ):
         for role, each in (("target", formats), ("draft", drafts)):
             for weights, reason in each.skipped.items():
                 steps.note(f"the {role} is not tried in {weights}: {reason}")

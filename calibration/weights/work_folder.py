@@ -9,9 +9,9 @@ Beside an output `models/tiny`:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -27,64 +27,60 @@ from ..journal import Journal
 REQUEST = "request"
 
 
-class WorkFolder:
-    """A context manager that holds the folder of one job; without `remove` it stays.
+@contextmanager
+def work_folder(path: Path, request: Mapping[str, Any]) -> Iterator[WorkFolder]:
+    """Hold the folder of one job; without `remove` it stays.
 
     Args:
         path: of the folder.
         request: all that the finished parts depend on, as JSON values by name.
 
-    Attributes:
-        path: of the folder.
-        journal: of finished parts.
-
-    Raises (on entering):
+    Raises:
         UsageError: the folder is that of another request; names what differs.
         ResourceError: another process uses it, or it is no such folder.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = acquire_lock(path)
+    try:
+        yield WorkFolder(path, _journal(path, dict(request)))
+    finally:
+        lock.release()
 
-    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
+
+def _journal(path: Path, request: dict[str, Any]) -> Journal:
+    """Open the journal of a folder for a request; errors as in `work_folder`."""
+    file = path / "journal.jsonl"
+    if path.exists() and not file.is_file() and any(path.iterdir()):
+        raise ResourceError(
+            f"{path}: exists and holds no unfinished job, so it will not be used",
+            hint="Choose another --output, or move what is there.",
+        )
+    journal = Journal(file)
+    before = journal.done.get(REQUEST)
+    if before is None:
+        journal.write(REQUEST, request)
+    elif before != request:
+        names = [name for name in request if before.get(name) != request[name]]
+        raise UsageError(
+            f"{path} holds an unfinished job with another {', '.join(names)}",
+            hint="Repeat its command to continue it, delete the folder to give it up, or choose "
+            "another --output.",
+        )
+    return journal
+
+
+class WorkFolder:
+    """What a job has finished.
+
+    Attributes:
+        path: of the folder.
+        journal: of finished parts.
+    """
+
+    def __init__(self, path: Path, journal: Journal) -> None:
         self.path = path
-        self.journal = Journal(None)
-        self._request = dict(request)
+        self.journal = journal
         self._whole: dict[str, Exported] = {}
-
-    def __enter__(self) -> WorkFolder:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = acquire_lock(self.path)
-        try:
-            self._open()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.release()
-
-    def _open(self) -> None:
-        file = self.path / "journal.jsonl"
-        if self.path.exists() and not file.is_file() and any(self.path.iterdir()):
-            raise ResourceError(
-                f"{self.path}: exists and holds no unfinished job, so it will not be used",
-                hint="Choose another --output, or move what is there.",
-            )
-        self.journal = Journal(file)
-        before = self.journal.done.get(REQUEST)
-        if before is None:
-            self.journal.write(REQUEST, self._request)
-        elif before != self._request:
-            names = [name for name in self._request if before.get(name) != self._request[name]]
-            raise UsageError(
-                f"{self.path} holds an unfinished job with another {', '.join(names)}",
-                hint="Repeat its command to continue it, delete the folder to give it up, or choose "
-                "another --output.",
-            )
 
     def graph(self, key: str) -> Path:
         """Return the path of an exported graph."""

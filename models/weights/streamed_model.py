@@ -56,7 +56,8 @@ def streamed_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Strea
         return
     hollow = hollow_module(checkpoint, dtype)
     if checkpoint.gguf_file or checkpoint.packing:
-        yield StreamedModel(*_from_quantised(checkpoint, dtype, hollow))
+        module, quantised = _from_quantised(checkpoint, dtype)
+        yield StreamedModel(module, hollow, quantised)
         return
     weights = FolderWeights(checkpoint.weight_files, hollow, dtype)
     if _fits(hollow, weights):
@@ -117,9 +118,7 @@ def _fits(module: Any, weights: FolderWeights) -> bool:
     return not weights.left_over and found == weights.shapes
 
 
-def _from_quantised(
-    checkpoint: Checkpoint, dtype: torch.dtype, hollow: Any
-) -> tuple[Any, Any, Weights]:
+def _from_quantised(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Weights]:
     module = _meta_module(checkpoint, dtype)
     weights: GgufWeights | PackedFolderWeights
     if checkpoint.packing is None:
@@ -127,7 +126,7 @@ def _from_quantised(
     else:
         weights = PackedFolderWeights(checkpoint.weight_files, checkpoint.packing, module, dtype)
     _audit_names(checkpoint, module, weights, weights.left_over)
-    return _offloaded(module, weights), hollow, weights
+    return _offloaded(module, weights), weights
 
 
 def _audit_names(

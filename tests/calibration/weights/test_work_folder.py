@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.calibration.weights.work_folder import WorkFolder
+from cospec.calibration.weights.work_folder import work_folder
 from cospec.errors import GateError, ResourceError, UsageError
 from cospec.export.decoder_export import Exported
 from cospec.runtime.bundle.reader import read_manifest
@@ -28,7 +28,7 @@ def export(tiny_pair_bundle):
 
 def test_a_graph_is_exported_once(tmp_path, export):
     for _ in range(2):
-        with WorkFolder(tmp_path / "w", REQUEST) as work:
+        with work_folder(tmp_path / "w", REQUEST) as work:
             found = [work.exported("target-int4", export) for _ in range(2)]
         assert found[0] == found[1]
         assert found[0].parity == {"rows": 3}
@@ -38,7 +38,7 @@ def test_a_graph_is_exported_once(tmp_path, export):
 
 @pytest.mark.parametrize("damage", ["changed", "deleted", "another"])
 def test_a_graph_that_is_not_whole_is_exported_again(tmp_path, export, damage):
-    with WorkFolder(tmp_path / "w", REQUEST) as work:
+    with work_folder(tmp_path / "w", REQUEST) as work:
         work.exported("target-int4", export)
         graph = work.graph("target-int4")
     if damage == "changed":
@@ -47,7 +47,7 @@ def test_a_graph_that_is_not_whole_is_exported_again(tmp_path, export, damage):
         graph.unlink()
     else:
         graph.with_name("more").touch()
-    with WorkFolder(tmp_path / "w", REQUEST) as work:
+    with work_folder(tmp_path / "w", REQUEST) as work:
         work.exported("target-int4", export)
         assert [path.read_bytes() for path in graph.parent.iterdir()] == [b"graph"]
     assert export.calls == 2
@@ -62,12 +62,12 @@ def test_a_refusal_is_remembered_and_a_failure_is_not(tmp_path, export):
         raise OSError("no room")
 
     for write in (refused, export):
-        with WorkFolder(tmp_path / "w", REQUEST) as work:
+        with work_folder(tmp_path / "w", REQUEST) as work:
             with pytest.raises(GateError, match=r"int4 \+30%"):
                 work.exported("target-int4", write)
             assert not work.graph("target-int4").exists()
     assert export.calls == 0
-    with WorkFolder(tmp_path / "w", REQUEST) as work:
+    with work_folder(tmp_path / "w", REQUEST) as work:
         with pytest.raises(OSError, match="no room"):
             work.exported("draft-int4", failing)
         work.exported("draft-int4", export)
@@ -75,14 +75,14 @@ def test_a_refusal_is_remembered_and_a_failure_is_not(tmp_path, export):
 
 
 def test_another_request_is_refused_by_name(tmp_path):
-    with WorkFolder(tmp_path / "w", REQUEST) as work:
+    with work_folder(tmp_path / "w", REQUEST) as work:
         work.journal.write("reference", 1)
     with (
         pytest.raises(UsageError, match=r"unfinished job with another text\n"),
-        WorkFolder(tmp_path / "w", REQUEST | {"text": "c"}),
+        work_folder(tmp_path / "w", REQUEST | {"text": "c"}),
     ):
         pass
-    with WorkFolder(tmp_path / "w", REQUEST) as work:
+    with work_folder(tmp_path / "w", REQUEST) as work:
         assert work.journal.done["reference"] == 1
 
 
@@ -91,13 +91,13 @@ def test_other_folders_and_other_processes_are_left_alone(tmp_path):
     (tmp_path / "w/thesis.txt").write_text("mine")
     with (
         pytest.raises(ResourceError, match="holds no unfinished job"),
-        WorkFolder(tmp_path / "w", REQUEST),
+        work_folder(tmp_path / "w", REQUEST),
     ):
         pass
     assert (tmp_path / "w/thesis.txt").read_text() == "mine"
     with (
-        WorkFolder(tmp_path / "v", REQUEST),
+        work_folder(tmp_path / "v", REQUEST),
         pytest.raises(ResourceError, match="is writing it"),
-        WorkFolder(tmp_path / "v", REQUEST),
+        work_folder(tmp_path / "v", REQUEST),
     ):
         pass

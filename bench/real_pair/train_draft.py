@@ -83,7 +83,10 @@ class _Run:
         self._problems, self._output, self._steps, self._seed = problems, output, steps, seed
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        begun = output / "run.json"
+        settings = json.loads(begun.read_text()) if begun.is_file() else None
+        self._dtype = fastest_dtype() if settings is None else settings["dtype"]
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=self._dtype)
         config = LoraConfig(
             r=RANK,
             lora_alpha=2 * RANK,
@@ -94,8 +97,8 @@ class _Run:
         self._weights = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(self._weights.values(), weight_decay=0.0)
         self.done = 0
-        if (output / "run.json").is_file():
-            self._load()
+        if settings is not None:
+            self._load(settings)
 
     def step(self, step: int) -> float:
         """Train on one batch; return its mean loss."""
@@ -132,16 +135,23 @@ class _Run:
         self._output.mkdir(parents=True, exist_ok=True)
         save_file(state, self._output / f"state-{done}.safetensors")
         self._model.save_pretrained(self._output)
-        settings = {"seed": self._seed, "steps": self._steps, "done": done, "loss": loss}
-        write_json(self._output / "run.json", settings)
+        write_json(
+            self._output / "run.json",
+            {
+                "seed": self._seed,
+                "steps": self._steps,
+                "dtype": self._dtype,
+                "done": done,
+                "loss": loss,
+            },
+        )
         for old in self._output.glob("state-*.safetensors"):
             if old.name != f"state-{done}.safetensors":
                 old.unlink()
 
-    def _load(self) -> None:
+    def _load(self, settings: dict[str, Any]) -> None:
         from safetensors.torch import load_file
 
-        settings = json.loads((self._output / "run.json").read_text())
         if (settings["seed"], settings["steps"]) != (self._seed, self._steps):
             raise click.ClickException(
                 f"{self._output} is a run with other settings: {settings}; name another folder"
@@ -179,6 +189,17 @@ class _Run:
         hidden = causal.model(input_ids=ids, attention_mask=mask).last_hidden_state
         logits = causal.lm_head(hidden[labels != IGNORED]).float()
         return torch.nn.functional.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
+
+
+def fastest_dtype() -> str:
+    """Return bfloat16 if this CPU multiplies it, else float32.
+
+    Where bfloat16 is emulated, torch 2.13 needs some 40 times longer for a product and its gradient.
+    """
+    import torch
+
+    instructions = torch.cpu.get_capabilities()
+    return "bfloat16" if any("bf16" in n and has for n, has in instructions.items()) else "float32"
 
 
 def _rate(step: int, steps: int) -> float:

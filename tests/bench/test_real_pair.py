@@ -111,6 +111,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_adapter(tmp_path, monkeypatch
         patch.setattr(train_draft._Run, "step", killed)
         with pytest.raises(Killed):
             run(tmp_path / "broken")
+    monkeypatch.setattr(train_draft, "fastest_dtype", lambda: pytest.fail("the run has one"))
     run(tmp_path / "broken")
     whole, broken = (
         load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "broken")

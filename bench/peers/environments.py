@@ -14,15 +14,13 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-from cospec.errors import CospecError, ResourceError
+from cospec.errors import BackendError, ResourceError
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
-class PreparationError(CospecError):
+class PreparationError(BackendError):
     """Something that a comparison needs could not be made."""
-
-    exit_code = 4
 
 
 class Workshop:

@@ -61,13 +61,17 @@ class WrittenWeights(ChangedWeights):
         form = place.form
         outputs = place.rows.stop - place.rows.start
         whole = np.empty((outputs, form.inputs), dtype=np.float32)
-        parts = {
-            part: self._values[f"{place.stem}_{part}"].const_value.numpy()[place.rows]
-            for part in form.shapes(outputs)
+        values = {
+            part: self._values[f"{place.stem}_{part}"].const_value for part in form.shapes(outputs)
         }
+        parts = {part: value.numpy()[place.rows] for part, value in values.items()}
         for start in range(0, outputs, max(1, CHUNK // form.inputs)):
             rows = slice(start, start + max(1, CHUNK // form.inputs))
             whole[rows] = form.unpack({part: each[rows] for part, each in parts.items()}).matrix()
+        del parts
+        for value in values.values():  # what was read stays in memory while the file is mapped
+            if isinstance(value, onnx_ir.ExternalTensor):
+                value.release()
         if place.order is not None:
             whole = whole[:, np.argsort(place.order)]
         return torch.from_numpy(whole.T if name in self._transposed else whole)

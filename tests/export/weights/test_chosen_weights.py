@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx_ir
@@ -20,6 +21,7 @@ from cospec.export.weights import chosen_weights, quantised_weights
 from cospec.export.weights.bit_recipes import Measured
 from cospec.export.weights.chosen_weights import QualityLimit
 from cospec.export.weights.quantised_weights import quantise
+from cospec.export.weights.written_weights import WrittenWeights
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
 from cospec.runtime.bundle.reader import Bundle
@@ -74,6 +76,23 @@ def test_graphs_compute_what_their_numbers_say(
     assert facts(bundle)["quantised"]["target"]["chosen"] == weights
     operators = {node.op_type for node in onnx_ir.load(bundle / "target" / "model.onnx").graph}
     assert "MatMul" not in operators
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is mapped")
+def test_nothing_of_the_written_file_stays_mapped_after_a_matrix_was_read(
+    checkpoint_of, tmp_path, monkeypatch
+):
+    read, mapped = WrittenWeights.__getitem__, []
+
+    def reading(self, name):
+        matrix = read(self, name)
+        mapped.append("model.onnx.data" in Path("/proc/self/maps").read_text())
+        return matrix
+
+    monkeypatch.setattr(WrittenWeights, "__getitem__", reading)
+    export(checkpoint_of("llama", layers=1), tmp_path / "bundle", weights="int8")
+    assert len(mapped) > 7
+    assert not any(mapped)
 
 
 def test_strict_output_is_the_greedy_output_of_the_quantised_model(checkpoint_of, tmp_path):

@@ -136,6 +136,8 @@ def session_options_of(ort: Any, options: OrtOptions) -> Any:
         # it at every level but this one, whatever `disabled_optimizers` says.
         session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session_options.enable_cpu_mem_arena = False
+        # By default all weights are converted before the first product: 15 GB for a model of 8B.
+        session_options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if options.threads is not None:
         session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1

@@ -224,7 +224,9 @@ def _environment() -> BudgetEnvironment:
     return environment
 
 
-def _raise_exception(message: str) -> None:
+@pass_context
+def _raise_exception(context: Any, message: str) -> None:
+    context.budget.write(context.budget.size(message))
     raise TemplateError(message)
 
 

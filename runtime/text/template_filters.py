@@ -50,12 +50,16 @@ def _pay_nothing(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> Non
 
 def _pay_each(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     """For filters that work element by element; those pay for themselves."""
-    _check_attributes([*args[1:2], kwargs.get("attribute")])
+    _pay_names(budget, [*args[1:3], *kwargs.values()])
 
 
-def _check_attributes(names: Iterable[Any]) -> None:
-    """Refuse a long path of attributes such as `a.b.c`: it is followed for each element."""
+def _pay_names(budget: Budget, names: Iterable[Any]) -> None:
+    """Pay for names of attributes, filters and tests: an error writes out what is not there.
+
+    A long path such as `a.b.c` is refused, since it is followed for each element.
+    """
     for name in names:
+        budget.write(budget.size(name))
         if isinstance(name, str) and name.count(".") > MAX_ATTRIBUTES:
             raise TemplateCostError(f"a path has more than {MAX_ATTRIBUTES} attributes")
 
@@ -85,7 +89,7 @@ def _pay_groups(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None
 
 
 def _pay_order(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
-    _check_attributes([*args[1:], *kwargs.values()])
+    _pay_names(budget, [*args[1:], *kwargs.values()])
     if args and hasattr(args[0], "__next__"):
         args[0] = list(budget.each(args[0]))
     if args and hasattr(args[0], "__len__"):
@@ -162,8 +166,8 @@ def _pay_format(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None
 
 _FILTERS: Mapping[str, Payment] = {
     **dict.fromkeys(("length", "count", "first", "last", "default", "d", "items"), _pay_nothing),
-    **dict.fromkeys(("map", "select", "reject", "selectattr", "rejectattr"), _pay_each),
-    **dict.fromkeys(("attr", "abs", "random"), _pay_nothing),
+    **dict.fromkeys(("map", "select", "reject", "selectattr", "rejectattr", "attr"), _pay_each),
+    **dict.fromkeys(("abs", "random"), _pay_nothing),
     **dict.fromkeys(("list", "reverse"), _pay_copy),
     **dict.fromkeys(("batch", "slice"), _pay_groups),
     **dict.fromkeys(("sort", "dictsort", "unique", "groupby", "min", "max"), _pay_order),

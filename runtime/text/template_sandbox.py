@@ -103,7 +103,11 @@ class _CodeGenerator(CodeGenerator):
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
         if not isinstance(node.arg, nodes.Slice):
-            super().visit_Getitem(node, frame)
+            self.write("environment.getitem(")
+            self.visit(node.node, frame)
+            self.write(", ")
+            self._paid("write", node.arg, frame)  # an error writes out a key that is missing
+            self.write(")")
             return
         self._paid("slice", node.node, frame)
         self.write("[")

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -118,7 +119,8 @@ FORMS = {
     "mapping": "dict({L}); dict.fromkeys({L}, {A}); dict(a={A}, b={A}); namespace(a={A}); {M}.copy(); "
     "dict({M}, a={A})",
     "any": "{L} | first; {L} | random; {M}.get({A}, {A}); {L} | max; {A} is {t}; {A} is {t}({A}); "
-    "{A} in {L}; {T} in {T}; {A} == {A}; {A} < {A}",
+    "{A} in {L}; {T} in {T}; {A} == {A}; {A} < {A}; {A}[{A}]; "
+    "{A}[{T}] is defined; {A}[{A}].x; raise_exception({A})",
 }
 
 
@@ -226,6 +228,8 @@ def attempt(text: str) -> tuple[str, float, int]:
         how = "out of memory"
     except Exception as error:  # whatever Jinja or Python raises is an answer
         how = type(error).__name__
+        with suppress(MemoryError):  # shows in the peak
+            str(error)
     return how, time.process_time() - started, _peak()
 
 

@@ -17,6 +17,7 @@ MAX_MEGABYTES = 500
 MAX_CPU_SECONDS = 15
 """Fifteen times what was measured: it tells bounded work from work without end, not fast from slow."""
 
+LARGE = "{% set s = 'ab ' * 200000 %}{% set d = dict.fromkeys(range(9999), s) %}"
 GROWING = (
     "{{% set ns = namespace(x={0}) %}}"
     "{{% for i in range(60) %}}{{% set ns.x = {1} %}}{{% endfor %}}"
@@ -126,6 +127,15 @@ TOO_DEAR = {
     "long literals": often(often("{% set x = '" + "x" * 30_000 + "' ~ i %}")),
     "attributes of each element": "{% set ns = namespace() %}{% set ns.a = ns %}"
     "{{ ([ns] * 9999) | map(attribute='a.' * 9999 ~ 'a') | list | length }}",
+    "attributes that errors write out": LARGE + "{{ [1] | map(attribute=d) | list | sum }}",
+    "attributes of groups": LARGE + "{{ range(9999) | list | groupby(d) }}",
+    "attributes for nothing": often(often("{% set x = [] | groupby(s) %}"), LARGE),
+    "names of tests": LARGE + "{{ [1] | select((s,) * 99999) | list }}",
+    "names of filters": LARGE + "{{ [1] | map((s,) * 99999) | list }}",
+    "attributes by filter": often(often("{% set x = i | attr(s) %}"), LARGE),
+    "missing keys that errors write out": LARGE + "{{ [1][d] + 1 }}",
+    "missing keys": often(often("{% set x = i[s] %}"), LARGE),
+    "refusals": LARGE + "{{ raise_exception(d) }}",
     "attributes in formats": "{% set ns = namespace() %}{% set ns.a = ns %}"
     "{{ ('{0' ~ '.a' * 9000000 ~ '}').format(ns) }}",
     "copied namespaces": often(
@@ -182,6 +192,7 @@ for name, source in json.load(sys.stdin).items():
         error = "none"
     except Exception as caught:
         error = type(caught).__name__
+        str(caught)
     # Not getrusage, whose figure begins with that of the process that started this one.
     peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()).group(1)) >> 10
     print(json.dumps([name, error, time.process_time() - started, peak]), flush=True)

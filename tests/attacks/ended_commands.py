@@ -145,7 +145,7 @@ def _on_disk(job: Job, work: Path, size: int) -> str:
     with filling.open("wb") as stream:
         while (free := shutil.disk_usage(work).free) > size:
             with suppress(OSError):  # the command wrote something meanwhile
-                os.posix_fallocate(stream.fileno(), 0, free - size)
+                os.posix_fallocate(stream.fileno(), filling.stat().st_size, free - size)
     child.wait(SECONDS)
     filling.unlink()
     return verdict(job, work, child, ROOM)

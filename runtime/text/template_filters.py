@@ -23,6 +23,9 @@ Payment = Callable[[Budget, list[Any], dict[str, Any]], None]
 MAX_ATTRIBUTES = 20
 """Longest path of attributes that filters follow."""
 
+MAX_NAME = 1000
+"""Longest name of an attribute, filter or test that is given as a value."""
+
 MAX_DIGITS = 1000
 """Longest text that is read as a number: Python takes quadratic time for it."""
 
@@ -50,18 +53,23 @@ def _pay_nothing(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> Non
 
 def _pay_each(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     """For filters that work element by element; those pay for themselves."""
-    _pay_names(budget, [*args[1:3], *kwargs.values()])
+    _pay_names(budget, [*args[1:2], kwargs.get("attribute")])
+    budget.write(sum(budget.size(value) for value in args[2:3]))  # of a test
 
 
 def _pay_names(budget: Budget, names: Iterable[Any]) -> None:
     """Pay for names of attributes, filters and tests: an error writes out what is not there.
 
-    A long path such as `a.b.c` is refused, since it is followed for each element.
+    A long name is refused, and a long path such as `a.b.c`: both are used for each element.
     """
     for name in names:
         budget.write(budget.size(name))
-        if isinstance(name, str) and name.count(".") > MAX_ATTRIBUTES:
-            raise TemplateCostError(f"a path has more than {MAX_ATTRIBUTES} attributes")
+        if not isinstance(name, str):
+            continue
+        if len(name) > MAX_NAME or name.count(".") > MAX_ATTRIBUTES:
+            raise TemplateCostError(
+                f"a name has more than {MAX_NAME} characters or {MAX_ATTRIBUTES} parts"
+            )
 
 
 def _pay_all(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -95,6 +103,9 @@ def _pay_order(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     if args and hasattr(args[0], "__len__"):
         budget.elements(8 * len(args[0]))
         budget.write(budget.size(args[0]))
+        # A default value is put into lower case for each element.
+        others = (*args[1:], *kwargs.values())
+        budget.write(len(args[0]) * sum(budget.size(value) for value in others))
 
 
 def _pay_sum(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -140,10 +151,11 @@ def _pay_replace(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> Non
 
 def _pay_join(budget: Budget, args: list[Any], kwargs: dict[str, Any]) -> None:
     separator = args[1] if len(args) > 1 else kwargs.get("d", "")
+    if not isinstance(separator, str):  # Jinja writes it out
+        budget.write(budget.size(separator))
+        separator = str(separator)
     values = args[:1]
-    pay_join(
-        budget, str(separator) if budget.size(separator) < 1 << 20 else separator, (values, {})
-    )
+    pay_join(budget, separator, (values, {}))
     args[:1] = values
 
 

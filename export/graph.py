@@ -24,6 +24,7 @@ from .fusion import fuse
 from .logits_to_keep import cut_head
 from .tracing import quiet_tracing
 from .weights.block_products import PREFIX, BlockProducts
+from .weights.data_file import save_graph
 from .weights.embeddings import replace_embeddings
 from .weights.products import find_products, lazy_tensor
 from .weights.stored_matrix import Ledger
@@ -130,7 +131,7 @@ def trace(
 
 def write(graph: TracedGraph, path: Path) -> None:
     """Write `model.onnx` at `path` and the weights beside it, one tensor at a time."""
-    onnx_ir.save(graph.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=_FOLD_LIMIT)
+    save_graph(graph.model, path, WEIGHTS_FILE, _FOLD_LIMIT)
 
 
 def _bind(model: Any, weights: Weights) -> None:

@@ -100,14 +100,14 @@ def _save_graph(model: Any, graph: Path, output: Path) -> None:
     Raises:
         BundleError: the weights of `graph`, which are read now, cannot be.
     """
-    import onnx_ir
     from onnx_ir.passes import common as passes
+
+    from ...export.weights.data_file import save_graph
 
     passes.RemoveUnusedNodesPass()(model)
     passes.NameFixPass()(model)
-    data = f"{output.name}.data"
     try:
-        onnx_ir.save(model, output, external_data=data, size_threshold_bytes=_INLINE_BYTES)
+        save_graph(model, output, f"{output.name}.data", _INLINE_BYTES)
     except ValueError as error:
         raise BundleError(
             f"the weights of {graph} cannot be read: {error}",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jinja2.utils import Namespace
+from markupsafe import Markup, escape
 
 UNITS = 9_000_000
 """Budget of one rendering. A message of a chat costs 500 to 8,000 units in real templates."""
@@ -255,10 +256,13 @@ def _pay_tabs(budget: Budget, receiver: Any, arguments: Arguments) -> None:
 
 
 def pay_replace(budget: Budget, receiver: Any, arguments: Arguments) -> None:
-    """Pay for `receiver.replace(old, new, count)`."""
-    values = arguments[0]
-    if len(values) >= 2 and all(isinstance(value, type(receiver)) for value in values[:2]):
-        budget.write(len(receiver) + receiver.count(values[0]) * len(values[1]))
+    """Pay for `receiver.replace(old, new, count)`; escaped text escapes both, whatever they are."""
+    old, new, *_ = (*arguments[0], None, None)
+    if isinstance(receiver, Markup):
+        count = receiver.count(escape(old)) if isinstance(old, str) else len(receiver) + 1
+        budget.write(len(receiver) + count * 5 * budget.size(new))
+    elif isinstance(old, type(receiver)) and isinstance(new, type(receiver)):
+        budget.write(len(receiver) + receiver.count(old) * len(new))
 
 
 def pay_join(budget: Budget, separator: Any, arguments: Arguments) -> None:
@@ -289,10 +293,6 @@ def _pay_lines(budget: Budget, receiver: Any, arguments: Arguments) -> None:
     counts = [receiver.count(end) for end in ends] if isinstance(receiver, str) else [len(receiver)]
     budget.write(len(receiver))
     budget.entries(sum(counts))
-
-
-def _pay_partition(budget: Budget, receiver: Any, arguments: Arguments) -> None:
-    budget.write(len(receiver))
 
 
 def pay_strip(budget: Budget, receiver: Any, arguments: Arguments) -> None:
@@ -326,7 +326,7 @@ def check_short(budget: Budget, values: Iterable[Any]) -> None:
 _METHODS: Mapping[str, Callable[[Budget, Any, Arguments], None]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _pay_padding),
     **dict.fromkeys(("split", "rsplit"), _pay_split),
-    **dict.fromkeys(("partition", "rpartition"), _pay_partition),
+    **dict.fromkeys(("partition", "rpartition"), lambda b, receiver, _: b.write(len(receiver))),
     **dict.fromkeys(("strip", "lstrip", "rstrip"), pay_strip),
     **dict.fromkeys(("to_bytes", "from_bytes"), _refuse),
     **dict.fromkeys(("striptags", "unescape"), _pay_short),

@@ -137,6 +137,8 @@ TOO_DEAR = {
     "long names of attributes": LARGE + "{{ s | map(attribute=s) | list | length }}",
     "separators that are written out": LARGE + "{{ [1, 2] | join(d) }}",
     "large separators": LARGE + "{{ range(9999) | join((s, s)) }}",
+    "escaped text with a list put in": LARGE + "{{ (s | escape).replace('', range(9999) | list) }}",
+    "escaped text with text put in": "{{ (('<' * 99999) | escape).replace('<', 'a' * 9999) }}",
     "missing keys that errors write out": LARGE + "{{ [1][d] + 1 }}",
     "missing keys": often(often("{% set x = i[s] %}"), LARGE),
     "refusals": LARGE + "{{ raise_exception(d) }}",

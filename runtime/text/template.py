@@ -226,8 +226,7 @@ def _environment() -> BudgetEnvironment:
 
 @pass_context
 def _raise_exception(context: Any, message: str) -> None:
-    context.budget.write(context.budget.size(message))
-    raise TemplateError(message)
+    raise TemplateError(context.environment.pay_write(context, message))
 
 
 def _strftime_now(form: str) -> str:

@@ -69,7 +69,7 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
         `correct`: whether the answer was right; `branches`: for each mismatch the `features` and the
         outcomes `draft` and `target` of keeping either token.
     """
-    runner.set_weights(job.weights)
+    runner.begin_job(job.weights)
     prompt = runner.session.encode(job.task.prompt)
     base = runner.rollout(prompt, job.threshold, stop=job.task.stop)
     correct = check(job.task, runner.text(base.tokens))
@@ -95,7 +95,7 @@ def count_cells(records: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def run_group(runner: RolloutRunner, job: GroupJob) -> list[dict[str, Any]]:
     """Answer a task `group` times with sampled decisions and return the trajectories."""
-    runner.set_weights(job.weights)
+    runner.begin_job(job.weights)
     prompt = runner.session.encode(job.task.prompt)
     trajectories = []
     for i in range(job.group):

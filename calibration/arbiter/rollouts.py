@@ -180,7 +180,7 @@ class RolloutRunner:
         rng: random.Random | None = None,
         stop: tuple[str, ...] = (),
     ) -> Rollout:
-        """Answer `prompt`.
+        """Answer `prompt`; what the last rollout read of the same tokens is not read again.
 
         Args:
             prompt: token ids.
@@ -206,15 +206,21 @@ class RolloutRunner:
             max_tokens=room,
             num_draft_tokens=self._num_draft_tokens,
             sampling=SamplingParams(stop=stop) if stop else None,
+            reuses_cache=True,
         )
         completion = stream.completion()
         tokens = [*forced, *completion.tokens]
         return Rollout(tokens, completion.stats.num_target_passes, referee.decisions)
 
-    def set_weights(self, weights: dict[str, Any]) -> None:
-        """Replace the weights of the policy: parameter name -> nested lists."""
+    def begin_job(self, weights: dict[str, Any]) -> None:
+        """Forget the job before, so that rounding does not depend on which worker runs what.
+
+        Args:
+            weights: the policy's: parameter name -> nested lists.
+        """
         import torch
 
+        self.session.forget()
         self.network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 
     def text(self, tokens: Sequence[int]) -> str:

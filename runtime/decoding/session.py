@@ -151,18 +151,19 @@ class Session:
         max_tokens: int | None = None,
         num_draft_tokens: DraftLength = None,
         sampling: SamplingParams | None = None,
+        reuses_cache: bool = False,
     ) -> Stream:
         """Generate after `tokens` with the caller's own referee, to measure or to train.
 
-        All tokens are read again, so that times and rounding do not depend on earlier generations. The
-        session's `defaults` do not apply.
+        All tokens are read again, so that times and rounding do not depend on earlier generations,
+        unless `reuses_cache`. The session's `defaults` do not apply.
         """
         options = GenerationOptions(
             max_tokens=max_tokens, num_draft_tokens=num_draft_tokens, sampling=sampling
         )
         return self.run(
             plan_generation(
-                tokens, options, self.manifest, referee, self._grammars, reuses_cache=False
+                tokens, options, self.manifest, referee, self._grammars, reuses_cache=reuses_cache
             )
         )
 

@@ -12,7 +12,14 @@ from click.testing import CliRunner
 
 from cospec.calibration.arbiter.network import ArbiterConfig, ArbiterNetwork
 from cospec.calibration.arbiter.policy import weights_of
-from cospec.calibration.arbiter.rollout_jobs import NEVER, BranchJob, count_cells, run_branches
+from cospec.calibration.arbiter.rollout_jobs import (
+    NEVER,
+    BranchJob,
+    GroupJob,
+    count_cells,
+    run_branches,
+    run_group,
+)
 from cospec.calibration.arbiter.threshold import GRID
 from cospec.calibration.cli import main
 from cospec.calibration.tasks.tiny import tiny_tasks
@@ -120,6 +127,35 @@ def test_a_branch_is_continued_both_ways(bundle, tmp_path):
         assert all(b["target"] == record["correct"] for b in record["branches"])
         stopped = runner.rollout(prompt, NEVER, stop=(runner.text(strict.tokens)[3:6],))
         assert 0 < len(stopped.tokens) < len(strict.tokens)
+
+
+def test_the_rollouts_of_a_job_read_its_prompt_once_and_no_other_job_s(bundle, tmp_path):
+    from cospec.calibration.arbiter.network_graph import export_features
+    from cospec.calibration.arbiter.rollouts import RolloutSetup
+
+    export_features(ArbiterConfig(), tmp_path / "graph.onnx")
+    runner = RolloutSetup(bundle, tmp_path / "graph.onnx", ArbiterConfig(), max_tokens=24)()
+    cached: list[int] = []
+    run = runner.session.run
+
+    def noting(plan: Any) -> Any:
+        stream = run(plan)
+        stream.completion()
+        cached.append(stream.stats.num_cached_tokens)
+        return stream
+
+    runner.session.run = noting
+    weights = weights_of(ArbiterNetwork(ArbiterConfig()))
+    one, other = tiny_tasks("train", 2, seed=5)
+    prompt = runner.session.encode(one.prompt)
+    job = GroupJob(one, 3, weights, 0.4, "0")
+    first = run_group(runner, job)
+    assert cached[0] == 0
+    assert all(count >= len(prompt) - 1 for count in cached[1:])
+    run_group(runner, GroupJob(other, 2, weights, 0.4, "0"))
+    cached.clear()
+    assert run_group(runner, job) == first, "whatever the worker did before"
+    assert cached[0] == 0
 
 
 def test_tasks_in_both_sets_are_refused(bundle, tmp_path):

@@ -24,11 +24,11 @@ from .short_working import Problem, read_problems
 if TYPE_CHECKING:
     import torch
 
-RANK = 16
+RANK = 8
 LEARNING_RATE = 2e-4
 WARM_UP_STEPS = 10
 BATCH = 16
-PART = 4
+PART = 2
 """Examples of one forward pass; the gradients of a batch are summed over its parts."""
 SAVE_EVERY = 5
 IGNORED = -100

@@ -19,6 +19,7 @@ from ..tasks.checkers import check
 from ..tasks.item import Task
 from .mode_summary import Answer
 from .modes import Mode, sampling_of
+from .threshold_range import RangeArbiter
 from .workers import Scale
 
 WARM_UP_TOKENS = 8
@@ -77,15 +78,33 @@ class ModeRunner:
             self._alone = draft_alone(self._session)
         self._graphs = {mode.graph: LearnedArbiter(mode.graph) for mode in modes if mode.graph}
         self._is_warm = False
+        self._range: RangeArbiter | None = None
 
     def answers(self, job: ModeJob) -> list[Answer]:
-        """Return the answer to an item in each of the job's modes."""
+        """Return the answer to an item in each of the job's modes.
+
+        Thresholds of one arbiter at which all decisions are the same share an answer, with its time.
+        """
         if not self._is_warm:  # buffers of each width are made when it first occurs
             for mode in job.modes:
                 self._generate(job.task, mode, WARM_UP_TOKENS)
             self._is_warm = True
         limit = self._config.max_tokens or job.task.max_tokens
-        return [self._answer(job.task, mode, limit) for mode in job.modes]
+        answers: dict[str, Answer] = {}
+        for mode in job.modes:
+            if mode.name not in answers:
+                answer = self._answer(job.task, mode, limit)
+                shared = [mode, *(other for other in job.modes if self._decides_alike(mode, other))]
+                answers = {**{each.name: answer for each in shared}, **answers}
+        return [answers[mode.name] for mode in job.modes]
+
+    def _decides_alike(self, mode: Mode, other: Mode) -> bool:
+        """Whether `other` would decide all mismatches of the last answer as `mode` did."""
+        if not (mode.kind == other.kind == "collab" and mode.graph == other.graph):
+            return False
+        assert self._range is not None
+        assert other.threshold is not None
+        return self._range.holds(other.threshold)
 
     def _answer(self, task: Task, mode: Mode, max_tokens: int | None) -> Answer:
         start = perf_counter()
@@ -135,8 +154,11 @@ class ModeRunner:
         return session
 
     def _arbiter(self, mode: Mode, item: str) -> Arbiter | None:
-        if mode.graph is not None:
-            return self._graphs[mode.graph]
+        if mode.kind == "collab" and mode.threshold is not None:
+            learned = self._session.arbiter if mode.graph is None else self._graphs[mode.graph]
+            assert learned is not None, "parse_modes refuses collab without an arbiter"
+            self._range = RangeArbiter(learned, mode.threshold)
+            return self._range
         if mode.rule is None or not mode.is_judged:
             return None
         if mode.rule.startswith("random:"):

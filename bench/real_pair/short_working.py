@@ -2,10 +2,6 @@
 
 The draft is trained on this form and the target asked for it, so both write in one style: few tokens,
 and drafts that are often right. A calculation is what GSM8K's own solutions mark: `<<48/2=24>>`.
-
-    python -m bench.real_pair.short_working --gsm8k gsm8k_test.jsonl --output test-tasks.jsonl
-
-writes the items as tasks for `cospec-bench quality` and `cospec-calibrate arbiter`.
 """
 
 from __future__ import annotations
@@ -15,17 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from cospec.calibration.tasks.item import CheckerSpec, Task
-from cospec.calibration.tasks.jsonl import write_tasks
-from cospec.runtime.cli.common import CospecCommand
-
 SYSTEM = (
     "Solve the problem. Write only the necessary calculations, one short step a line, "
     "then '#### ' and the number."
 )
-MAX_TOKENS = 200
+KEYS = (("question", "input"), ("answer", "target"))
+"""Names of the fields in GSM8K's file and in MultiArith's."""
 
 _CALCULATION = re.compile(r"<<(.+?)>>")
 _OPERATOR = re.compile(r"(?<=[\d.%)])([-+*/=])(?=[\d.(-])")
@@ -33,7 +24,7 @@ _OPERATOR = re.compile(r"(?<=[\d.%)])([-+*/=])(?=[\d.(-])")
 
 @dataclass(frozen=True)
 class Problem:
-    """One item of GSM8K.
+    """One item of GSM8K, or of another collection of word problems.
 
     Attributes:
         number: its line in the file, from 1.
@@ -57,13 +48,14 @@ class Problem:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Read GSM8K's own file."""
+    """Read GSM8K's own file, or MultiArith's, whose answers are numbers alone."""
     problems = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         row = json.loads(line)
-        steps, _, answer = row["answer"].rpartition("####")
+        question, solution = (row.get(a, row.get(b)) for a, b in KEYS)
+        steps, _, answer = str(solution).rpartition("####")
         working = short_working(steps, answer)
-        problems.append(Problem(number, row["question"], working, _plain(answer)))
+        problems.append(Problem(number, question, working, _plain(answer)))
     return problems
 
 
@@ -75,29 +67,3 @@ def short_working(solution: str, answer: str) -> str | None:
 
 def _plain(answer: str) -> str:
     return answer.strip().replace(",", "")
-
-
-@click.command(cls=CospecCommand)
-@click.option(
-    "--gsm8k", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True
-)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Task file.")
-def main(gsm8k: Path, output: Path) -> None:
-    """Write GSM8K as tasks that ask for short working."""
-    tasks = [
-        Task(
-            f"gsm8k-{problem.number}",
-            problem.messages,
-            CheckerSpec("number"),
-            problem.answer,
-            "gsm8k",
-            MAX_TOKENS,
-        )
-        for problem in read_problems(gsm8k)
-    ]
-    write_tasks(tasks, output)
-    click.echo(f"{output}: {len(tasks)} tasks")
-
-
-if __name__ == "__main__":
-    main()

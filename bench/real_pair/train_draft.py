@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def main(base: Path, gsm8k: Path, output: Path, steps: int, seed: int, threads: 
 
     if threads:
         torch.set_num_threads(threads)
-    problems = [problem for problem in read_problems(gsm8k) if problem.working]
+    problems = _usable(read_problems(gsm8k))
     run = _Run(base, problems, output, steps, seed)
     steps_left = range(run.done, steps)
     bar = tqdm(steps_left, initial=run.done, total=steps, disable=not sys.stderr.isatty())
@@ -106,11 +107,8 @@ class _Run:
 
         for group in self._optimizer.param_groups:
             group["lr"] = _rate(step, self._steps)
-        order = np.random.default_rng(self._seed)
-        picked: list[int] = []
-        while len(picked) < (step + 1) * BATCH:  # epoch after epoch, each in an order of its own
-            picked += order.permutation(len(self._problems)).tolist()
-        batch = [self._example(self._problems[i]) for i in picked[step * BATCH :][:BATCH]]
+        picked = _examples(len(self._problems), self._seed, step + 1)
+        batch = [self._example(self._problems[i]) for i in picked[-BATCH:]]
         batch.sort(key=lambda example: len(example[0]))  # parts of similar length: less padding
         count = sum(len(answer) for _, answer in batch)
         total = 0.0
@@ -189,6 +187,26 @@ class _Run:
         hidden = causal.model(input_ids=ids, attention_mask=mask).last_hidden_state
         logits = causal.lm_head(hidden[labels != IGNORED]).float()
         return torch.nn.functional.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
+
+
+def trained_on(adapter: Path, problems: Sequence[Problem]) -> set[int]:
+    """Return the numbers of the problems that an adapter has seen; `problems` are those of its file."""
+    run = json.loads((adapter / "run.json").read_text())
+    usable = _usable(problems)
+    return {usable[i].number for i in _examples(len(usable), run["seed"], run["steps"])}
+
+
+def _usable(problems: Sequence[Problem]) -> list[Problem]:
+    return [problem for problem in problems if problem.working]
+
+
+def _examples(count: int, seed: int, steps: int) -> list[int]:
+    """Return the indices of the examples of so many steps, BATCH a step, out of `count`."""
+    order = np.random.default_rng(seed)
+    picked: list[int] = []
+    while len(picked) < steps * BATCH:  # epoch after epoch, each in an order of its own
+        picked += order.permutation(count).tolist()
+    return picked[: steps * BATCH]
 
 
 def fastest_dtype() -> str:

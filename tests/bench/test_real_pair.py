@@ -9,11 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from factories import CHAT_TEMPLATE, random_checkpoint
 from gguf_files import random_gguf
 
-from bench.real_pair import fetch, train_draft
-from bench.real_pair.short_working import read_problems, short_working
+from bench.real_pair import fetch, tasks, train_draft
+from bench.real_pair.short_working import Problem, read_problems, short_working
+from cospec.calibration.tasks.jsonl import read_tasks
 from cospec.errors import CheckpointError
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
@@ -38,6 +40,13 @@ def test_items_keep_their_number_whether_or_not_they_show_their_working(tmp_path
     first, second = read_problems(path)
     assert (first.number, first.working, first.answer) == (1, None, "1")
     assert (second.number, second.working) == (2, "1 + 1 = 2\n#### 2")
+
+
+def test_problems_whose_answer_is_a_number_alone_are_read_too(tmp_path):
+    path = tmp_path / "multiarith.jsonl"
+    path.write_text(json.dumps({"input": "How many?", "target": 1039}) + "\n")
+    (problem,) = read_problems(path)
+    assert (problem.question, problem.answer, problem.working) == ("How many?", "1039", None)
 
 
 @pytest.fixture
@@ -95,6 +104,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_adapter(tmp_path, monkeypatch
     rows = [{"question": str(i), "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(5)]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = random_checkpoint(tmp_path / "base", "qwen2", chat_template=CHAT_TEMPLATE)
+    asked: set[str] = set()
+    example = train_draft._Run._example
+
+    def noting(self: train_draft._Run, problem: Problem) -> tuple[list[int], list[int]]:
+        asked.add(problem.question)
+        return example(self, problem)
+
+    monkeypatch.setattr(train_draft._Run, "_example", noting)
 
     def run(output: Path) -> None:
         train_draft.main.callback(base, problems, output, 3, 0, None)
@@ -119,3 +136,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_adapter(tmp_path, monkeypatch
     assert whole.keys() == broken.keys()
     assert all((whole[name] == broken[name]).all() for name in whole)
     assert any(array.any() for name, array in whole.items() if "lora_B" in name), "it was trained"
+    seen = train_draft.trained_on(tmp_path / "whole", read_problems(problems))
+    assert {str(number - 1) for number in seen} == asked
+
+
+def test_tasks_leave_out_what_the_draft_was_trained_on(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(40)]
+    rows[4]["answer"] = "#### 5"  # shows no working, so nothing to train on
+    problems, output = tmp_path / "train.jsonl", tmp_path / "tasks.jsonl"
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "run.json").write_text(json.dumps({"seed": 3, "steps": 1}))
+    words = ["--problems", problems, "--output", output, "--unseen-by", tmp_path / "adapter"]
+    done = CliRunner().invoke(tasks.main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    found = [task.prompt[-1]["content"] for task in read_tasks(output)]
+    assert len(found) == len(rows) - train_draft.BATCH
+    assert "q4" in found

@@ -1,0 +1,59 @@
+"""Word problems as tasks that ask for short working.
+
+    python -m bench.real_pair.tasks --problems gsm8k_test.jsonl --output test.jsonl
+    python -m bench.real_pair.tasks --problems gsm8k_train.jsonl --output train.jsonl --unseen-by LORA
+
+The tasks are for `cospec-bench quality` and `cospec-calibrate arbiter`. An arbiter must not learn
+from problems that the draft was trained on: there the draft is better than it will ever be again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cospec.calibration.tasks.item import CheckerSpec, Task
+from cospec.calibration.tasks.jsonl import write_tasks
+from cospec.runtime.cli.common import CospecCommand
+
+from .short_working import Problem, read_problems
+from .train_draft import trained_on
+
+MAX_TOKENS = 200
+
+
+@click.command(cls=CospecCommand)
+@click.option(
+    "--problems",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="GSM8K's file, or MultiArith's.",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Task file.")
+@click.option(
+    "--unseen-by",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Leave out what this adapter was trained on.",
+)
+def main(problems: Path, output: Path, unseen_by: Path | None) -> None:
+    """Write word problems as tasks that ask for short working."""
+    found = read_problems(problems)
+    seen = set() if unseen_by is None else trained_on(unseen_by, found)
+    tasks = [_task(problems.stem, each) for each in found if each.number not in seen]
+    write_tasks(tasks, output)
+    click.echo(f"{output}: {len(tasks)} tasks")
+
+
+def _task(name: str, problem: Problem) -> Task:
+    return Task(
+        f"{name}-{problem.number}",
+        problem.messages,
+        CheckerSpec("number"),
+        problem.answer,
+        max_tokens=MAX_TOKENS,
+    )
+
+
+if __name__ == "__main__":
+    main()

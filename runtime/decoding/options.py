@@ -63,7 +63,8 @@ class GenerationOptions(SamplingParams):
     num_draft_tokens: DraftLength = option(
         None,
         "Draft this many tokens per round. 0 is plain decoding; auto chooses the fastest number in "
-        "each round, in strict mode only. Default: the bundle's.",
+        "each round, in strict mode only. Default: auto in strict mode with quantised "
+        "weights on a CPU, else the bundle's number.",
         low=0,
         unit="tokens",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -247,8 +248,17 @@ class Session:
         referee = choose_referee(
             options, arbiter, self.manifest, self.protected_tokens, has_evidence=has_evidence
         )
+        if options.num_draft_tokens is None and referee is None and self._chooses_length:
+            options = replace(options, num_draft_tokens="auto")
         tokens = self.encode(prompt, options)
         return plan_generation(tokens, options, self.manifest, referee, self._grammars)
+
+    @property
+    def _chooses_length(self) -> bool:
+        """Whether `auto` is the default draft length: its costs are known, and it changes no bit."""
+        manifest = self.manifest  # in plain numbers, one token may round otherwise than several
+        drafts = self.drafter != "none" and manifest.generation.num_draft_tokens > 0
+        return drafts and manifest.models.target.rounds_by_width and self._costs.are_known
 
     def _pieces(self, plan: Plan, stream: Stream) -> Iterator[Piece]:
         is_auto = plan.options.num_draft_tokens == "auto"

@@ -39,6 +39,11 @@ class MeasuredCosts:
         self._costs = recorded
         self._lock = Lock()
 
+    @property
+    def are_known(self) -> bool:
+        """Whether `get` returns at once."""
+        return self._costs is not None
+
     def get(self) -> Costs:
         """Return the costs; the first call makes some dozens of forward passes.
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from factories import CHAT_TEMPLATE, random_checkpoint
 from gguf_files import random_gguf
 
-from bench.real_pair import fetch, tasks, train_draft
+from bench.real_pair import fetch, train_draft, word_problems
 from bench.real_pair.short_working import Problem, read_problems, short_working
 from cospec.calibration.tasks.jsonl import read_tasks
 from cospec.errors import CheckpointError
@@ -148,7 +148,7 @@ def test_tasks_leave_out_what_the_draft_was_trained_on(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "run.json").write_text(json.dumps({"seed": 3, "steps": 1}))
     words = ["--problems", problems, "--output", output, "--unseen-by", tmp_path / "adapter"]
-    done = CliRunner().invoke(tasks.main, [str(word) for word in words])
+    done = CliRunner().invoke(word_problems.main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     found = [task.prompt[-1]["content"] for task in read_tasks(output)]
     assert len(found) == len(rows) - train_draft.BATCH

@@ -9,6 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 import cospec
+from cospec.runtime.arbitration.baselines import AlwaysDraft
+from cospec.runtime.bundle.manifest import KeptWeights
 from cospec.runtime.bundle.reader import read_manifest
 from cospec.runtime.drafting import costs
 from cospec.runtime.drafting.costs import LOOKUP_SECONDS, recorded_costs
@@ -83,3 +85,32 @@ def test_a_rewritten_graph_has_no_curve(tiny_pair_bundle, tmp_path):
     models = read_manifest(made).models
     assert models.draft.pass_seconds == ()
     assert models.target.pass_seconds == read_manifest(tiny_pair_bundle).models.target.pass_seconds
+
+
+KEPT = KeptWeights(kind="Q8_0", tensors=1, weights=1, bits_per_weight=8.5, max_error=0.0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "recorded", "drafted", "drafter", "given", "wanted"),
+    [
+        ((KEPT,), True, 3, "auto", {}, "auto"),
+        ((KEPT,), True, 3, "ngram", {"temperature": 0.7, "seed": 1}, "auto"),
+        ((KEPT,), True, 3, "auto", {"num_draft_tokens": 4}, 4),
+        ((KEPT,), True, 3, "auto", {"mode": "collab", "arbiter": AlwaysDraft()}, None),
+        ((KEPT,), True, 3, "none", {}, None),
+        ((KEPT,), True, 0, "auto", {}, None),
+        ((KEPT,), False, 3, "auto", {}, None),
+        ((), True, 3, "auto", {}, None),
+    ],
+)
+def test_the_length_is_automatic_where_it_changes_no_bit_and_costs_no_measurement(
+    tiny_pair_bundle, models, kept, recorded, drafted, drafter, given, wanted
+):
+    loaded = cospec.load(tiny_pair_bundle)
+    models = models if recorded else without(models, "target")
+    models = replace(models, target=replace(models.target, kept_weights=kept))
+    generation = replace(loaded.manifest.generation, num_draft_tokens=drafted)
+    manifest = replace(loaded.manifest, models=models, generation=generation)
+    session = cospec.Session(manifest, *loaded.engines, loaded.codec, drafter=drafter)
+    assert session.plan("1 + 1", **given).options.num_draft_tokens == wanted
+    assert session.new_session().plan("1 + 1", **given).options.num_draft_tokens == wanted

@@ -1,7 +1,7 @@
 """Word problems as tasks that ask for short working.
 
-    python -m bench.real_pair.tasks --problems gsm8k_test.jsonl --output test.jsonl
-    python -m bench.real_pair.tasks --problems gsm8k_train.jsonl --output train.jsonl --unseen-by LORA
+    python -m bench.real_pair.word_problems --problems gsm8k_test.jsonl --output test.jsonl
+    python -m bench.real_pair.word_problems --problems train.jsonl --output tasks.jsonl --unseen-by LORA
 
 The tasks are for `cospec-bench quality` and `cospec-calibrate arbiter`. An arbiter must not learn
 from problems that the draft was trained on: there the draft is better than it will ever be again.

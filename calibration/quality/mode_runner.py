@@ -92,10 +92,12 @@ class ModeRunner:
         limit = self._config.max_tokens or job.task.max_tokens
         answers: dict[str, Answer] = {}
         for mode in job.modes:
-            if mode.name not in answers:
-                answer = self._answer(job.task, mode, limit)
-                shared = [mode, *(other for other in job.modes if self._decides_alike(mode, other))]
-                answers = {**{each.name: answer for each in shared}, **answers}
+            if mode.name in answers:
+                continue
+            answers[mode.name] = answer = self._answer(job.task, mode, limit)
+            for other in job.modes:
+                if self._decides_alike(mode, other):
+                    answers.setdefault(other.name, answer)
         return [answers[mode.name] for mode in job.modes]
 
     def _decides_alike(self, mode: Mode, other: Mode) -> bool:

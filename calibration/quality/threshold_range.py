@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.arbitration.protocol import Arbiter, Block
+from ...runtime.arbitration.referee import is_kept
 
 
 class RangeArbiter:
@@ -38,7 +39,7 @@ class RangeArbiter:
         scores = self._arbiter.score(block)
         # Also those that the referee will not reach: they can only make the range smaller.
         for score in map(float, scores[~block.matches]):
-            if score > self._threshold or self._threshold == 0:
+            if is_kept(score, self._threshold):
                 self.high = min(self.high, score)
             else:
                 self.low = max(self.low, score, math.ulp(0.0))  # at 0 every score is kept

@@ -139,7 +139,7 @@ class Referee:
 
     def decide(self, i: int, score: float) -> bool:
         """Return whether the draft's token is kept at position i; training overrides this."""
-        return score > self.threshold or self.threshold == 0  # a score may underflow to 0
+        return is_kept(score, self.threshold)
 
     def _cap(self, run: int, overrides: int, tail: list[int]) -> Cap | None:
         """Return the cap that forbids keeping the last token of `tail`, or None."""
@@ -148,6 +148,11 @@ class Referee:
         if overrides >= self.caps.per_block:
             return "per_block"
         return "repetition" if _repeats(tail, self.caps) else None
+
+
+def is_kept(score: float, threshold: float) -> bool:
+    """Return whether a draft token with this score is kept, as far as the threshold decides."""
+    return score > threshold or threshold == 0  # a score may underflow to 0
 
 
 def _repeats(tail: list[int], caps: Caps) -> bool:

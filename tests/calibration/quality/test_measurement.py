@@ -26,7 +26,6 @@ from cospec.calibration.quality.mode_summary import (
 from cospec.calibration.quality.modes import parse_modes
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.resolve import resolve_tasks
-from cospec.models import tiny_pair
 from cospec.runtime.decoding.session import load
 from cospec.runtime.engines.onnxruntime import OrtOptions
 
@@ -210,38 +209,6 @@ def test_collab_with_graphs_of_ones_own_and_random_at_its_rate(tiny_pair_bundle,
     }
     assert found["mcnemar"]["collab@1_vs_target"] == 1
     assert found["environment"]["arbiters"] == {"collab@0": "model.onnx", "collab@1": "model.onnx"}
-
-
-def test_thresholds_that_decide_alike_share_an_answer(tiny_pair_bundle, monkeypatch):
-    arbiter = tiny_pair.ARBITER / "model.onnx"
-    thresholds = (0.0, 0.05, 0.2, 0.4, 0.5, 0.6, 0.8, 0.99, 1.0)
-    modes = parse_modes(["collab"], thresholds=thresholds, graphs=[arbiter])
-    tasks = resolve_tasks("tiny:validation", items=ITEMS)
-    config = QualityConfig(tiny_pair_bundle)
-    runner = ModeRunner(config, modes)
-
-    def figures(answers: list[Answer]) -> list[Answer]:
-        return [replace(each, seconds=0.0) for each in answers]
-
-    apart = {
-        task.id: figures([runner.answers(ModeJob(task, (mode,)))[0] for mode in modes])
-        for task in tasks
-    }
-    assert len({each for answers in apart.values() for each in answers}) > ITEMS, "they do differ"
-    generated: list[str] = []
-    answer = ModeRunner._answer
-    monkeypatch.setattr(
-        ModeRunner,
-        "_answer",
-        lambda self, task, mode, *limit: (
-            generated.append(mode.name) or answer(self, task, mode, *limit)
-        ),
-    )
-    for task in tasks:
-        turned = (*modes[4:], *modes[:4])
-        found = dict(zip(turned, figures(runner.answers(ModeJob(task, turned))), strict=True))
-        assert [found[mode] for mode in modes] == apart[task.id]
-    assert 2 * ITEMS <= len(generated) < 0.7 * ITEMS * len(modes)
 
 
 def test_the_bundles_own_arbiter_and_the_table(tiny_pair_bundle, graph, tmp_path):

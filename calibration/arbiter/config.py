@@ -35,7 +35,8 @@ class TrainingConfig:
         entropy_weight: weight of the entropy bonus.
         kl_weight: weight of the Kullback-Leibler distance from the warm start.
         num_draft_tokens: draft tokens per round in all rollouts; None for the bundle's default.
-        max_tokens: longest answer in tokens; None for the bundle's default.
+        max_tokens: longest answer in tokens; None for the task's own limit, or else the bundle's
+            default.
     """
 
     features: FeatureSet = "a"

@@ -17,6 +17,9 @@ import torch
 from .config import TrainingConfig
 from .network import A_FEATURES, ArbiterConfig, ArbiterNetwork
 
+IGNORED = 1e6
+"""The scale of a feature that the training data say nothing about."""
+
 
 def weights_of(network: ArbiterNetwork) -> dict[str, Any]:
     """Return the parameters as nested lists, which a job carries to a worker."""
@@ -48,7 +51,9 @@ def warm_start(
     network = ArbiterNetwork(shape)
     count = len(A_FEATURES)
     network.mean.copy_(features[:, :count].mean(dim=0))
-    network.std.copy_(features[:, :count].std(dim=0).clamp_min(1e-3))
+    std = features[:, :count].std(dim=0)
+    # A feature that never varies, such as the position in blocks of one token, says nothing.
+    network.std.copy_(std.masked_fill(std < 1e-3, IGNORED))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=config.warm_learning_rate, weight_decay=config.weight_decay
     )

@@ -69,9 +69,8 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
         `correct`: whether the answer was right; `branches`: for each mismatch the `features` and the
         outcomes `draft` and `target` of keeping either token.
     """
-    runner.begin_job(job.weights)
-    prompt = runner.session.encode(job.task.prompt)
-    base = runner.rollout(prompt, job.threshold, stop=job.task.stop)
+    runner.begin_job(job.task, job.weights)
+    base = runner.rollout(job.threshold)
     correct = check(job.task, runner.text(base.tokens))
     rng = random.Random(f"{job.seed} {job.task.id}")  # noqa: S311 - for sampling, not for secrets
     chosen = rng.sample(base.decisions, min(job.branches, len(base.decisions)))
@@ -79,7 +78,7 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
     for decision in sorted(chosen, key=lambda d: d.position):
         other = decision.chosen if decision.kept else decision.drafted
         forced = [*base.tokens[: decision.position], other]
-        continued = runner.rollout(prompt, job.threshold, forced=forced, stop=job.task.stop)
+        continued = runner.rollout(job.threshold, forced=forced)
         outcome = check(job.task, runner.text(continued.tokens))
         draft, target = (correct, outcome) if decision.kept else (outcome, correct)
         features = [round(float(value), 5) for value in decision.features]
@@ -95,12 +94,11 @@ def count_cells(records: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def run_group(runner: RolloutRunner, job: GroupJob) -> list[dict[str, Any]]:
     """Answer a task `group` times with sampled decisions and return the trajectories."""
-    runner.begin_job(job.weights)
-    prompt = runner.session.encode(job.task.prompt)
+    runner.begin_job(job.task, job.weights)
     trajectories = []
     for i in range(job.group):
         rng = random.Random(f"{job.seed} {job.task.id} {i}")  # noqa: S311 - not for secrets
-        found = runner.rollout(prompt, 0.5, rng=rng, stop=job.task.stop)
+        found = runner.rollout(0.5, rng=rng)
         correct = check(job.task, runner.text(found.tokens))
         tokens, passes = len(found.tokens), found.target_passes
         trajectories.append(

@@ -22,6 +22,7 @@ from ...runtime.decoding.session import load
 from ...runtime.engines.onnxruntime import OrtOptions
 from ...runtime.engines.protocol import StepOutput
 from ...runtime.sampling.params import SamplingParams
+from ..tasks.item import Task
 from .network import ArbiterConfig, ArbiterNetwork
 
 Score = Callable[[NDArray[Any]], NDArray[Any]]
@@ -138,7 +139,8 @@ class RolloutSetup:
         bundle: the bundle's folder.
         graph: computes the features, from `export_features`.
         shape: of the policy's network.
-        max_tokens: longest answer in tokens; None for the bundle's default.
+        max_tokens: longest answer in tokens; None for the task's own limit, or else the bundle's
+            default.
         num_draft_tokens: draft tokens per round; None for the bundle's default.
         threads: threads of the engines.
     """
@@ -167,30 +169,31 @@ class RolloutRunner:
         self.network = ArbiterNetwork(setup.shape)
         self.arbiter = PolicyArbiter(setup.graph, score_with(self.network))
         generation = self.session.manifest.generation
-        self._max_tokens = setup.max_tokens or generation.max_tokens
+        self._max_tokens = setup.max_tokens
+        self._default_max_tokens = generation.max_tokens
         self._num_draft_tokens = setup.num_draft_tokens
         self._eos = generation.eos_token_ids
+        self._task: Task
+        self._prompt: list[int]
 
     def rollout(
         self,
-        prompt: Sequence[int],
         threshold: float,
         *,
         forced: Sequence[int] = (),
         rng: random.Random | None = None,
-        stop: tuple[str, ...] = (),
     ) -> Rollout:
-        """Answer `prompt`; what the last rollout read of the same tokens is not read again.
+        """Answer the job's task; what the last rollout read of the same tokens is not read again.
 
         Args:
-            prompt: token ids.
             threshold: score above which a draft token is kept. Just below 1 none is, and every
                 mismatch is recorded all the same.
             forced: tokens that the output begins with.
             rng: samples the decisions instead.
-            stop: texts that end the answer.
         """
-        room = self._max_tokens - len(forced)
+        prompt, task = self._prompt, self._task
+        limit = self._max_tokens or task.max_tokens or self._default_max_tokens
+        room = limit - len(forced)
         if room < 1 or (forced and forced[-1] in self._eos):
             return Rollout(list(forced), 0, [])
         referee = RecordingReferee(
@@ -205,21 +208,24 @@ class RolloutRunner:
             referee,
             max_tokens=room,
             num_draft_tokens=self._num_draft_tokens,
-            sampling=SamplingParams(stop=stop) if stop else None,
+            sampling=SamplingParams(stop=task.stop) if task.stop else None,
             reuses_cache=True,
         )
         completion = stream.completion()
         tokens = [*forced, *completion.tokens]
         return Rollout(tokens, completion.stats.num_target_passes, referee.decisions)
 
-    def begin_job(self, weights: dict[str, Any]) -> None:
+    def begin_job(self, task: Task, weights: dict[str, Any]) -> None:
         """Forget the job before, so that rounding does not depend on which worker runs what.
 
         Args:
+            task: what the rollouts answer from now on.
             weights: the policy's: parameter name -> nested lists.
         """
         import torch
 
+        self._task = task
+        self._prompt = self.session.encode(task.prompt)
         self.session.forget()
         self.network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 

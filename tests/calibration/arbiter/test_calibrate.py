@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,24 @@ def test_a_branch_is_continued_both_ways(bundle, tmp_path):
         # Never keeping is the target's own greedy answer: the other side of each branch.
         prompt = runner.session.encode(task.prompt)
         strict = runner.session.continue_tokens(prompt, max_tokens=96).completion()
-        assert runner.rollout(prompt, NEVER).tokens == strict.tokens
+        runner.begin_job(task, weights)
+        assert runner.rollout(NEVER).tokens == strict.tokens
         assert all(b["target"] == record["correct"] for b in record["branches"])
-        stopped = runner.rollout(prompt, NEVER, stop=(runner.text(strict.tokens)[3:6],))
-        assert 0 < len(stopped.tokens) < len(strict.tokens)
+        runner.begin_job(replace(task, stop=(runner.text(strict.tokens)[3:6],)), weights)
+        assert 0 < len(runner.rollout(NEVER).tokens) < len(strict.tokens)
+
+
+def test_a_tasks_limit_holds_unless_the_training_has_its_own(bundle, tmp_path):
+    from cospec.calibration.arbiter.network_graph import export_features
+    from cospec.calibration.arbiter.rollouts import RolloutSetup
+
+    export_features(ArbiterConfig(), tmp_path / "graph.onnx")
+    weights = weights_of(ArbiterNetwork(ArbiterConfig()))
+    (task,) = tiny_tasks("train", 1, seed=5)
+    for own, limit, length in ((None, 5, 5), (3, 5, 3)):
+        runner = RolloutSetup(bundle, tmp_path / "graph.onnx", ArbiterConfig(), max_tokens=own)()
+        runner.begin_job(replace(task, max_tokens=limit), weights)
+        assert len(runner.rollout(NEVER).tokens) == length
 
 
 def test_the_rollouts_of_a_job_read_its_prompt_once_and_no_other_job_s(bundle, tmp_path):

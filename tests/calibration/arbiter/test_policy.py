@@ -51,6 +51,19 @@ def test_ties_vote_for_the_draft_and_double_failures_for_the_target():
             assert float(network.logits(torch.zeros(1, F))) * sign > 0
 
 
+def test_a_feature_that_never_varied_says_nothing_later():
+    constant = 3
+    records = branches(64)
+    for branch in records[0]["branches"]:
+        branch["features"][constant] = 0.5
+    network, _ = warm_start(records, ArbiterConfig(), CONFIG)
+    rows = torch.zeros(2, F)
+    rows[:, constant] = torch.tensor([0.5, 7.0])
+    with torch.no_grad():
+        trained, elsewhere = network.logits(rows).tolist()
+    assert trained == pytest.approx(elsewhere, abs=1e-4)
+
+
 def groups(network: ArbiterNetwork, rng: random.Random) -> list[list[dict]]:
     """One decision a trajectory: keeping pays where feature 0 is positive, and only there."""
     out = []

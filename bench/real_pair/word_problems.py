@@ -52,6 +52,7 @@ def _task(name: str, problem: Problem) -> Task:
         CheckerSpec("number"),
         problem.answer,
         max_tokens=MAX_TOKENS,
+        solution=problem.working,
     )
 
 

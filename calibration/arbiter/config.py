@@ -22,6 +22,7 @@ class TrainingConfig:
         seed: seed of sampling, initialisation and shuffling.
         warm_items: training items that are branched for the warm start.
         branches: mismatches per item that are branched.
+        solutions: training items whose worked solution is read, as far as the tasks have one.
         warm_epochs, warm_learning_rate, weight_decay: settings of the warm start.
         tie_weight: weight of a branch that changes nothing: a vote for the draft if both sides are
             right, for the target if both are wrong.
@@ -44,6 +45,7 @@ class TrainingConfig:
     seed: int = 0
     warm_items: int = 4000
     branches: int = 3
+    solutions: int = 4000
     warm_epochs: int = 120
     warm_learning_rate: float = 3e-3
     weight_decay: float = 1e-3
@@ -65,7 +67,15 @@ class TrainingConfig:
         Raises:
             UsageError: names the hyper-parameter.
         """
-        least = {"width": 0, "warm_items": 1, "branches": 1, "steps": 0, "prompts": 1, "group": 2}
+        least = {
+            "width": 0,
+            "warm_items": 1,
+            "branches": 1,
+            "solutions": 0,
+            "steps": 0,
+            "prompts": 1,
+            "group": 2,
+        }
         for name, low in least.items():
             value = getattr(self, name)
             if value < low:

@@ -87,8 +87,12 @@ class PolicyArbiter:
 
     def score(self, block: Block) -> NDArray[np.float32]:
         """Return scores [k]; `features` holds the block's features until the next block."""
-        self.features = self._graph.run(block)
+        self.features = self.features_of(block)
         return self.policy(self.features)
+
+    def features_of(self, block: Block) -> NDArray[np.float32]:
+        """Return the features [k, F] of a block."""
+        return self._graph.run(block)
 
 
 @dataclass(kw_only=True)
@@ -158,7 +162,14 @@ class RolloutSetup:
 
 
 class RolloutRunner:
-    """Answers prompts with one session and a policy whose weights can change."""
+    """Answers prompts with one session and a policy whose weights can change.
+
+    Attributes:
+        session: of the bundle.
+        network: the policy.
+        arbiter: the policy in the loop.
+        num_draft_tokens: draft tokens per round.
+    """
 
     def __init__(self, setup: RolloutSetup) -> None:
         import torch
@@ -171,7 +182,7 @@ class RolloutRunner:
         generation = self.session.manifest.generation
         self._max_tokens = setup.max_tokens
         self._default_max_tokens = generation.max_tokens
-        self._num_draft_tokens = setup.num_draft_tokens
+        self.num_draft_tokens = setup.num_draft_tokens or generation.num_draft_tokens
         self._eos = generation.eos_token_ids
         self._task: Task
         self._prompt: list[int]
@@ -207,7 +218,7 @@ class RolloutRunner:
             [*prompt, *forced],
             referee,
             max_tokens=room,
-            num_draft_tokens=self._num_draft_tokens,
+            num_draft_tokens=self.num_draft_tokens,
             sampling=SamplingParams(stop=task.stop) if task.stop else None,
             reuses_cache=True,
         )
@@ -228,6 +239,13 @@ class RolloutRunner:
         self._prompt = self.session.encode(task.prompt)
         self.session.forget()
         self.network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+
+    def solution_of(self, task: Task) -> list[int]:
+        """Return the tokens of a task's solution, as far as they fit behind its prompt."""
+        session = self.session
+        assert task.solution is not None, "only tasks with a solution get here"
+        room = session.caches.target.capacity - len(session.encode(task.prompt))
+        return session.codec.encode_rendered(task.solution)[: max(1, room)]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of an output, for a checker."""

@@ -25,6 +25,7 @@ from .policy_gradient import decisive_tasks, improve
 from .rollout_jobs import NEVER, BranchJob, count_cells, run_branches
 from .rollouts import RolloutSetup
 from .run_log import RunLog, plot_training
+from .solutions import SolutionJob, read_solution
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def train_arbiter(
     with Workers(scale, rollout_setup(bundle, shape, config, work, scale.threads)) as workers:
         journal = Journal(branches or work / "branches.jsonl")
         records = branch_tasks(workers, tasks, config, shape, journal, measured_files(opened))
-        warm = warm_network(records, shape, config, log, progress)
+        solved = read_solutions(workers, tasks, config, work, measured_files(opened))
+        warm = warm_network(records, solved, shape, config, log, progress)
         decisive = decisive_tasks(tasks, records)
         network = improve(workers, warm, tasks, decisive, config, work, log, progress)
     if log.updates():
@@ -127,16 +129,41 @@ def branch_tasks(
     return run_missing(workers, run_branches, jobs, journal, "branches")
 
 
+def read_solutions(
+    workers: Workers,
+    tasks: Sequence[Task],
+    config: TrainingConfig,
+    work: Path,
+    engines: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Read the worked solutions of the first `solutions` tasks that have one.
+
+    Arguments as in `branch_tasks`.
+    """
+    made_with = (engines, config.features, config.num_draft_tokens)
+    having = [task for task in tasks if task.solution][: config.solutions]
+    jobs = {
+        f"{task.id} {digest(repr((made_with, task.prompt, task.solution)))}": SolutionJob(task)
+        for task in having
+    }
+    journal = Journal(work / "solutions.jsonl")
+    return run_missing(workers, read_solution, jobs, journal, "solutions")
+
+
 def warm_network(
     records: Sequence[dict[str, Any]],
+    solved: Sequence[dict[str, Any]],
     shape: ArbiterConfig,
     config: TrainingConfig,
     log: RunLog,
     progress: Callable[[str], None],
 ) -> ArbiterNetwork:
-    """Fit the warm start to branches, and log it."""
-    cells = count_cells(records)
-    progress(f"branches: {', '.join(f'{count} {cell}' for cell, count in cells.items())}")
-    network, losses = warm_start(records, shape, config)
+    """Fit the warm start to branches and to mismatches in solutions, and log it."""
+    cells = {"branches": count_cells(records)}
+    if solved:
+        cells["mismatches in solutions"] = count_cells(solved)
+    for what, found in cells.items():
+        progress(f"{what}: {', '.join(f'{count} {cell}' for cell, count in found.items())}")
+    network, losses = warm_start([*records, *solved], shape, config)
     log.add("warm", {"cells": cells, "losses": losses})
     return network

@@ -134,7 +134,8 @@ class _Run:
             graph = mode.graph and hashlib.sha256(mode.graph.read_bytes()).hexdigest()
             setting = (*common, mode.kind, mode.threshold, mode.rule, graph)
             for task in tasks:
-                facts = digest(repr((setting, asdict(task))))
+                asked = {k: v for k, v in asdict(task).items() if k != "solution"}
+                facts = digest(repr((setting, asked)))
                 keys[mode.name, task.id] = f"{mode.name} {task.id} {facts}"
         return keys
 

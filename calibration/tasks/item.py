@@ -13,6 +13,7 @@ A task file is JSONL in UTF-8, one object a line:
 | answer | what the checker compares with; its form is the checker's |
 | kind | optional text: the group that the task is counted under |
 | max_tokens | optional number: how long an answer may be; the caller's default without it |
+| solution | optional text: a whole right answer, worked out as the models are asked to; for training |
 | stop | optional text, or up to 16: an answer ends before the first of them that occurs |
 
 Other keys are errors, so that a mistyped one is not silently ignored.
@@ -52,6 +53,7 @@ class _Row(Struct, forbid_unknown_fields=True):
     messages: Annotated[list[_MessageRow], Meta(min_length=1)] | None = None
     kind: _Text | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
+    solution: _Text | None = None
     stop: Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | _Stop = []
 
 
@@ -74,6 +76,8 @@ class Task:
         answer: what the checker compares with (JSON values only).
         kind: the group that the task is counted under, if any.
         max_tokens: the longest answer, in tokens; the caller's default if None.
+        solution: a whole right answer, worked out in the form that the prompt asks for, from which an
+            arbiter may learn.
         stop: texts that end an answer; what follows the first of them is not generated or checked.
     """
 
@@ -84,6 +88,7 @@ class Task:
     kind: str | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    solution: str | None = None
 
 
 def user_message(content: str) -> tuple[Message, ...]:
@@ -104,6 +109,8 @@ def task_to_row(task: Task) -> dict[str, Any]:
         row["kind"] = task.kind
     if task.max_tokens is not None:
         row["max_tokens"] = task.max_tokens
+    if task.solution is not None:
+        row["solution"] = task.solution
     if task.stop:
         row["stop"] = list(task.stop)
     return row
@@ -128,5 +135,6 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
         answer=checked.answer,
         kind=checked.kind,
         max_tokens=checked.max_tokens,
+        solution=checked.solution,
         stop=(checked.stop,) if isinstance(checked.stop, str) else tuple(checked.stop),
     )

@@ -194,6 +194,13 @@ def open_pair(options: ExportOptions) -> Pair:
     return Pair(options, checkpoints, vocabulary, capacity, arbiter)
 
 
+def arbiter_folder(options: ExportOptions) -> Path | None:
+    """Return the folder of the arbiter that is named, or of the pair's own, or None."""
+    if options.adapter is not None and options.arbiter is None:
+        return None
+    return resolve_arbiter(options.target, options.draft, options.arbiter, options.draft_adapter)
+
+
 def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None:
     """Return the arbiter that goes with this pair, if there is one.
 
@@ -201,7 +208,7 @@ def _arbiter(options: ExportOptions, *, has_draft: bool) -> ArbiterFolder | None
         CheckpointError: the folder is not an arbiter's.
         UsageError: an arbiter without a draft.
     """
-    folder = resolve_arbiter(options.target, options.draft, options.arbiter)
+    folder = arbiter_folder(options)
     if folder is None:
         return None
     if not has_draft:

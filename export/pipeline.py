@@ -11,13 +11,13 @@ from typing import Any
 import click
 from msgspec.structs import replace
 
-from ..models.presets import resolve_arbiter, resolve_pair
+from ..models.presets import resolve_pair
 from ..models.vocabulary import tokenizer_json
 from ..runtime.bundle.certificate import write_certificate
 from ..runtime.bundle.writer import BundleWriter
 from ..runtime.text.codec import TextCodec
 from .decoder_export import DecoderRequest, Exported, export_decoder
-from .pair import TOKENIZER_FILE, ExportOptions, Pair, open_pair, package_versions
+from .pair import TOKENIZER_FILE, ExportOptions, Pair, arbiter_folder, open_pair, package_versions
 from .publish import provenance_of
 from .tensorrt_choice import Sizes
 from .tensorrt_export import EngineExport
@@ -127,7 +127,7 @@ def write_bundle(
 def stages(options: ExportOptions, *, engines: bool = False) -> int:
     """Return how often `export_bundle` will call `report`, with or without TensorRT `engines`."""
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
-    arbiters = 0 if resolve_arbiter(options.target, options.draft, options.arbiter) is None else 1
+    arbiters = 0 if arbiter_folder(options) is None else 1
     return 3 + models * 6 + (models + arbiters if engines else 0)
 
 

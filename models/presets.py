@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError
+from .known_arbiters import known_arbiter
 from .source import HUB_ID, Source, local_source
 
 NO_DRAFT = "none"
@@ -155,14 +156,27 @@ def resolve_pair(target: str, draft: str | None = None) -> tuple[Source, Source 
     return source, resolve(draft)
 
 
-def resolve_arbiter(target: str, draft: str | None, arbiter: str | None) -> Path | None:
-    """Return the folder of a pair's arbiter: the one that is named, none, or the preset's own.
+def resolve_arbiter(
+    target: str, draft: str | None, arbiter: str | None, draft_adapter: Path | None = None
+) -> Path | None:
+    """Return the folder of a pair's arbiter: the one that is named, none, or the pair's own.
 
-    An arbiter is trained for one pair, so the preset's arbiter needs the preset's own draft.
+    An arbiter is trained for one pair, so the preset's arbiter needs the preset's own draft, and any
+    other that comes with the package needs local files that are the same to the byte.
+
+    Args:
+        target: as in `resolve_pair`; not for a target with an adapter.
+        draft: as in `resolve_pair`.
+        arbiter: folder, `none`, or None for the pair's own.
+        draft_adapter: folder of the adapter that is merged into the draft.
     """
     if arbiter is not None:
         return None if arbiter.lower() == NO_DRAFT else Path(arbiter)
-    if draft is not None or target not in PRESETS or PRESETS[target].target not in PACKAGED:
+    if draft is not None:
+        sources = [source for source in resolve_pair(target, draft) if source is not None]
+        local = [Path(each.location) for each in sources if each.kind in ("gguf", "folder")]
+        return known_arbiter(*local, draft_adapter) if len(local) == 2 else None
+    if target not in PRESETS or PRESETS[target].target not in PACKAGED:
         return None
     from .tiny_pair import ARBITER
 

@@ -48,14 +48,19 @@ def summarise_modes(
         answers: to the same items, by mode.
         kinds: kind of each item, None for no kind.
 
+    Without the mode `target`, the answers of `strict`, which are the same, stand in for it.
+
     Returns:
         `modes` (see `summarise`, and `vs_target` and `vs_strict` if those modes were run), `oracle`,
         `mcnemar` and `resample`.
     """
     figures = {mode.name: summarise(kinds, answers[mode.name]) for mode in modes}
+    stands_in = "strict" if "target" not in answers and "strict" in answers else None
+    if stands_in is not None:
+        answers = {**answers, "target": answers[stands_in]}
     for mode in modes:
         others: dict[str, Any] = {}
-        if "target" in answers and mode.kind != "target":
+        if "target" in answers and mode.kind not in ("target", stands_in):
             others["vs_target"] = _against_target(mode, answers)
         if "strict" in answers and mode.kind != "strict":
             others["vs_strict"] = _against_strict(mode, answers)

@@ -22,6 +22,7 @@ from cospec.calibration.quality.mode_summary import (
     paired_tests,
     resample_control,
     summarise,
+    summarise_modes,
 )
 from cospec.calibration.quality.modes import parse_modes
 from cospec.calibration.tasks.checkers import check
@@ -237,6 +238,24 @@ def test_rates_are_ratios_of_sums():
     assert figures["seconds_per_item"] == pytest.approx(5 / 3)
     assert figures["override_rate"] == 0.25
     assert figures["kinds"] == {"a": {"accuracy": 1.0, "tokens_per_target_pass": 2.0, "n": 2}}
+
+
+def test_strict_stands_in_for_the_target():
+    answers = {
+        "strict": [answer(True), answer(False), answer(False)],
+        "draft": [answer(False), answer(True), answer(False)],
+        "always-draft": [answer(True), answer(True), answer(False)],
+    }
+    modes = parse_modes(list(answers))
+    found = summarise_modes(modes, answers, [None] * 3)
+    with_target = summarise_modes(
+        [*modes, *parse_modes(["target"])], {**answers, "target": answers["strict"]}, [None] * 3
+    )
+    assert found["mcnemar"] == with_target["mcnemar"] != {}
+    assert found["oracle"] == with_target["oracle"] == {"accuracy": pytest.approx(2 / 3)}
+    for name in ("draft", "always-draft"):
+        assert found["modes"][name]["vs_target"] == with_target["modes"][name]["vs_target"]
+    assert "vs_target" not in found["modes"]["strict"], "it is no comparison"
 
 
 def test_the_oracle_is_right_where_either_alone_is():

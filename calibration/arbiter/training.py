@@ -25,6 +25,7 @@ from .policy_gradient import decisive_tasks, improve
 from .rollout_jobs import NEVER, BranchJob, count_cells, run_branches
 from .rollouts import RolloutSetup
 from .run_log import RunLog, plot_training
+from .separation import separation
 from .solutions import SolutionJob, read_solution
 
 
@@ -159,11 +160,15 @@ def warm_network(
     progress: Callable[[str], None],
 ) -> ArbiterNetwork:
     """Fit the warm start to branches and to mismatches in solutions, and log it."""
-    cells = {"branches": count_cells(records)}
-    if solved:
-        cells["mismatches in solutions"] = count_cells(solved)
-    for what, found in cells.items():
-        progress(f"{what}: {', '.join(f'{count} {cell}' for cell, count in found.items())}")
+    kinds = {"branches": records, "mismatches in solutions": solved}
+    kinds = {kind: found for kind, found in kinds.items() if found}
+    cells = {kind: count_cells(found) for kind, found in kinds.items()}
+    areas = separation(kinds, shape, config)
+    for kind, counts in cells.items():
+        told = (
+            "nothing to tell" if areas[kind] is None else f"told apart, unseen: {areas[kind]:.2f}"
+        )
+        progress(f"{kind}: {', '.join(f'{n} {cell}' for cell, n in counts.items())} ({told})")
     network, losses = warm_start([*records, *solved], shape, config)
-    log.add("warm", {"cells": cells, "losses": losses})
+    log.add("warm", {"cells": cells, "areas": areas, "losses": losses})
     return network

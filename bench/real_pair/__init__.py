@@ -6,7 +6,7 @@ From nothing to a measured arbiter, in a checkout. Every step continues after a 
     python -m bench.real_pair.train_draft --base .cache/real/draft --gsm8k gsm8k_train.jsonl \
       --output .cache/real/draft-lora            # hours; bench/real_pair/adapter is what came out
     cospec-export --target .cache/real/target.gguf --draft .cache/real/draft \
-      --draft-adapter .cache/real/draft-lora --draft-weights int4 --output bundles/specialist
+      --draft-adapter .cache/real/draft-lora --draft-weights int8 --output bundles/specialist
     python -m bench.real_pair.word_problems --problems gsm8k_train.jsonl \
       --unseen-by .cache/real/draft-lora --output train.jsonl
     python -m bench.real_pair.word_problems --problems gsm8k_test.jsonl --output test.jsonl

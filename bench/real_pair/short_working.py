@@ -15,6 +15,10 @@ SYSTEM = (
     "Solve the problem. Write only the necessary calculations, one short step a line, "
     "then '#### ' and the number."
 )
+EXAMPLE = " For example:\n48 / 2 = 24\n48 + 24 = 72\n#### 72"
+"""Shows a model that was not trained on the form what it looks like. Without it the target writes units
+and words, never ends one answer in four, and cannot continue what the draft began."""
+
 KEYS = (("question", "input"), ("answer", "target"))
 """Names of the fields in GSM8K's file and in MultiArith's."""
 
@@ -38,13 +42,9 @@ class Problem:
     working: str | None
     answer: str
 
-    @property
-    def messages(self) -> tuple[dict[str, str], ...]:
-        """The conversation that asks for short working."""
-        return (
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": self.question},
-        )
+    def messages(self, system: str = SYSTEM) -> tuple[dict[str, str], ...]:
+        """Return the conversation that asks for short working."""
+        return ({"role": "system", "content": system}, {"role": "user", "content": self.question})
 
 
 def read_problems(path: Path) -> list[Problem]:

@@ -165,7 +165,7 @@ class _Run:
     def _example(self, problem: Problem) -> tuple[list[int], list[int]]:
         """Return the tokens of the prompt, and those of the answer with its end."""
         prompt = self._tokenizer.apply_chat_template(
-            list(problem.messages), add_generation_prompt=True, return_dict=False
+            list(problem.messages()), add_generation_prompt=True, return_dict=False
         )
         answer = self._tokenizer.encode(problem.working or "", add_special_tokens=False)
         return prompt, [*answer, self._tokenizer.eos_token_id]

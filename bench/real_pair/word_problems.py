@@ -17,7 +17,7 @@ from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.jsonl import write_tasks
 from cospec.runtime.cli.common import CospecCommand
 
-from .short_working import Problem, read_problems
+from .short_working import EXAMPLE, SYSTEM, Problem, read_problems
 from .train_draft import trained_on
 
 MAX_TOKENS = 200
@@ -48,7 +48,7 @@ def main(problems: Path, output: Path, unseen_by: Path | None) -> None:
 def _task(name: str, problem: Problem) -> Task:
     return Task(
         f"{name}-{problem.number}",
-        problem.messages,
+        problem.messages(SYSTEM + EXAMPLE),
         CheckerSpec("number"),
         problem.answer,
         max_tokens=MAX_TOKENS,

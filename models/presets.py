@@ -15,6 +15,9 @@ from ..errors import CheckpointError
 from .known_arbiters import known_arbiter
 from .source import HUB_ID, Source, local_source
 
+_FILES = ("gguf", "folder")
+"""The kinds of source whose files are here."""
+
 NO_DRAFT = "none"
 """The value of `--draft` for no draft model."""
 
@@ -173,9 +176,9 @@ def resolve_arbiter(
     if arbiter is not None:
         return None if arbiter.lower() == NO_DRAFT else Path(arbiter)
     if draft is not None:
-        sources = [source for source in resolve_pair(target, draft) if source is not None]
-        local = [Path(each.location) for each in sources if each.kind in ("gguf", "folder")]
-        return known_arbiter(*local, draft_adapter) if len(local) == 2 else None
+        sources = resolve_pair(target, draft)
+        ours, theirs = (Path(s.location) if s and s.kind in _FILES else None for s in sources)
+        return known_arbiter(ours, theirs, draft_adapter) if ours and theirs else None
     if target not in PRESETS or PRESETS[target].target not in PACKAGED:
         return None
     from .tiny_pair import ARBITER

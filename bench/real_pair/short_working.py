@@ -16,8 +16,8 @@ SYSTEM = (
     "then '#### ' and the number."
 )
 EXAMPLE = " For example:\n48 / 2 = 24\n48 + 24 = 72\n#### 72"
-"""Shows a model that was not trained on the form what it looks like. Without it the target writes units
-and words, never ends one answer in four, and cannot continue what the draft began."""
+"""What the form looks like, for a model that was not trained on it. Without it the target writes units
+and words, and cannot continue what the draft began."""
 
 KEYS = (("question", "input"), ("answer", "target"))
 """Names of the fields in GSM8K's file and in MultiArith's."""

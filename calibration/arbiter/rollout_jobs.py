@@ -66,8 +66,8 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
     """Answer a task, and continue some of its mismatches the other way.
 
     Returns:
-        `correct`: whether the answer was right; `branches`: for each mismatch the `features` and the
-        outcomes `draft` and `target` of keeping either token.
+        `correct`: whether the answer was right; `branches`: for each mismatch the `features`, the
+        outcomes `draft` and `target` of keeping either token, and the two `tokens`, the draft's first.
     """
     runner.begin_job(job.task, job.weights)
     base = runner.rollout(job.threshold)
@@ -82,7 +82,8 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
         outcome = check(job.task, runner.text(continued.tokens))
         draft, target = (correct, outcome) if decision.kept else (outcome, correct)
         features = [round(float(value), 5) for value in decision.features]
-        branches.append({"features": features, "draft": draft, "target": target})
+        tokens = [decision.drafted, decision.chosen]
+        branches.append({"features": features, "draft": draft, "target": target, "tokens": tokens})
     return {"correct": correct, "branches": branches}
 
 

@@ -85,6 +85,7 @@ def read_solution(runner: RolloutRunner, job: SolutionJob) -> dict[str, Any]:
             "features": [round(float(value), 5) for value in row],
             "draft": bool(drafted[i] == solution[i]),
             "target": bool(chosen[i] == solution[i]),
+            "tokens": [int(drafted[i]), int(chosen[i])],
         }
         for i, row in zip(at, arbiter.features_of(block), strict=True)
     ]

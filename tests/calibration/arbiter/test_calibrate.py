@@ -127,6 +127,8 @@ def test_a_branch_is_continued_both_ways(bundle, tmp_path):
         runner.begin_job(task, weights)
         assert runner.rollout(NEVER).tokens == strict.tokens
         assert all(b["target"] == record["correct"] for b in record["branches"])
+        assert all(b["tokens"][1] in strict.tokens for b in record["branches"])
+        assert all(b["tokens"][0] != b["tokens"][1] for b in record["branches"])
         runner.begin_job(replace(task, stop=(runner.text(strict.tokens)[3:6],)), weights)
         assert 0 < len(runner.rollout(NEVER).tokens) < len(strict.tokens)
 

@@ -40,6 +40,7 @@ def test_the_targets_own_answer_sides_with_the_target(runner):
             continue  # the text has other tokens than the model wrote
         found = read_solution(runner, SolutionJob(replace(task, solution=text)))["branches"]
         assert all(each["target"] and not each["draft"] for each in found)
+        assert all(each["tokens"][1] in answer.tokens for each in found)
         read = np.array([each["features"] for each in found])
         for decision in answer.decisions:
             if decision.position < len(answer.tokens) - 1:

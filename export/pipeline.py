@@ -127,8 +127,9 @@ def write_bundle(
 def stages(options: ExportOptions, *, engines: bool = False) -> int:
     """Return how often `export_bundle` will call `report`, with or without TensorRT `engines`."""
     models = 1 if resolve_pair(options.target, options.draft)[1] is None else 2
-    arbiters = 0 if arbiter_folder(options) is None else 1
-    return 3 + models * 6 + (models + arbiters if engines else 0)
+    if not engines:
+        return 3 + models * 6
+    return 3 + models * 7 + (arbiter_folder(options) is not None)
 
 
 class Steps:

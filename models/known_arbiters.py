@@ -24,12 +24,6 @@ class _File(Struct):
     size: int
     sha256: str
 
-    def is_at(self, path: Path | None) -> bool:
-        """Whether a file has these bytes; the size is compared first, which costs nothing."""
-        return (
-            path is not None and path.stat().st_size == self.size and sha256_of(path) == self.sha256
-        )
-
 
 class _Pair(Struct):
     target: _File
@@ -50,14 +44,18 @@ def known_arbiter(
     """
     for path in sorted(known.glob("*/pair.json")):
         pair = json.decode(path.read_bytes(), type=_Pair)
-        if (pair.draft_adapter is None) != (draft_adapter is None):
-            continue
         files = [(pair.target, target), (pair.draft, draft), (pair.draft_adapter, draft_adapter)]
-        if all(
-            file.is_at(_weights(at)) for file, at in files if file is not None and at is not None
-        ):
+        if all(_is_of(file, model) for file, model in files):
             return path.parent
     return None
+
+
+def _is_of(file: _File | None, model: Path | None) -> bool:
+    """Whether a model has these weights, or both are None; the size is compared before the hash."""
+    if file is None or model is None:
+        return file is None and model is None
+    path = _weights(model)
+    return path is not None and path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
 def _weights(model: Path) -> Path | None:

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..tasks.checkers import check
 from ..tasks.item import Task
 from .rollouts import RolloutRunner
@@ -81,10 +84,22 @@ def run_branches(runner: RolloutRunner, job: BranchJob) -> dict[str, Any]:
         continued = runner.rollout(job.threshold, forced=forced)
         outcome = check(job.task, runner.text(continued.tokens))
         draft, target = (correct, outcome) if decision.kept else (outcome, correct)
-        features = [round(float(value), 5) for value in decision.features]
-        tokens = [decision.drafted, decision.chosen]
-        branches.append({"features": features, "draft": draft, "target": target, "tokens": tokens})
+        branches.append(
+            branch(decision.features, decision.drafted, decision.chosen, draft=draft, target=target)
+        )
     return {"correct": correct, "branches": branches}
+
+
+def branch(
+    features: NDArray[np.float32], drafted: int, chosen: int, *, draft: bool, target: bool
+) -> dict[str, Any]:
+    """Return the record of a mismatch: what the policy sees, which side is right, and the tokens."""
+    return {
+        "features": [round(float(value), 5) for value in features],
+        "draft": draft,
+        "target": target,
+        "tokens": [drafted, chosen],
+    }
 
 
 def count_cells(records: Sequence[dict[str, Any]]) -> dict[str, int]:

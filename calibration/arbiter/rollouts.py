@@ -240,13 +240,6 @@ class RolloutRunner:
         self.session.forget()
         self.network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
 
-    def solution_of(self, task: Task) -> list[int]:
-        """Return the tokens of a task's solution, as far as they fit behind its prompt."""
-        session = self.session
-        assert task.solution is not None, "only tasks with a solution get here"
-        room = session.caches.target.capacity - len(session.encode(task.prompt))
-        return session.codec.encode_rendered(task.solution)[: max(1, room)]
-
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of an output, for a checker."""
         return self.session.codec.decode(tokens)

@@ -19,6 +19,7 @@ from ...runtime.arbitration.protocol import Block
 from ...runtime.engines.prefill import prefill
 from ...runtime.engines.protocol import Decoder, StepOutput
 from ..tasks.item import Task
+from .rollout_jobs import branch
 from .rollouts import RolloutRunner
 
 WIDTH = 16
@@ -52,15 +53,17 @@ def read_solution(runner: RolloutRunner, job: SolutionJob) -> dict[str, Any]:
 
     `draft` and `target` say whose token is the solution's.
     """
-    solution = runner.solution_of(job.task)
-    prompt = runner.session.encode(job.task.prompt)
-    caches, arbiter = runner.session.caches, runner.arbiter
+    session, caches, arbiter = runner.session, runner.session.caches, runner.arbiter
+    assert job.task.solution is not None, "only tasks with a solution get here"
     assert caches.draft is not None, "an arbiter has a draft"
-    runner.session.forget()
-    chunk = runner.session.manifest.generation.prefill_chunk
+    prompt = session.encode(job.task.prompt)
+    room = max(1, caches.target.capacity - len(prompt))
+    solution = session.codec.encode_rendered(job.task.solution)[:room]
+    session.forget()
+    chunk = session.manifest.generation.prefill_chunk
     draft = _rows(caches.draft, arbiter.draft_outputs, prompt, solution, chunk)
     target = _rows(caches.target, (*arbiter.target_outputs, "logits"), prompt, solution, chunk)
-    runner.session.forget()
+    session.forget()
     drafted, chosen = draft["token"], target["token"]
     places = list(along(drafted.tolist(), chosen.tolist(), solution, runner.num_draft_tokens))
     if not places:
@@ -76,18 +79,15 @@ def read_solution(runner: RolloutRunner, job: SolutionJob) -> dict[str, Any]:
     block = Block(
         drafted=drafted[at],
         matches=np.zeros(len(at), dtype=np.bool_),
-        draft=StepOutput(**{name: rows[at] for name, rows in draft.items()}),
-        target=StepOutput(**{name: rows[at] for name, rows in target.items()}),
+        draft=StepOutput(**draft).restricted(at),
+        target=StepOutput(**target).restricted(at),
         **counts,
     )
     branches = [
-        {
-            "features": [round(float(value), 5) for value in row],
-            "draft": bool(drafted[i] == solution[i]),
-            "target": bool(chosen[i] == solution[i]),
-            "tokens": [int(drafted[i]), int(chosen[i])],
-        }
-        for i, row in zip(at, arbiter.features_of(block), strict=True)
+        branch(row, ours, theirs, draft=ours == solution[i], target=theirs == solution[i])
+        for i, ours, theirs, row in zip(
+            at, drafted[at].tolist(), chosen[at].tolist(), arbiter.features_of(block), strict=True
+        )
     ]
     return {"branches": branches}
 

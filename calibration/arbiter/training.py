@@ -68,8 +68,9 @@ def train_arbiter(
     log = RunLog(work / "log.json", config)
     with Workers(scale, rollout_setup(bundle, shape, config, work, scale.threads)) as workers:
         journal = Journal(branches or work / "branches.jsonl")
-        records = branch_tasks(workers, tasks, config, shape, journal, measured_files(opened))
-        solved = read_solutions(workers, tasks, config, work, measured_files(opened))
+        engines = measured_files(opened)
+        records = branch_tasks(workers, tasks, config, shape, journal, engines)
+        solved = read_solutions(workers, tasks, config, work, engines)
         warm = warm_network(records, solved, shape, config, log, progress)
         decisive = decisive_tasks(tasks, records)
         network = improve(workers, warm, tasks, decisive, config, work, log, progress)
@@ -160,15 +161,13 @@ def warm_network(
     progress: Callable[[str], None],
 ) -> ArbiterNetwork:
     """Fit the warm start to branches and to mismatches in solutions, and log it."""
-    kinds = {"branches": records, "mismatches in solutions": solved}
-    kinds = {kind: found for kind, found in kinds.items() if found}
+    kinds = {"branches": records} | ({"mismatches in solutions": solved} if solved else {})
     cells = {kind: count_cells(found) for kind, found in kinds.items()}
     areas = separation(kinds, shape, config)
     for kind, counts in cells.items():
-        told = (
-            "nothing to tell" if areas[kind] is None else f"told apart, unseen: {areas[kind]:.2f}"
-        )
-        progress(f"{kind}: {', '.join(f'{n} {cell}' for cell, n in counts.items())} ({told})")
+        area = areas[kind]
+        separated = "" if area is None else f"; sides separated, unseen: {area:.2f}"
+        progress(f"{kind}: {', '.join(f'{n} {cell}' for cell, n in counts.items())}{separated}")
     network, losses = warm_start([*records, *solved], shape, config)
     log.add("warm", {"cells": cells, "areas": areas, "losses": losses})
     return network

@@ -41,9 +41,8 @@ class LmEvalRunner(ModeRunner):
 
     def text(self, job: GenerateJob) -> str:
         """Return the answer to a prompt, decoded on its own, without the space before it."""
-        done = self.generate(
-            job.prompt, self._mode, digest(repr(job.prompt)), job.max_tokens, job.sampling
-        )
+        item = digest(repr(job.prompt))
+        done = self.stream(job.prompt, self._mode, item, job.max_tokens, job.sampling).completion()
         codec = self.session_of(self._mode).codec
         if done.text.startswith(" ") and not codec.decode(done.tokens).startswith(" "):
             return done.text[1:]  # a tokenizer that writes spaces as part of words

@@ -129,13 +129,16 @@ class _Run:
         config = self._config
         record = [each.name for each in fields(Answer)]
         common = (record, self._manifest.seal, config.num_draft_tokens, config.max_tokens)
+        asked = {
+            task.id: {name: value for name, value in asdict(task).items() if name != "solution"}
+            for task in tasks
+        }
         keys = {}
         for mode in modes:
             graph = mode.graph and hashlib.sha256(mode.graph.read_bytes()).hexdigest()
             setting = (*common, mode.kind, mode.threshold, mode.rule, graph)
             for task in tasks:
-                asked = {k: v for k, v in asdict(task).items() if k != "solution"}
-                facts = digest(repr((setting, asked)))
+                facts = digest(repr((setting, asked[task.id])))
                 keys[mode.name, task.id] = f"{mode.name} {task.id} {facts}"
         return keys
 

@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ...runtime.arbitration.baselines import RandomArbiter, baseline
 from ...runtime.arbitration.learned import LearnedArbiter
 from ...runtime.arbitration.protocol import Arbiter
-from ...runtime.decoding.completion import Completion, Stream
+from ...runtime.decoding.completion import Stream
 from ...runtime.decoding.session import Prompt, Session, load
 from ...runtime.engines.onnxruntime import OrtOptions
 from ...runtime.sampling.params import SamplingParams
@@ -91,7 +91,9 @@ class ModeRunner:
         if not self._is_warm:  # buffers of each width are made when it first occurs
             for mode in job.modes:
                 sampling = sampling_of(mode, job.task) or SamplingParams()
-                self.generate(job.task.prompt, mode, job.task.id, WARM_UP_TOKENS, sampling)
+                self.stream(
+                    job.task.prompt, mode, job.task.id, WARM_UP_TOKENS, sampling
+                ).completion()
             self._is_warm = True
         limit = self._config.max_tokens or job.task.max_tokens
         answers: dict[str, Answer] = {}
@@ -115,16 +117,17 @@ class ModeRunner:
 
     def _answer(self, task: Task, mode: Mode, max_tokens: int | None) -> Answer:
         sampling = sampling_of(mode, task) or SamplingParams()
-        is_read = self._read is not None and self._read.by == _readers(mode)
+        by = _readers(mode)
+        read = self._read if self._read is not None and self._read.by == by else None
         start = perf_counter()
-        stream = self._stream(task.prompt, mode, task.id, max_tokens, sampling, forgets=not is_read)
+        stream = self.stream(task.prompt, mode, task.id, max_tokens, sampling, forgets=read is None)
         next(stream)
         until_first = perf_counter() - start
         completion = stream.completion()
         seconds = perf_counter() - start
-        if self._read is None or not is_read:
-            self._read = _Read(_readers(mode), until_first)
-        seconds += self._read.seconds - until_first
+        if read is None:
+            read = self._read = _Read(by, until_first)
+        seconds += read.seconds - until_first
         stats = completion.stats
         return Answer(
             correct=check(task, completion.text),
@@ -136,18 +139,7 @@ class ModeRunner:
             truncated=completion.finish_reason in ("length", "capacity"),
         )
 
-    def generate(
-        self,
-        prompt: Prompt,
-        mode: Mode,
-        item: str,
-        max_tokens: int | None,
-        sampling: SamplingParams,
-    ) -> Completion:
-        """Generate one answer; `item` identifies the prompt to rules that draw."""
-        return self._stream(prompt, mode, item, max_tokens, sampling).completion()
-
-    def _stream(
+    def stream(
         self,
         prompt: Prompt,
         mode: Mode,
@@ -157,6 +149,16 @@ class ModeRunner:
         *,
         forgets: bool = True,
     ) -> Stream:
+        """Begin one answer.
+
+        Args:
+            prompt: what is answered.
+            mode: how.
+            item: identifies the prompt to rules that draw.
+            max_tokens: longest answer in tokens; None for the bundle's default.
+            sampling: of `sampling_of`.
+            forgets: read the whole prompt again.
+        """
         session = self.session_of(mode)
         if forgets:
             session.forget()

@@ -8,8 +8,8 @@ because such errors end in loops.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ Cap = Literal["in_a_row", "per_block", "repetition"]
 
 Ground = Cap | Literal["score", "protected"]
 """What decided a mismatch: the arbiter's score and the threshold, a cap, or a protected token."""
-
-_ARRAYS = tuple(array.name for array in fields(StepOutput))
 
 
 @dataclass(frozen=True)
@@ -178,11 +176,5 @@ def _block(
         run=np.array(run, dtype=np.float32),
         position=np.arange(k, dtype=np.float32),
         draft=draft,
-        target=_rows(verified, slice(-k - 1, -1)),
+        target=verified.restricted(slice(-k - 1, -1)),
     )
-
-
-def _rows(output: StepOutput, rows: slice) -> StepOutput:
-    """Return the same view restricted to `rows`."""
-    arrays: dict[str, Any] = {name: getattr(output, name) for name in _ARRAYS}
-    return StepOutput(**{name: a[rows] for name, a in arrays.items() if a is not None})

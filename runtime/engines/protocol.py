@@ -8,7 +8,7 @@ and values stay in the buffer and are overwritten by the next step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,6 +46,14 @@ class StepOutput:
     next_input_logprob: NDArray[np.float32] | None = None
     hidden: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
+
+    def restricted(self, rows: slice | NDArray[np.int64]) -> StepOutput:
+        """Return the same view with these rows alone."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        return StepOutput(**{name: a[rows] for name, a in arrays.items() if a is not None})
+
+
+_ARRAYS = tuple(array.name for array in fields(StepOutput))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ of them down. Each finished answer is a line of a journal, and is not generated 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...export.arbiter_folder import GRAPH
+from ...runtime.bundle.files import sha256_of
+from ...runtime.bundle.manifest import Manifest
 from ...runtime.bundle.reader import Bundle, find_bundle
+from ...runtime.text.reference import RECORD_FILE
 from ..journal import Journal, digest
 from ..tasks.checkers import require_working
 from ..tasks.item import Task
@@ -125,22 +128,39 @@ class _Run:
         }
 
     def _keys(self, tasks: Sequence[Task], modes: Sequence[Mode]) -> dict[tuple[str, str], str]:
-        """Return the journal's key of each (mode, task id), made of all that the answer depends on."""
+        """Return the journal's key of each (mode, task id), made of all that the answer depends on.
+
+        A bundle that is exported again or gets another arbiter keeps the answers of its other modes.
+        """
         config = self._config
         record = [each.name for each in fields(Answer)]
-        common = (record, self._manifest.seal, config.num_draft_tokens, config.max_tokens)
+        common = (
+            record,
+            answering_parts(self._manifest),
+            config.num_draft_tokens,
+            config.max_tokens,
+        )
+        own = [entry.sha256 for entry in self._manifest.files if entry.path == GRAPH]
         asked = {
             task.id: {name: value for name, value in asdict(task).items() if name != "solution"}
             for task in tasks
         }
         keys = {}
         for mode in modes:
-            graph = mode.graph and hashlib.sha256(mode.graph.read_bytes()).hexdigest()
-            setting = (*common, mode.kind, mode.threshold, mode.rule, graph)
+            graph = [sha256_of(mode.graph)] if mode.graph else own
+            judge = (mode.threshold, mode.rule, graph if mode.kind == "collab" else None)
+            setting = (*common, mode.kind, *judge)
             for task in tasks:
                 facts = digest(repr((setting, asked[task.id])))
-                keys[mode.name, task.id] = f"{mode.name} {task.id} {facts}"
+                keys[mode.name, task.id] = f"{mode.kind} {task.id} {facts}"
         return keys
+
+
+def answering_parts(manifest: Manifest) -> tuple[Any, ...]:
+    """Return what answers without an arbiter depend on: files and settings, not names and figures."""
+    apart = (manifest.certificate, GRAPH, RECORD_FILE)
+    files = {entry.path: entry.sha256 for entry in manifest.files if entry.path not in apart}
+    return (files, manifest.generation, manifest.capacity, manifest.precision, manifest.lowering)
 
 
 @dataclass

@@ -188,6 +188,23 @@ def test_answers_of_other_settings_do_not_count(tiny_pair_bundle, journal, resul
     assert len(names) == ITEMS
 
 
+def test_a_bundle_with_another_arbiter_keeps_the_other_answers(
+    tiny_pair_bundle, graph, tmp_path, monkeypatch
+):
+    other = tmp_path / "other.onnx"
+    export_arbiter(untrained_network(tiny_pair_bundle, seed=1), other)
+    first = bundle_with_arbiter(tiny_pair_bundle, graph, tmp_path / "first")
+    second = bundle_with_arbiter(tiny_pair_bundle, other, tmp_path / "second")
+    arguments = ("--modes", "strict,draft,collab", "--results", tmp_path / "answers.jsonl")
+    call(first, *arguments)
+    names = answered(monkeypatch)
+    call(second, *arguments)
+    assert names == ["collab"] * ITEMS
+    names.clear()
+    call(tiny_pair_bundle, *arguments, "--arbiter", graph)
+    assert names == [], "the same arbiter, wherever it lies"
+
+
 def test_collab_with_graphs_of_ones_own_and_random_at_its_rate(tiny_pair_bundle, graph):
     modes = parse_modes(
         ["target", "strict", "random", "collab@1", "collab@0", "always-draft"], graphs=[graph]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..quality.statistics import wilson_interval
 from .config import TrainingConfig
 from .network import ArbiterConfig
 from .policy import warm_start
@@ -18,14 +19,17 @@ Records = Mapping[str, Sequence[dict[str, Any]]]
 """By their kind, such as branches: a record for each task, in the same order of tasks."""
 
 
+Interval = tuple[float, float]
+
+
 def separation(
     records: Records, shape: ArbiterConfig, config: TrainingConfig
-) -> dict[str, float | None]:
+) -> dict[str, tuple[float, Interval] | None]:
     """Cross-validate the warm start over tasks.
 
     Returns:
         For each kind of records the area under the ROC curve, over the mismatches that decided between
-        right and wrong: 0.5 is chance. None without any of both sorts.
+        right and wrong, and its 95 % interval: 0.5 is chance. None without any of both sorts.
     """
     scores: dict[str, list[float]] = {kind: [] for kind in records}
     wins: dict[str, list[bool]] = {kind: [] for kind in records}
@@ -50,11 +54,16 @@ def separation(
     return {kind: area(scores[kind], wins[kind]) for kind in records}
 
 
-def area(scores: Sequence[float], wins: Sequence[bool]) -> float | None:
-    """Return how often a win has the higher score than a loss; ties count half."""
+def area(scores: Sequence[float], wins: Sequence[bool]) -> tuple[float, Interval] | None:
+    """Return how often a win has the higher score than a loss, ties counting half, and its interval.
+
+    The interval takes the area for a share of the rarer sort, which is the most that its variance can
+    be (Birnbaum and Klose, 1957).
+    """
     won = np.array([s for s, win in zip(scores, wins, strict=True) if win])
     lost = np.array([s for s, win in zip(scores, wins, strict=True) if not win])
-    if not len(won) or not len(lost):
+    rarer = min(len(won), len(lost))
+    if not rarer:
         return None
-    above = (won[:, None] > lost).mean() + (won[:, None] == lost).mean() / 2
-    return float(above)
+    above = float((won[:, None] > lost).mean() + (won[:, None] == lost).mean() / 2)
+    return above, wilson_interval(above * rarer, rarer)

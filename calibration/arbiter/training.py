@@ -165,8 +165,11 @@ def warm_network(
     cells = {kind: count_cells(found) for kind, found in kinds.items()}
     areas = separation(kinds, shape, config)
     for kind, counts in cells.items():
-        area = areas[kind]
-        separated = "" if area is None else f"; sides separated, unseen: {area:.2f}"
+        found = areas[kind]
+        separated = ""
+        if found is not None:
+            area, (low, high) = found
+            separated = f"; sides separated, unseen: {area:.2f} ({low:.2f} to {high:.2f})"
         progress(f"{kind}: {', '.join(f'{n} {cell}' for cell, n in counts.items())}{separated}")
     network, losses = warm_start([*records, *solved], shape, config)
     log.add("warm", {"cells": cells, "areas": areas, "losses": losses})

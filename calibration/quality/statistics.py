@@ -12,7 +12,7 @@ ONE_SIDED_95 = 1.6449
 """The normal quantile that leaves 5 % on one side."""
 
 
-def wilson_interval(right: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(right: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Return the Wilson score interval of a share, 95 % by default (Wilson, 1927)."""
     if n == 0:
         return 0.0, 1.0

@@ -18,6 +18,8 @@ SYSTEM = (
 EXAMPLE = " For example:\n48 / 2 = 24\n48 + 24 = 72\n#### 72"
 """What the form looks like, for a model that was not trained on it. Without it the target writes units
 and words, and cannot continue what the draft began."""
+IN_WORDS = "Solve the problem step by step. End with a line '#### ' and the number."
+"""The opposite: long answers, which the target alone gets right most often."""
 
 KEYS = (("question", "input"), ("answer", "target"))
 """Names of the fields in GSM8K's file and in MultiArith's."""

@@ -1,4 +1,4 @@
-"""Word problems as tasks that ask for short working.
+"""Word problems as tasks that ask for short working, or for reasoning in words.
 
     python -m bench.real_pair.word_problems --problems gsm8k_test.jsonl --output test.jsonl
     python -m bench.real_pair.word_problems --problems train.jsonl --output tasks.jsonl --unseen-by LORA
@@ -17,10 +17,10 @@ from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.jsonl import write_tasks
 from cospec.runtime.cli.common import CospecCommand
 
-from .short_working import EXAMPLE, SYSTEM, Problem, read_problems
+from .short_working import EXAMPLE, IN_WORDS, SYSTEM, Problem, read_problems
 from .train_draft import trained_on
 
-MAX_TOKENS = 200
+MAX_TOKENS = {SYSTEM + EXAMPLE: 200, IN_WORDS: 500}
 
 
 @click.command(cls=CospecCommand)
@@ -36,22 +36,28 @@ MAX_TOKENS = 200
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Leave out what this adapter was trained on.",
 )
-def main(problems: Path, output: Path, unseen_by: Path | None) -> None:
-    """Write word problems as tasks that ask for short working."""
+@click.option(
+    "--in-words",
+    is_flag=True,
+    help="Ask for reasoning in words: long answers, the best that the target can do.",
+)
+def main(problems: Path, output: Path, unseen_by: Path | None, in_words: bool) -> None:
+    """Write word problems as tasks that ask for short working, or for reasoning in words."""
     found = read_problems(problems)
     seen = set() if unseen_by is None else trained_on(unseen_by, found)
-    tasks = [_task(problems.stem, each) for each in found if each.number not in seen]
+    instruction = IN_WORDS if in_words else SYSTEM + EXAMPLE
+    tasks = [_task(problems.stem, each, instruction) for each in found if each.number not in seen]
     write_tasks(tasks, output)
     click.echo(f"{output}: {len(tasks)} tasks")
 
 
-def _task(name: str, problem: Problem) -> Task:
+def _task(name: str, problem: Problem, instruction: str) -> Task:
     return Task(
         f"{name}-{problem.number}",
-        problem.messages(SYSTEM + EXAMPLE),
+        problem.messages(instruction),
         CheckerSpec("number"),
         problem.answer,
-        max_tokens=MAX_TOKENS,
+        max_tokens=MAX_TOKENS[instruction],
         solution=problem.working,
     )
 

@@ -14,7 +14,7 @@ from factories import CHAT_TEMPLATE, random_checkpoint
 from gguf_files import random_gguf
 
 from bench.real_pair import fetch, train_draft, word_problems
-from bench.real_pair.short_working import Problem, read_problems, short_working
+from bench.real_pair.short_working import IN_WORDS, Problem, read_problems, short_working
 from cospec.calibration.tasks.jsonl import read_tasks
 from cospec.errors import CheckpointError
 from cospec.models.checkpoint import load_module, open_checkpoint
@@ -153,3 +153,14 @@ def test_tasks_leave_out_what_the_draft_was_trained_on(tmp_path):
     found = [task.prompt[-1]["content"] for task in read_tasks(output)]
     assert len(found) == len(rows) - train_draft.BATCH
     assert "q4" in found
+
+
+def test_tasks_can_ask_for_reasoning_in_words(tmp_path):
+    problems, output = tmp_path / "multiarith.jsonl", tmp_path / "tasks.jsonl"
+    problems.write_text('{"input": "How many?", "target": 7}\n')
+    words = ["--problems", problems, "--output", output, "--in-words"]
+    done = CliRunner().invoke(word_problems.main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    (task,) = read_tasks(output)
+    assert task.prompt[0]["content"] == IN_WORDS
+    assert (task.answer, task.max_tokens) == ("7", 500)

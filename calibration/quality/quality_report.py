@@ -11,7 +11,7 @@ from ..tables import text_table
 COLUMNS = (
     ("right", "accuracy", "{:.2%}"),
     ("tok/pass", "tokens_per_target_pass", "{:.3f}"),
-    ("tok/s", "tokens_per_second", "{:.0f}"),
+    ("tok/s", "tokens_per_second", "{:.1f}"),
     ("s/item", "seconds_per_item", "{:.4f}"),
     ("tok/item", "tokens_per_item", "{:.1f}"),
     ("overrides", "override_rate", "{:.2%}"),

@@ -15,4 +15,8 @@ From nothing to a measured arbiter, in a checkout. Every step continues after a 
     cospec-calibrate arbiter --engine-dir bundles/specialist --tasks train.jsonl --items 500
     cospec-bench quality --engine-dir bundles/specialist --tasks test.jsonl --items 1000 \
       --modes target,draft,strict,collab,random --results test-answers.jsonl
+    python -m bench.real_pair.lm_eval_check --engine-dir bundles/specialist --tasks test.jsonl \
+      --results test-answers.jsonl
+
+docs/real-pair.md has what came out, and the settings of each step.
 """

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from factories import CHAT_TEMPLATE, random_checkpoint
 from gguf_files import random_gguf
 
-from bench.real_pair import fetch, train_draft, word_problems
+from bench.real_pair import fetch, lm_eval_check, train_draft, word_problems
 from bench.real_pair.short_working import IN_WORDS, Problem, read_problems, short_working
 from cospec.calibration.tasks.jsonl import read_tasks
 from cospec.errors import CheckpointError
@@ -164,3 +164,24 @@ def test_tasks_can_ask_for_reasoning_in_words(tmp_path):
     (task,) = read_tasks(output)
     assert task.prompt[0]["content"] == IN_WORDS
     assert (task.answer, task.max_tokens) == ("7", 500)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_harness_is_compared_item_by_item(tiny_pair_bundle, tmp_path, monkeypatch, wrong):
+    pytest.importorskip("lm_eval", reason="needs lm-eval (extra eval)")
+    problems, tasks = tmp_path / "problems.jsonl", tmp_path / "tasks.jsonl"
+    questions = ["Tom has 3 apples and buys 4.", "Ann had 9 pens and lost 2."]
+    problems.write_text("".join(f'{{"input": "{q}", "target": 7}}\n' for q in questions))
+    words = ["--problems", problems, "--output", tasks]
+    CliRunner().invoke(word_problems.main, [str(word) for word in words])
+    if wrong:  # one answer of the harness is another text
+        texts_of = lm_eval_check.texts_of_harness
+        monkeypatch.setattr(
+            lm_eval_check, "texts_of_harness", lambda *a: ["#### 7", *texts_of(*a)[1:]]
+        )
+    words = ["--engine-dir", tiny_pair_bundle, "--tasks", tasks, "--items", 2, "--mode", "strict"]
+    words += ["--max-tokens", 8, "--processes", 1]
+    done = CliRunner().invoke(lm_eval_check.main, [str(word) for word in words])
+    first = read_tasks(tasks)[0].id
+    assert done.exit_code == wrong, done.output
+    assert f"different: {first if wrong else 'none'}" in done.output

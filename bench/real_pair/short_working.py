@@ -44,6 +44,11 @@ class Problem:
     working: str | None
     answer: str
 
+    @property
+    def steps(self) -> int:
+        """Calculations in the working; 0 if there is none."""
+        return 0 if self.working is None else self.working.count("\n")
+
     def messages(self, system: str = SYSTEM) -> tuple[dict[str, str], ...]:
         """Return the conversation that asks for short working."""
         return ({"role": "system", "content": system}, {"role": "user", "content": self.question})

@@ -37,14 +37,24 @@ MAX_TOKENS = {SYSTEM + EXAMPLE: 200, IN_WORDS: 500}
     help="Leave out what this adapter was trained on.",
 )
 @click.option(
+    "--most-steps",
+    type=click.IntRange(min=1),
+    help="Leave out what takes more calculations. An arbiter learns little from problems that "
+    "neither model can solve.",
+)
+@click.option(
     "--in-words",
     is_flag=True,
     help="Ask for reasoning in words: long answers, the best that the target can do.",
 )
-def main(problems: Path, output: Path, unseen_by: Path | None, in_words: bool) -> None:
+def main(
+    problems: Path, output: Path, unseen_by: Path | None, most_steps: int | None, in_words: bool
+) -> None:
     """Write word problems as tasks that ask for short working, or for reasoning in words."""
     found = read_problems(problems)
     seen = set() if unseen_by is None else trained_on(unseen_by, found)
+    if most_steps is not None:
+        found = [each for each in found if each.steps and each.steps <= most_steps]
     instruction = IN_WORDS if in_words else SYSTEM + EXAMPLE
     tasks = [_task(problems.stem, each, instruction) for each in found if each.number not in seen]
     write_tasks(tasks, output)

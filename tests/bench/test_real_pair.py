@@ -185,3 +185,14 @@ def test_the_harness_is_compared_item_by_item(tiny_pair_bundle, tmp_path, monkey
     first = read_tasks(tasks)[0].id
     assert done.exit_code == wrong, done.output
     assert f"different: {first if wrong else 'none'}" in done.output
+
+
+def test_tasks_can_be_limited_to_few_steps(tmp_path):
+    problems, output = tmp_path / "problems.jsonl", tmp_path / "tasks.jsonl"
+    answers = ["<<1+1=2>>\n#### 2", "<<1+1=2>> <<2+1=3>>\n#### 3", "#### 4"]
+    rows = [{"question": f"q{i}", "answer": answer} for i, answer in enumerate(answers)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--problems", problems, "--output", output, "--most-steps", 1]
+    done = CliRunner().invoke(word_problems.main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert [task.prompt[-1]["content"] for task in read_tasks(output)] == ["q0"]

@@ -14,7 +14,8 @@ From nothing to a measured arbiter, in a checkout. Every step continues after a 
       --modes target,draft,strict --resample-control --results headroom.jsonl
     cospec-calibrate arbiter --engine-dir bundles/specialist --tasks train.jsonl --items 500
     cospec-bench quality --engine-dir bundles/specialist --tasks test.jsonl --items 1000 \
-      --modes target,draft,strict,collab,random --results test-answers.jsonl
+      --modes target,draft,strict,collab,random --num-draft-tokens 3 --max-tokens 110 \
+      --results test-answers.jsonl
     python -m bench.real_pair.lm_eval_check --engine-dir bundles/specialist --tasks test.jsonl \
       --results test-answers.jsonl
 

@@ -14,18 +14,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cospec.calibration.quality.measurement import run_modes
-from cospec.calibration.quality.mode_runner import QualityConfig
-from cospec.calibration.quality.modes import parse_modes
 from cospec.calibration.tasks.checkers import check
 from cospec.calibration.tasks.item import Task
 from cospec.calibration.tasks.resolve import resolve_tasks
-from cospec.runtime.bundle.reader import Bundle, find_bundle
 from cospec.runtime.cli.common import CospecCommand
 
 if TYPE_CHECKING:
@@ -68,17 +66,6 @@ def main(
 ) -> None:
     """Compare lm-evaluation-harness with cospec-bench quality, item by item."""
     tasks = resolve_tasks(file, items=items, seed=0)
-    config = QualityConfig(
-        processes=processes,
-        bundle=engine_dir,
-        num_draft_tokens=num_draft_tokens,
-        max_tokens=max_tokens,
-    )
-    own = Bundle.open(find_bundle(engine_dir)).manifest.models.arbiter
-    threshold = None if own is None else own.threshold
-    graphs = [] if arbiter is None else [arbiter]
-    (chosen,) = modes = parse_modes([mode], own_threshold=threshold, graphs=graphs)
-    ours = [answer.correct for answer in run_modes(config, tasks, modes, results)[chosen.name]]
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read at the import
     from cospec.calibration.quality.lm_eval_adapter import CospecLM
 
@@ -90,6 +77,9 @@ def main(
         max_gen_toks=max_tokens,
         processes=processes,
     )
+    config = replace(model.config, max_tokens=max_tokens)
+    answers = run_modes(config, tasks, [model.mode], results)[model.mode.name]
+    ours = [answer.correct for answer in answers]
     texts = texts_of_harness(model, tasks, max_tokens)
     theirs = [check(task, text) for task, text in zip(tasks, texts, strict=True)]
     differ = [task.id for task, a, b in zip(tasks, ours, theirs, strict=True) if a != b]

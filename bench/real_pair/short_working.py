@@ -19,7 +19,7 @@ EXAMPLE = " For example:\n48 / 2 = 24\n48 + 24 = 72\n#### 72"
 """What the form looks like, for a model that was not trained on it. Without it the target writes units
 and words, and cannot continue what the draft began."""
 IN_WORDS = "Solve the problem step by step. End with a line '#### ' and the number."
-"""The opposite: long answers, which the target alone gets right most often."""
+"""The opposite: long answers, to compare with."""
 
 KEYS = (("question", "input"), ("answer", "target"))
 """Names of the fields in GSM8K's file and in MultiArith's."""
@@ -50,7 +50,7 @@ class Problem:
         return 0 if self.working is None else self.working.count("\n")
 
     def messages(self, system: str = SYSTEM) -> tuple[dict[str, str], ...]:
-        """Return the conversation that asks for short working."""
+        """Return the conversation that asks the question under an instruction."""
         return ({"role": "system", "content": system}, {"role": "user", "content": self.question})
 
 

@@ -20,7 +20,9 @@ from cospec.runtime.cli.common import CospecCommand
 from .short_working import EXAMPLE, IN_WORDS, SYSTEM, Problem, read_problems
 from .train_draft import trained_on
 
-MAX_TOKENS = {SYSTEM + EXAMPLE: 200, IN_WORDS: 500}
+SHORT = (SYSTEM + EXAMPLE, 200)
+LONG = (IN_WORDS, 500)
+"""An instruction, and the longest answer to it in tokens."""
 
 
 @click.command(cls=CospecCommand)
@@ -45,7 +47,7 @@ MAX_TOKENS = {SYSTEM + EXAMPLE: 200, IN_WORDS: 500}
 @click.option(
     "--in-words",
     is_flag=True,
-    help="Ask for reasoning in words: long answers, the best that the target can do.",
+    help="Ask for reasoning in words instead: long answers.",
 )
 def main(
     problems: Path, output: Path, unseen_by: Path | None, most_steps: int | None, in_words: bool
@@ -55,19 +57,19 @@ def main(
     seen = set() if unseen_by is None else trained_on(unseen_by, found)
     if most_steps is not None:
         found = [each for each in found if each.steps and each.steps <= most_steps]
-    instruction = IN_WORDS if in_words else SYSTEM + EXAMPLE
-    tasks = [_task(problems.stem, each, instruction) for each in found if each.number not in seen]
+    form = LONG if in_words else SHORT
+    tasks = [_task(problems.stem, each, *form) for each in found if each.number not in seen]
     write_tasks(tasks, output)
     click.echo(f"{output}: {len(tasks)} tasks")
 
 
-def _task(name: str, problem: Problem, instruction: str) -> Task:
+def _task(name: str, problem: Problem, instruction: str, max_tokens: int) -> Task:
     return Task(
         f"{name}-{problem.number}",
         problem.messages(instruction),
         CheckerSpec("number"),
         problem.answer,
-        max_tokens=MAX_TOKENS[instruction],
+        max_tokens=max_tokens,
         solution=problem.working,
     )
 

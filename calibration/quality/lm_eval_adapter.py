@@ -63,6 +63,9 @@ class CospecLM(TemplateLM):  # type: ignore[misc]
         batch_size, max_batch_size, device: accepted and ignored. Requests run one by one, where the
             bundle's engines run.
 
+    Attributes:
+        mode, config: what `cospec-bench quality` would run with the same arguments.
+
     Raises:
         BundleError: no bundle, several, or a damaged one.
         UsageError: a mode that this bundle cannot run, or that has no single answer.
@@ -96,13 +99,13 @@ class CospecLM(TemplateLM):  # type: ignore[misc]
             thresholds=() if threshold is None else (threshold,),
             graphs=() if arbiter is None else (Path(arbiter),),
         )
-        self._mode = modes[0]
-        if self._mode.kind == "sample":
+        self.mode = modes[0]
+        if self.mode.kind == "sample":
             raise UsageError(
                 f"the mode '{mode}' cannot be evaluated",
                 hint="use the mode target, and sample with --gen_kwargs do_sample=true",
             )
-        if self._mode.kind != "target" and self._manifest.models.draft is None:
+        if self.mode.kind != "target" and self._manifest.models.draft is None:
             raise UsageError(
                 f"this bundle has no draft, so the mode '{mode}' cannot be run",
                 hint="use the mode target; or export again with --draft",
@@ -111,14 +114,14 @@ class CospecLM(TemplateLM):  # type: ignore[misc]
         # The last token is read too, so a context has one less than the cache holds.
         self.max_length = min(max_length or self._manifest.capacity, self._manifest.capacity - 1)
         self._seed = seed
-        config = QualityConfig(
+        self.config = QualityConfig(
             bundle.root,
             num_draft_tokens,
             processes=processes,
             threads=threads,
             cluster=cluster,
         )
-        self._workers = Workers(config, LmEvalSetup(config, self._mode))
+        self._workers = Workers(self.config, LmEvalSetup(self.config, self.mode))
 
     @property
     def eot_token_id(self) -> int:
@@ -141,8 +144,8 @@ class CospecLM(TemplateLM):  # type: ignore[misc]
         return {
             "bundle": self._manifest.name,
             "seal": self._manifest.seal,
-            "mode": self._mode.name,
-            "threshold": self._mode.threshold,
+            "mode": self.mode.name,
+            "threshold": self.mode.threshold,
         }
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -229,7 +232,7 @@ class CospecLM(TemplateLM):  # type: ignore[misc]
             UsageError: it holds answers of another bundle or mode.
         """
         if cache_hook.dbdict is not None:
-            mode = self._mode
+            mode = self.mode
             ours = f"{self._manifest.seal} {mode.name} {mode.threshold} {mode.graph} {self._seed}"
             if cache_hook.dbdict.setdefault(CACHE_OWNER, ours) != ours:
                 raise UsageError(

@@ -30,12 +30,23 @@ Examples:
 
 CERTIFY_EPILOG = """
 \b
-Example:
+Examples:
   cospec-calibrate certify --engine-dir models/tiny --arbiter models/tiny_pair/arbiter \\
     --tasks tiny:validation --items 300
+  cospec-calibrate certify --engine-dir bundles/mine --arbiter ensemble --tasks gsm8k:train.jsonl
 """
 
+ENSEMBLE = "ensemble"
+
 FEATURES = ("a", "hidden")
+
+
+class ArbiterPath(click.Path):
+    """The folder of an arbiter, or ENSEMBLE."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the folder's path, or ENSEMBLE."""
+        return value if value == ENSEMBLE else super().convert(value, param, ctx)
 
 
 @click.group(cls=CospecGroup)
@@ -107,7 +118,7 @@ def arbiter(
     curve of quality and speed, which becomes part of the bundle's certificate.
     """
     from ..runtime.bundle.reader import find_bundle
-    from .arbiter.calibrate import CalibrationRequest, calibrate_arbiter
+    from .arbiter.calibrate import CalibrationRequest, calibrate_arbiter, work_folder
     from .arbiter.config import TrainingConfig, with_settings
 
     at_least("--validation-items", validation_items, 1)
@@ -124,7 +135,7 @@ def arbiter(
         validation=validation,
         items=items,
         validation_items=validation_items,
-        work=work or folder.with_name(f"{folder.name}.calibration"),
+        work=work or work_folder(folder),
         processes=processes,
         threads=threads,
         cluster=cluster,
@@ -143,10 +154,11 @@ def arbiter(
 @click.option("--items", type=int, default=1000, show_default=True, help="Number of tasks.")
 @click.option(
     "--arbiter",
-    "folder",
     required=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of the arbiter: model.onnx, and arbiter.json if it has one.",
+    type=ArbiterPath(path_type=Path, exists=True, file_okay=False),
+    metavar=f"FOLDER|{ENSEMBLE}",
+    help="Folder of the arbiter: model.onnx, and arbiter.json if it has one. ensemble: the mean of "
+    "both models' probabilities decides, without training.",
 )
 @run_options
 @json_option
@@ -154,7 +166,7 @@ def certify(
     engine_dir: Path,
     tasks: str,
     items: int,
-    folder: Path,
+    arbiter: Path | str,
     processes: int | None,
     threads: int,
     cluster: str,
@@ -166,16 +178,18 @@ def certify(
     """Measure an arbiter on this bundle, choose its threshold and install both.
 
     A certificate is valid only for the files that it was measured on. After a new export, or with other
-    weights, measure the same arbiter again; no training is needed. FOLDER gets the certificate too.
+    weights, measure the same arbiter again; no training is needed. FOLDER gets the certificate too. The
+    folder of `ensemble` is made in BUNDLE.calibration, beside the bundle.
     """
     from ..runtime.bundle.reader import find_bundle
-    from .arbiter.calibrate import certify_arbiter, training_of
+    from .arbiter.calibrate import certify_arbiter, ensemble_folder, training_of
     from .quality.mode_runner import QualityConfig
     from .tasks.resolve import resolve_tasks
 
     at_least("--items", items, 1)
     bundle = find_bundle(engine_dir)
     known = resolve_tasks(tasks, items=items, seed=0)
+    folder = ensemble_folder(bundle) if isinstance(arbiter, str) else arbiter
     trained = training_of(folder)
     about = {
         "data": {**trained["data"], "validation": tasks, "items": len(known)},

@@ -1,4 +1,4 @@
-"""Arbiters for tests: untrained graphs, and bundles that hold one.
+"""Arbiters for tests: untrained graphs, bundles that hold one, and blocks to score.
 
 Import it from any test (`from arbiters import untrained_graph`): pytest puts tests/ on the path.
 """
@@ -10,13 +10,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
+from cospec.runtime.arbitration.protocol import Block
 from cospec.runtime.bundle.files import sha256_of
 from cospec.runtime.bundle.manifest import MANIFEST_NAME, ArbiterEntry, FileEntry, to_json
 from cospec.runtime.bundle.reader import read_manifest
+from cospec.runtime.engines.protocol import StepOutput
 
 GRAPH = "arbiter/model.onnx"
+
+TOP = 5
+"""Candidates in the rows of `block_of_distributions`."""
 
 
 def untrained_network(bundle: Path, features: str = "a", seed: int = 0) -> Any:
@@ -64,3 +71,36 @@ def bundle_with_arbiter(
     manifest = replace(manifest, models=replace(manifest.models, arbiter=arbiter), files=files)
     (output / MANIFEST_NAME).write_bytes(to_json(manifest))
     return output
+
+
+def rows_of(probabilities: NDArray[np.float64], fed: NDArray[np.int64] | None = None) -> StepOutput:
+    """What a graph says about rows [k, V] of probabilities, and about the tokens fed after them."""
+    logits = np.log(probabilities) + 3.0  # logits are known up to a constant
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+    rank = np.arange(len(logits))
+    return StepOutput(
+        token=ids[:, 0],
+        top_ids=ids,
+        top_values=np.take_along_axis(logits, ids, axis=1).astype(np.float32),
+        logsumexp=np.full(len(logits), 3.0, dtype=np.float32),
+        entropy=-(probabilities * np.log(probabilities)).sum(axis=1).astype(np.float32),
+        next_input_logprob=None
+        if fed is None
+        else np.log(probabilities[rank, fed]).astype(np.float32),
+    )
+
+
+def block_of_distributions(target: NDArray[np.float64], draft: NDArray[np.float64]) -> Block:
+    """A block of the draft's likeliest tokens, from both models' rows [k, V] of probabilities."""
+    drafted = draft.argmax(axis=1)
+    verified = rows_of(target, drafted)
+    zeros = np.zeros(len(drafted), dtype=np.float32)
+    return Block(
+        drafted=drafted,
+        matches=verified.token == drafted,
+        mismatches=zeros,
+        run=zeros,
+        position=np.arange(len(drafted), dtype=np.float32),
+        draft=rows_of(draft),
+        target=verified,
+    )

@@ -73,9 +73,7 @@ def calibrate_arbiter(
         BackendError: a worker died again and again, or an engine failed.
         MissingExtraError: torch or matplotlib is not installed.
     """
-    for package in ("torch", "matplotlib"):  # checked now, not after the rollouts
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "calibrate", "Training an arbiter")
+    _require("torch", "matplotlib")  # checked now, not after the rollouts
     from .network import save_network
     from .network_graph import export_arbiter
     from .training import train_arbiter
@@ -135,6 +133,34 @@ def certify_arbiter(
     write_json(folder / SETTINGS, settings)
     install_arbiter(config.bundle, folder)
     return result
+
+
+def work_folder(bundle: Path) -> Path:
+    """Return the default folder for what calibrating a bundle leaves: BUNDLE.calibration, beside it."""
+    return bundle.with_name(f"{bundle.name}.calibration")
+
+
+def ensemble_folder(bundle: Path) -> Path:
+    """Make the folder of an arbiter that needs no training, the static ensemble, and return it.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        BundleError: a damaged bundle.
+    """
+    _require("torch")
+    from .ensemble_graph import export_ensemble
+
+    folder = work_folder(bundle) / "ensemble"
+    folder.mkdir(parents=True, exist_ok=True)
+    top = Bundle.open(bundle, verify=False).manifest.summary_top
+    export_ensemble(folder / "model.onnx", top)
+    return folder
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "calibrate", "Making an arbiter")
 
 
 def training_of(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ into the weights of the first layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ OPSET = 18
 
 Weights = NDArray[np.float64]
 
+OfNamed: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+"""A function of the named tensors of a block."""
+
 
 def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = SUMMARY_TOP) -> None:
     """Write `network` as an ONNX graph with the one output `score` [k], for decoding."""
@@ -36,19 +40,31 @@ def export_arbiter(network: ArbiterNetwork, path: Path, summary_top: int = SUMMA
 
 def export_features(shape: ArbiterConfig, path: Path, summary_top: int = SUMMARY_TOP) -> None:
     """Write an ONNX graph with the one output `features` [k, F], for training a network of `shape`."""
+    export_traced(all_features, shape.inputs, "features", path, shape, summary_top)
+
+
+def export_traced(
+    function: OfNamed,
+    inputs: tuple[str, ...],
+    output: str,
+    path: Path,
+    shape: ArbiterConfig,
+    summary_top: int,
+) -> None:
+    """Write `function` of the named tensors of a block as an ONNX graph with one output [k, ...]."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    example = tuple(_example(name, shape, summary_top) for name in shape.inputs)
+    example = tuple(_example(name, shape, summary_top) for name in inputs)
     block = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), quiet_tracing():
         program = torch.onnx.export(
-            _Features(shape.inputs),
+            _Positional(function, inputs),
             example,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=list(shape.inputs),
-            output_names=["features"],
+            input_names=list(inputs),
+            output_names=[output],
             dynamic_shapes=(tuple(block for _ in example),),
         )
     # Stack traces of the machine that exported have no place in a file that travels.
@@ -56,15 +72,15 @@ def export_features(shape: ArbiterConfig, path: Path, summary_top: int = SUMMARY
     program.save(str(path), external_data=False)
 
 
-class _Features(nn.Module):  # type: ignore[misc]
-    """`all_features` with the tensors as positional arguments, for the exporter."""
+class _Positional(nn.Module):  # type: ignore[misc]
+    """A function of named tensors with them as positional arguments, for the exporter."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, function: OfNamed, names: tuple[str, ...]) -> None:
         super().__init__()
-        self._names = names
+        self._function, self._names = function, names
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return all_features(dict(zip(self._names, inputs, strict=True)))
+        return self._function(dict(zip(self._names, inputs, strict=True)))
 
 
 def _example(name: str, shape: ArbiterConfig, summary_top: int) -> torch.Tensor:

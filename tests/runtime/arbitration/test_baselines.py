@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from arbiters import TOP
+from arbiters import block_of_distributions as block_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,39 +23,7 @@ from cospec.runtime.arbitration.baselines import (
 from cospec.runtime.arbitration.protocol import Block
 from cospec.runtime.engines.protocol import StepOutput
 
-VOCAB, TOP = 12, 5
-
-
-def rows(probabilities: NDArray[np.float64], fed: NDArray[np.int64] | None = None) -> StepOutput:
-    """What a graph says about rows [k, V] of probabilities, and about the tokens fed after them."""
-    logits = np.log(probabilities) + 3.0  # logits are known up to a constant
-    ids = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
-    rank = np.arange(len(logits))
-    return StepOutput(
-        token=ids[:, 0],
-        top_ids=ids,
-        top_values=np.take_along_axis(logits, ids, axis=1).astype(np.float32),
-        logsumexp=np.full(len(logits), 3.0, dtype=np.float32),
-        entropy=-(probabilities * np.log(probabilities)).sum(axis=1).astype(np.float32),
-        next_input_logprob=None
-        if fed is None
-        else np.log(probabilities[rank, fed]).astype(np.float32),
-    )
-
-
-def block_of(target: NDArray[np.float64], draft: NDArray[np.float64]) -> Block:
-    drafted = draft.argmax(axis=1)
-    verified = rows(target, drafted)
-    zeros = np.zeros(len(drafted), dtype=np.float32)
-    return Block(
-        drafted=drafted,
-        matches=verified.token == drafted,
-        mismatches=zeros,
-        run=zeros,
-        position=np.arange(len(drafted), dtype=np.float32),
-        draft=rows(draft),
-        target=verified,
-    )
+VOCAB = 12
 
 
 def only(block: Block, arbiter: object) -> Block:

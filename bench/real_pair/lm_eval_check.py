@@ -1,7 +1,7 @@
 """Whether lm-evaluation-harness and `cospec-bench quality` find the same answers right, item by item.
 
     python -m bench.real_pair.lm_eval_check --engine-dir bundles/specialist --tasks test.jsonl \
-      --arbiter bench/real_pair/arbiter --results bench/real_pair/journals/test.jsonl
+      --arbiter bench/real_pair/arbiters/any_steps --results bench/real_pair/journals/test.jsonl
 
 The harness makes the prompts, runs our adapter and collects the texts; both sides use one checker.
 Answers that the journal has are not generated again for `quality`.

@@ -184,7 +184,7 @@ def certify(
     from ..runtime.bundle.reader import find_bundle
     from .arbiter.calibrate import certify_arbiter, ensemble_folder, training_of
     from .quality.mode_runner import QualityConfig
-    from .tasks.resolve import resolve_tasks
+    from .tasks.resolve import label_of, resolve_tasks
 
     at_least("--items", items, 1)
     bundle = find_bundle(engine_dir)
@@ -192,7 +192,7 @@ def certify(
     folder = ensemble_folder(bundle) if isinstance(arbiter, str) else arbiter
     trained = training_of(folder)
     about = {
-        "data": {**trained["data"], "validation": tasks, "items": len(known)},
+        "data": {**trained["data"], "validation": label_of(tasks), "items": len(known)},
         "training": trained["training"],
     }
     config = QualityConfig(

@@ -13,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from ..models.checkpoint import Checkpoint, Precision
+from ..models.source import HUB_ID
 from ..models.vocabulary import SharedVocabulary
 from ..models.weights.gguf_weights import refuse_unkept
 from ..models.weights.streamed_model import StreamedModel, module_of, streamed_model
@@ -247,12 +248,15 @@ def _windows(checkpoint: Checkpoint) -> list[int]:
 
 
 def _source(checkpoint: Checkpoint) -> str:
-    """Return what the user named, with its adapter."""
-    adapter = checkpoint.adapter
+    """Return where a model comes from, with its adapter."""
+    label, adapter = checkpoint.source.label, checkpoint.adapter
     if adapter is None:
-        return checkpoint.name
-    trained_on = f" (trained on {adapter.base})" if adapter.base else ""
-    return f"{checkpoint.name} with the adapter {adapter.folder}{trained_on}"
+        return label
+    base = adapter.base
+    if base and not HUB_ID.fullmatch(base):
+        base = Path(base).name  # of the machine that trained it
+    trained_on = f" (trained on {base})" if base else ""
+    return f"{label} with the adapter {adapter.folder.resolve().name}{trained_on}"
 
 
 def _listed(unshared: dict[int, str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def provenance_of(checkpoint: Checkpoint) -> dict[str, str | None]:
     source = checkpoint.source
     hub_id = source.location if source.kind == "hub" else None
     licence = source.licence or _stated_licence(checkpoint)
-    return {"source": source.name, "hub_id": hub_id, "licence": licence}
+    return {"source": source.label, "hub_id": hub_id, "licence": licence}
 
 
 def _stated_licence(checkpoint: Checkpoint) -> str | None:
@@ -110,7 +110,7 @@ def model_card(bundle: Bundle, repository: str) -> str:
     manifest = bundle.manifest
     facts = read_certificate(bundle.root, manifest)
     target, draft = manifest.models.target, manifest.models.draft
-    pair = _named(target) + (f" with the draft {_named(draft)}" if draft else "")
+    pair = target.source + (f" with the draft {draft.source}" if draft else "")
     size = format_bytes(sum(entry.size for entry in manifest.files))
     sections = [
         _header(facts.get("provenance")),
@@ -153,19 +153,12 @@ def _models(bundle: Bundle, provenance: Any) -> str:
         if entry is not None:
             licence = _objects(provenance).get(role, {}).get("licence") or "not stated by its files"
             weights = _weights(entry, bundle.manifest.precision)
-            source = [role, _named(entry), entry.architecture, f"{entry.parameters:,}"]
+            source = [role, entry.source, entry.architecture, f"{entry.parameters:,}"]
             rows.append([*source, weights, str(licence)])
     if models.arbiter is not None:
         threshold = f"threshold {models.arbiter.threshold:g}"
         rows.append(["arbiter", "trained for this pair", threshold, "", "", ""])
     return _table(rows)
-
-
-def _named(entry: ModelEntry) -> str:
-    """Return what a model was exported from; of a path only the last part."""
-    source = entry.source
-    is_path = source.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(source)
-    return Path(source).name if is_path else source
 
 
 def _weights(entry: ModelEntry, precision: str) -> str:

@@ -60,6 +60,11 @@ class Source:
     gated: bool = False
     licence: str | None = None
 
+    @property
+    def label(self) -> str:
+        """Name of the model in a bundle: of a local path the last part, because bundles travel."""
+        return Path(self.location).name if self.kind in ("folder", "gguf") else self.name
+
 
 def local_source(text: str) -> Source | None:
     """Return the file or folder that `text` names, or None if it is a preset or a hub id.

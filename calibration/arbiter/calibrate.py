@@ -18,7 +18,7 @@ from ..quality.mode_summary import Answer, summarise_modes, tokens_per_target_pa
 from ..quality.modes import Mode
 from ..quality.workers import Scale
 from ..tasks.item import Task
-from ..tasks.resolve import resolve_tasks
+from ..tasks.resolve import label_of, resolve_tasks
 from .config import TrainingConfig
 from .install import install_arbiter, measured_on
 from .threshold import (
@@ -90,8 +90,12 @@ def calibrate_arbiter(
     progress("measuring the curve of quality and speed")
     about = {
         "data": {
-            "training": request.tasks,
-            "validation": request.validation or f"held out of {request.tasks}",
+            "training": label_of(request.tasks),
+            "validation": (
+                label_of(request.validation)
+                if request.validation
+                else f"held out of {label_of(request.tasks)}"
+            ),
             "items": len(validation),
         },
         "training": asdict(config),

@@ -72,6 +72,14 @@ def resolve_tasks(
     return tasks[:items]
 
 
+def label_of(spec: str) -> str:
+    """Return a specification as a certificate names it: of a path the last part, as bundles travel."""
+    name, _, rest = spec.partition(":")
+    if name == _TINY or name in BENCHMARKS:
+        return f"{name}:{Path(rest).name}" if rest else spec
+    return Path(spec).name
+
+
 def _tiny(split: str, items: int | None, seed: int, kinds: Sequence[str] | None) -> list[Task]:
     for known in SPLITS:
         if split == known:

@@ -14,6 +14,7 @@ from factories import CHAT_TEMPLATE, perturbed, random_checkpoint
 from cospec.export.pipeline import ExportOptions, export_bundle, stages
 from cospec.models.checkpoint import load_module, open_checkpoint
 from cospec.models.presets import resolve
+from cospec.runtime.bundle.manifest import MANIFEST_NAME
 from cospec.runtime.bundle.reader import Bundle
 from cospec.runtime.decoding.session import load
 from cospec.runtime.text.codec import TextCodec
@@ -86,12 +87,19 @@ def test_the_files_are_those_of_the_design(bundle):
     ]
 
 
+def test_no_file_of_a_bundle_names_a_folder_of_the_machine_that_made_it(bundle, pair):
+    folder = str(pair[0].parent).encode()
+    for entry in bundle.manifest.files:
+        assert folder not in bundle.path(entry.path).read_bytes(), entry.path
+    assert folder not in (bundle.root / MANIFEST_NAME).read_bytes()
+
+
 def test_the_manifest_describes_the_pair(bundle, pair):
     manifest = bundle.manifest
     assert (manifest.name, manifest.lowering, manifest.precision) == ("mixed", "gqa", "fp32")
     assert manifest.capacity == 128
     assert manifest.models.target.architecture == "LlamaForCausalLM"
-    assert manifest.models.target.source == str(pair[0])
+    assert manifest.models.target.source == pair[0].name
     assert manifest.models.draft is not None
     assert manifest.models.draft.kv_shapes == ((2, 16),)
     assert manifest.generation.eos_token_ids == (1,)

@@ -82,14 +82,9 @@ def test_a_whole_export_with_two_adapters(base, adapter, tmp_path):
     result = CliRunner().invoke(cli.main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     bundle = Bundle.open(output)
-    assert (
-        bundle.manifest.models.target.source
-        == f"{base} with the adapter {adapter} (trained on {base})"
-    )
-    assert (
-        bundle.manifest.models.draft.source
-        == f"{base} with the adapter {adapter} (trained on {base})"
-    )
+    models = bundle.manifest.models
+    label = f"{base.name} with the adapter {adapter.name} (trained on {base.name})"
+    assert models.target.source == models.draft.source == label
     session = load(bundle.root)
     module = load_module(opened(base, adapter), torch.float32)
     ids = torch.tensor([session.codec.encode("The capital")])

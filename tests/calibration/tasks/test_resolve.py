@@ -6,7 +6,7 @@ import pytest
 
 from cospec.calibration.tasks.item import CheckerSpec, Task
 from cospec.calibration.tasks.jsonl import write_tasks
-from cospec.calibration.tasks.resolve import TINY_ITEMS, resolve_tasks
+from cospec.calibration.tasks.resolve import TINY_ITEMS, label_of, resolve_tasks
 from cospec.calibration.tasks.tiny import tiny_tasks
 from cospec.errors import UsageError
 from cospec.models.tiny_pair.tasks import KINDS
@@ -109,6 +109,21 @@ def test_tiny_tasks_refuse_nonsense():
         tiny_tasks("dev", 5, 0)
     with pytest.raises(UsageError, match="0 tiny tasks"):
         tiny_tasks("test", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        ("tiny:train", "tiny:train"),
+        ("gsm8k", "gsm8k"),
+        ("gsm8k:test", "gsm8k:test"),
+        ("gsm8k:/home/me/train.jsonl", "gsm8k:train.jsonl"),
+        ("/home/me/tasks.jsonl", "tasks.jsonl"),
+        ("mine:v2/tasks.jsonl", "tasks.jsonl"),
+    ],
+)
+def test_a_certificate_names_no_folders(spec, label):
+    assert label_of(spec) == label
 
 
 def test_bad_lines_reach_the_caller(tmp_path):
